@@ -1,0 +1,55 @@
+"""Differentiable direct solves with sparse matrices for PyTorch: x = A(w)⁻¹ b, with gradients to A's entries and b."""
+
+from ._engines import Availability
+from ._factorization import Factorization, Info
+from ._functional import engines, factorize, solve
+from ._legacy import SparseSolver
+from ._pattern import Pattern, clear_cache
+from .errors import (
+    DeviceError,
+    DtypeError,
+    EngineError,
+    EngineUnavailableError,
+    EngineUnsupportedError,
+    IndexRangeError,
+    LayoutError,
+    NonFiniteError,
+    NotPositiveDefiniteError,
+    NotSymmetricError,
+    OptionError,
+    ShapeError,
+    SingularMatrixError,
+    SparseSolverError,
+    TransformError,
+    TriangleError,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Availability",
+    "DeviceError",
+    "DtypeError",
+    "EngineError",
+    "EngineUnavailableError",
+    "EngineUnsupportedError",
+    "Factorization",
+    "IndexRangeError",
+    "Info",
+    "LayoutError",
+    "NonFiniteError",
+    "NotPositiveDefiniteError",
+    "NotSymmetricError",
+    "OptionError",
+    "Pattern",
+    "ShapeError",
+    "SingularMatrixError",
+    "SparseSolver",
+    "SparseSolverError",
+    "TransformError",
+    "TriangleError",
+    "clear_cache",
+    "engines",
+    "factorize",
+    "solve",
+]

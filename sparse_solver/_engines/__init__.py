@@ -1,0 +1,130 @@
+"""The engines, by name. Nothing outside this folder knows what an engine is called.
+
+To add one: a file here that implements `_protocol.Engine` as ``ENGINE``, a line in `_MODULES`, and, for it to be
+chosen without being asked for, a place in `_select.select`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+
+import torch
+from torch import Tensor
+
+from .._structure import Structure
+from ..errors import EngineUnavailableError, EngineUnsupportedError, OptionError
+from ._protocol import Availability, Engine, Factor, Kind, Symbolic, is_hermitian
+from ._select import Choice, select
+
+__all__ = [
+    "Analysis",
+    "Availability",
+    "Engine",
+    "Factor",
+    "Kind",
+    "Symbolic",
+    "analyze",
+    "available",
+    "engine_named",
+    "is_hermitian",
+    "names",
+]
+
+# In the order in which `engines()` lists them. Modules are imported, and libraries loaded, on first use.
+_MODULES = {"pardiso": ".pardiso", "qdldl": ".qdldl", "superlu": ".superlu"}
+
+
+def names() -> tuple[str, ...]:
+    return tuple(_MODULES)
+
+
+@cache
+def engine_named(name: str) -> Engine:
+    """The engine called `name`, installed or not."""
+    if name not in _MODULES:
+        raise OptionError(f"there is no engine {name!r}; the engines are {', '.join(map(repr, _MODULES))}")
+    engine: Engine = import_module(_MODULES[name], __name__).ENGINE
+    return engine
+
+
+def available() -> dict[str, Availability]:
+    """What is installed here; the answer is found once per process."""
+    return {name: engine_named(name).availability() for name in _MODULES}
+
+
+def _installed() -> list[str]:
+    return [name for name, found in available().items() if found.installed]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A symbolic analysis, the `engine` that made it, the `reason` for that engine, and the `seconds` spent now."""
+
+    symbolic: Symbolic
+    engine: str
+    reason: str
+    seconds: float
+
+
+def analyze(
+    structure: Structure, kind: Kind, dtype: torch.dtype, stored: str | None, engine: str | None, canonical: Tensor
+) -> Analysis:
+    """The analysis of a pattern by the engine asked for or, if that is None, by the one that suits; made once."""
+    started, fresh = time.perf_counter(), []
+
+    def symbolic_of(name: str) -> Symbolic:
+        def build() -> Symbolic:
+            fresh.append(name)
+            return engine_named(name).analyze(structure, kind, dtype, stored)
+
+        return structure.remember(_symbolic_key(name, kind, dtype, stored), build)
+
+    def choose() -> Choice:
+        able = {name for name in _installed() if engine_named(name).supports(kind, dtype)}
+        choice = select(structure.shape[0], kind, dtype, able)
+        if choice is not None and choice.provisional:
+            factor_nnz = symbolic_of(choice.engine).factor_nnz(canonical)
+            if factor_nnz is not None:
+                choice = select(structure.shape[0], kind, dtype, able, factor_nnz)
+        if choice is None:
+            missing = "; ".join(f"{name}: {found.missing}" for name, found in available().items() if found.missing)
+            raise EngineUnavailableError(
+                f"no engine here can factor a {kind} matrix of {dtype} ({missing})", engine=None, hint=missing
+            )
+        return choice
+
+    if engine is not None:
+        _require(engine, kind, dtype)
+        chosen = Choice(engine, "asked for")
+    else:
+        key = ("choice", kind, dtype, stored)
+        chosen = structure.remember(key, choose)
+        if chosen.provisional:  # these values could not be factored; others may tell the fill
+            structure.forget(key)
+    symbolic = symbolic_of(chosen.engine)
+    return Analysis(symbolic, chosen.engine, chosen.reason, time.perf_counter() - started if fresh else 0.0)
+
+
+def remember_better(
+    structure: Structure, engine: str, kind: Kind, dtype: torch.dtype, stored: str | None, symbolic: Symbolic
+) -> None:
+    """From now on `analyze` returns this analysis, which met fewer bad pivots than the one before."""
+    structure.replace(_symbolic_key(engine, kind, dtype, stored), symbolic)
+
+
+def _symbolic_key(engine: str, kind: Kind, dtype: torch.dtype, stored: str | None) -> tuple[object, ...]:
+    return ("symbolic", engine, kind, dtype, stored)
+
+
+def _require(name: str, kind: Kind, dtype: torch.dtype) -> None:
+    found = engine_named(name).availability()
+    if found.missing is not None:
+        raise EngineUnavailableError(f"the engine {name!r} is not available: {found.missing}", engine=name, hint=found.missing)
+    if not engine_named(name).supports(kind, dtype):
+        able = [other for other in _MODULES if engine_named(other).supports(kind, dtype)]
+        raise EngineUnsupportedError(
+            f"the engine {name!r} cannot factor a {kind} matrix of {dtype}; {' and '.join(map(repr, able))} can", engine=name
+        )

@@ -1,0 +1,92 @@
+"""What an engine is: analyse a pattern once, factor many values, solve many right-hand sides.
+
+    Engine.analyze(structure, kind, ...) -> Symbolic.factor(values) -> Factor.solve(rhs, transpose)
+
+A file beside this one implements it for one library; `sparse_solver._engines` lists the files.
+To the caller, vectors are the rows of a (k, n) tensor: that is the column-major n-by-k array that these
+libraries read, and a single vector needs no copy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from .._layout import Layout
+from .._structure import Structure
+
+# What a matrix is known to be. "spd": symmetric (complex: Hermitian) positive definite.
+# "symmetric" is A = Aᵀ, also for complex values; "hermitian" occurs for complex values only.
+Kind = Literal["spd", "symmetric", "hermitian", "general"]
+
+
+def is_hermitian(kind: Kind, dtype: torch.dtype) -> bool:
+    """Whether the opposite of an entry is its conjugate rather than the entry itself."""
+    return dtype.is_complex and kind in ("spd", "hermitian")
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether an engine can be used here: its `version`, or why it is `missing` and what to install."""
+
+    version: str | None = None
+    missing: str | None = None
+
+    @property
+    def installed(self) -> bool:
+        return self.missing is None
+
+    def __str__(self) -> str:
+        return self.version or "unknown version" if self.installed else f"not available: {self.missing}"
+
+
+class Factor(Protocol):
+    """One numeric factorisation. Owns its memory; releasing the object releases the memory."""
+
+    layout: Layout  # the arrangement of the matrix that was factored, and
+    values: Tensor  # its values there: a private copy, by which residuals are formed
+    nnz: int | None  # entries of the factor(s)
+    flops: int | None  # floating-point operations of this factorisation
+    memory_bytes: int | None
+    perturbed_pivots: int | None
+    # Whether the method is backward stable for its kind of matrix, so that residuals need not be looked at.
+    stable: bool
+    # The smallest pivot relative to the diagonal entry that it came from (LU: to the largest entry), a scale
+    # on which rounding errors are multiples of the machine epsilon; None: not known.
+    smallest_pivot: float | None
+
+    def solve(self, rhs: Tensor, transpose: bool) -> Tensor:
+        """A⁻¹ or A⁻ᵀ applied to the rows of the contiguous (k, n) `rhs`, k ≥ 1, n ≥ 1, in a new tensor."""
+
+
+class Symbolic(Protocol):
+    """The analysis of a pattern: orderings, elimination tree, where the fill is."""
+
+    def factor_nnz(self, canonical: Tensor) -> int | None:
+        """The entries of a Cholesky factor; an engine that can only learn them by factoring uses these values."""
+
+    def factor(self, canonical: Tensor) -> Factor:
+        """Factor the matrix with these finite, contiguous, canonical (canonical_nnz,) values.
+
+        Raises NotPositiveDefiniteError (kind "spd") or SingularMatrixError.
+        """
+
+    def retry(self, canonical: Tensor) -> Symbolic | None:
+        """A slower analysis that looks at these values, for when pivots had to be perturbed; None: no better one."""
+
+
+class Engine(Protocol):
+    """A library that factors sparse matrices."""
+
+    name: str
+
+    def availability(self) -> Availability:
+        """Looks for the library (loading it, the first time)."""
+
+    def supports(self, kind: Kind, dtype: torch.dtype) -> bool: ...
+
+    def analyze(self, structure: Structure, kind: Kind, dtype: torch.dtype, stored: str | None) -> Symbolic:
+        """`stored`: "lower" or "upper" if the structure holds only that triangle, else None."""

@@ -1,0 +1,135 @@
+"""`Factorization`: a matrix that has been factored, to be solved with as often as one likes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._factors import Factors, Problem
+from ._numeric import Numeric, Options
+from ._solve import check_values, solve_values
+from ._structure import Structure
+from .errors import TransformError
+
+
+@dataclass(frozen=True)
+class Info:
+    """What is known about a factorisation. ``None`` where the engine does not tell; sums over a batch.
+
+    assume : what the matrix was taken for: "spd", "symmetric", "hermitian" or "general" ("mixed" in a batch)
+    assume_reason : why
+    engine : the engine ("mixed" in a batch)
+    engine_reason : why
+    n : rows of the matrix
+    nnz : stored entries, duplicates counted once
+    factor_nnz : entries of the factor or factors
+    factor_flops : floating-point operations of the factorisation
+    memory_bytes : bytes that the factor holds
+    perturbed_pivots : pivots that were too small and were enlarged
+    analysis_seconds : time of the symbolic analysis, 0 if an earlier one was used
+    factorization_seconds : time of the numeric factorisation
+    """
+
+    assume: str
+    assume_reason: str
+    engine: str
+    engine_reason: str
+    n: int
+    nnz: int
+    factor_nnz: int | None
+    factor_flops: int | None
+    memory_bytes: int | None
+    perturbed_pivots: int | None
+    analysis_seconds: float
+    factorization_seconds: float
+
+
+def _info(structure: Structure, numerics: list[Numeric]) -> Info:
+    def same(values: Iterable[str]) -> str:
+        different = set(values)
+        return different.pop() if len(different) == 1 else "mixed" if different else "none"
+
+    def total(name: str) -> int | None:
+        each = [getattr(numeric.factor, name, None) for numeric in numerics if numeric.n]
+        return None if None in each else sum(each)  # type: ignore[arg-type]
+
+    return Info(
+        assume=same(numeric.kind for numeric in numerics),
+        assume_reason=same(numeric.kind_reason for numeric in numerics),
+        engine=same(numeric.engine for numeric in numerics),
+        engine_reason=same(numeric.engine_reason for numeric in numerics),
+        n=structure.shape[0],
+        nnz=structure.canonical_nnz,
+        factor_nnz=total("nnz"),
+        factor_flops=total("flops"),
+        memory_bytes=total("memory_bytes"),
+        perturbed_pivots=total("perturbed_pivots"),
+        analysis_seconds=sum(numeric.analysis_seconds for numeric in numerics),
+        factorization_seconds=sum(numeric.factorization_seconds for numeric in numerics),
+    )
+
+
+class Factorization:
+    """A factored matrix; made by `factorize` and `Pattern.factorize`.
+
+    It keeps the matrix as it was when it was factored, whatever is written to its values later. Solutions are
+    differentiable in those values and in `b`, to any order, and no derivative factors anything again. The memory of
+    the factor is released with the last of this object and the graphs of its solutions.
+
+    >>> import torch, sparse_solver as ss
+    >>> A = torch.tensor([[4.0, 1.0], [1.0, 3.0]]).to_sparse()
+    >>> F = ss.factorize(A, assume="spd")
+    >>> F.solve(torch.tensor([1.0, 2.0]))
+    tensor([0.0909, 0.6364])
+    >>> F.info.assume, F.info.n, F.info.perturbed_pivots
+    ('spd', 2, 0)
+    """
+
+    info: Info
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def __init__(self, structure: Structure, values: Tensor, options: Options):
+        check_values(values, structure.nnz, structure.device)
+        options.check(values.dtype)
+        if torch.compiler.is_compiling():
+            raise TransformError("a factorisation cannot be compiled into a graph; compile Pattern.solve(values, b)")
+        self._structure, self._values, self._options = structure, values, options
+        self._factors = Factors(Problem(structure, options))
+        self.info = _info(structure, self._factors.numerics(_concrete(values)))
+        self.shape, self.dtype = (*values.shape[:-1], *structure.shape), values.dtype
+
+    def solve(self, b: Tensor, *, transpose: bool = False) -> Tensor:
+        """x = A⁻¹ b, or A⁻ᵀ b with ``transpose=True`` (never A⁻ᴴ).
+
+        `b` is (n,), (n, k), or batched, as for `torch.linalg.solve`; its dtype and device are those of the matrix.
+        Costs one substitution a right-hand side.
+
+        Raises `ShapeError`, `DtypeError`, `DeviceError`, `NonFiniteError`, `SingularMatrixError`.
+
+        >>> import torch, sparse_solver as ss
+        >>> F = ss.factorize(torch.tensor([[2.0, 1.0], [0.0, 1.0]]).to_sparse())
+        >>> F.solve(torch.ones(2)), F.solve(torch.ones(2), transpose=True)
+        (tensor([0., 1.]), tensor([0.5000, 0.5000]))
+        """
+        return solve_values(self._structure, self._values, b, self._options, transpose, self._factors)
+
+    def __repr__(self) -> str:
+        return f"Factorization(shape={self.shape}, dtype={self.dtype}, assume={self.info.assume!r}, engine={self.info.engine!r})"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Factorization lives in the memory of a native library; copy or pickle its Pattern and values")
+
+
+def _concrete(values: Tensor) -> Tensor:
+    """The numbers below the wrappers that `torch.func.grad` and its like put around a tensor."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(values):
+        if functorch.is_batchedtensor(values):
+            raise TransformError("factorize inside of torch.vmap has no single matrix to factor; use Pattern.solve there")
+        values = functorch.get_unwrapped(values)
+    return values

@@ -1,0 +1,109 @@
+"""The factors of one matrix or of a batch of them, and who owns them.
+
+A factor lives exactly as long as somebody may still solve with it: a `Factorization`, or a node of an autograd
+graph. The latter holds it through a *token*, a tiny tensor whose memory owns the `Factors` object and that the node
+saves like any other tensor: it is freed with the node's buffers, after a backward that does not retain the graph,
+however long the caller keeps the loss around.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import weakref
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._numeric import Numeric, Options
+from ._rules import Places
+from ._structure import Structure
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything about a matrix besides its values."""
+
+    structure: Structure
+    options: Options
+
+    def places(self, dtype: torch.dtype) -> Places:
+        return Places(self.structure.rows, self.structure.cols, self.options.mirror(dtype))
+
+
+class Factors:
+    """The numeric factorisations for one tensor of values, made at the first call that needs them.
+
+    All methods take plain (untransformed) tensors: `values` (nnz,) and `rhs` (k, n), or (B, nnz) and (B, k, n).
+    """
+
+    def __init__(self, problem: Problem, compare: bool = False):
+        self.problem = problem
+        self._numerics: list[Numeric] | None = None
+        self._compare = compare
+        self._values: Tensor | None = None
+        self._batched: Factors | None = None
+
+    def numerics(self, values: Tensor) -> list[Numeric]:
+        """The factorisation of each matrix: of the values at the first call, whatever became of the tensor since."""
+        if self._numerics is None or (self._values is not None and not torch.equal(self._values, values)):
+            values = values.detach().resolve_conj().resolve_neg()
+            matrices = values.reshape(math.prod(values.shape[:-1]), values.shape[-1]).contiguous()
+            self._numerics = [Numeric(self.problem.structure, matrix, self.problem.options) for matrix in matrices]
+            self._values = values.clone() if self._compare else None
+        return self._numerics
+
+    def solve(self, values: Tensor, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
+        rhs = rhs.detach().resolve_conj().resolve_neg().contiguous()
+        numerics = self.numerics(values)
+        if values.dim() == 1:
+            return numerics[0].solve(rhs, transpose, strict)
+        x = torch.empty_like(rhs)
+        for numeric, one_rhs, one_x in zip(numerics, rhs, x, strict=True):
+            one_x.copy_(numeric.solve(one_rhs, transpose, strict))
+        return x
+
+    def batched(self) -> Factors:
+        """The factors for the values that `vmap` makes of these: forward and backward pass here, and share them.
+
+        Under nested transforms nothing but their equality proves that two tensors of values are the same.
+        """
+        if self._batched is None:
+            self._batched = Factors(self.problem, compare=True)
+        return self._batched
+
+
+class _Owner(np.ndarray):  # type: ignore[type-arg]
+    """An array with a place for the object that its memory keeps alive."""
+
+    factors: Factors
+
+
+_numbers = itertools.count(1)
+_alive: weakref.WeakValueDictionary[int, Factors] = weakref.WeakValueDictionary()
+
+
+def token_of(factors: Factors) -> Tensor:
+    """A tensor that keeps `factors` alive as long as its memory lives."""
+    number = next(_numbers)
+    owner = np.array([number], dtype=np.int64).view(_Owner)
+    owner.factors = factors
+    _alive[number] = factors
+    return torch.from_numpy(owner)
+
+
+def factors_of(token: Tensor, problem: Problem) -> Factors:
+    """The factors that the token keeps alive.
+
+    New ones where somebody replaced the token by a copy, as hooks on saved tensors do: then the matrix is factored
+    again from the saved values. Numbers are never used twice, so a copy cannot find the factors of another matrix.
+    """
+    factors = _alive.get(int(token))
+    return Factors(problem) if factors is None else factors
+
+
+def no_token() -> Tensor:
+    """A token that keeps nothing alive."""
+    return torch.zeros(1, dtype=torch.int64)

@@ -1,0 +1,103 @@
+"""The eager door: the solve as a `torch.autograd.Function` that every transform of `torch.func` understands."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from ._factors import Factors, Problem, factors_of, token_of
+from ._rules import apply, apply_adjoint
+from .errors import TransformError
+
+
+class Solve(Function):
+    """x = A(values)⁻¹ rhs, or A(values)⁻ᵀ rhs, for the rows of `rhs`.
+
+    `values` (nnz,) with `rhs` (k, n), or (B, nnz) with (B, k, n). `token` leads to the factors; the solves of the
+    derivatives pass it on, which is why they factor nothing. `strict`: see `Numeric.solve`.
+    """
+
+    @staticmethod
+    def forward(values: Tensor, rhs: Tensor, token: Tensor, problem: Problem, transpose: bool, strict: bool) -> Tensor:
+        factors = factors_of(token, problem)
+        if torch._C._functorch.is_legacy_batchedtensor(rhs):
+            return _solve_legacy_batch(factors, values, rhs, transpose, strict)
+        return factors.solve(values, rhs, transpose, strict)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        values, _, token, ctx.problem, ctx.transpose, _ = inputs
+        ctx.save_for_backward(values, output, token)
+        ctx.save_for_forward(values, output, token)
+
+    @staticmethod
+    def backward(ctx: Any, x_bar: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        values, x, token = ctx.saved_tensors
+        lam = Solve.apply(values, x_bar.conj(), token, ctx.problem, not ctx.transpose, False).conj()
+        values_bar = None
+        if ctx.needs_input_grad[0]:
+            values_bar = -apply_adjoint(lam, x, _places(ctx, values))
+        return values_bar, lam, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, values_dot: Tensor | None, rhs_dot: Tensor | None, *_: None) -> Tensor:  # type: ignore[override]
+        values, x, token = ctx.saved_tensors
+        right = torch.zeros_like(x) if rhs_dot is None else rhs_dot
+        if values_dot is not None:
+            right = right - apply(values_dot, x, _places(ctx, values))
+        return Solve.apply(values, right, token, ctx.problem, ctx.transpose, False)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], values: Tensor, rhs: Tensor, token: Tensor, problem: Problem,
+             transpose: bool, strict: bool) -> tuple[Tensor, int]:  # fmt: skip
+        values_dim, rhs_dim = in_dims[0], in_dims[1]
+        if values_dim is not None:
+            token = token_of(factors_of(token, problem).batched())
+        values, rhs, unfold = fold(info.batch_size, values, values_dim, rhs, rhs_dim)
+        return unfold(Solve.apply(values, rhs, token, problem, transpose, strict)), 0
+
+
+def _places(ctx: Any, values: Tensor) -> Any:
+    places = ctx.problem.places(values.dtype)
+    return places.transposed() if ctx.transpose else places
+
+
+def fold(size: int, values: Tensor, values_dim: int | None, rhs: Tensor, rhs_dim: int | None) -> tuple[Tensor, Tensor, Any]:
+    """A solve with one more batch dimension of `size` as one without, and the function that restores it in front.
+
+    Right-hand sides for one matrix become more rows of it; a batch of values becomes a batch of matrices.
+    """
+    if values_dim is None:
+        assert rhs_dim is not None
+        rhs = rhs.movedim(rhs_dim, -3)  # ([B,] size, k, n)
+        *batch, _, k, n = rhs.shape
+        return values, rhs.reshape(*batch, size * k, n), lambda x: x.reshape(*batch, size, k, n).movedim(-3, 0)
+    values = values.movedim(values_dim, 0)
+    rhs = rhs.expand(size, *rhs.shape) if rhs_dim is None else rhs.movedim(rhs_dim, 0)
+    shape, count = rhs.shape, math.prod(values.shape[:-1])
+    return values.reshape(count, values.shape[-1]), rhs.reshape(count, *shape[-2:]), lambda x: x.reshape(shape)
+
+
+def _solve_legacy_batch(factors: Factors, values: Tensor, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
+    """The solve under ``torch.autograd.grad(..., is_grads_batched=True)`` and its users.
+
+    They still go by torch's first implementation of vmap, which does not know the rule of a Function: tensors
+    arrive with their batch dimension hidden at the current level.
+    """
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    if level != 1 or torch._C._functorch.is_legacy_batchedtensor(values):
+        raise TransformError("is_grads_batched=True and vectorize=True cannot be nested; use torch.func instead")
+    rhs = torch._remove_batch_dim(rhs, level, 1, 0)
+    values, rhs, unfold = fold(rhs.shape[0], values, None, rhs, 0)
+    batched: Tensor = torch._add_batch_dim(unfold(factors.solve(values, rhs, transpose, strict)), 0, level)
+    return batched
+
+
+def solve_eagerly(values: Tensor, rhs: Tensor, factors: Factors, transpose: bool) -> Tensor:
+    x: Tensor = Solve.apply(values, rhs, token_of(factors), factors.problem, transpose, True)
+    return x

@@ -1,0 +1,79 @@
+"""The compile door: the same solve as a `torch.library` operator, which `torch.compile` can put into a graph.
+
+Dynamo refuses an autograd Function that has a forward-mode rule, and an operator's own autograd silently drops
+forward-mode tangents; hence two doors to one set of formulas, and a check here that refuses forward mode.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ._factors import Factors, Problem, factors_of, no_token, token_of
+from ._function import fold
+from ._numeric import Options
+from ._rules import Places, apply_adjoint
+from ._structure import structure_at
+from .errors import TransformError
+
+
+def _options(assume: str, triangle: str, engine: str) -> Options:
+    return Options(assume, triangle or None, engine or None)  # type: ignore[arg-type]
+
+
+@torch.library.custom_op("sparse_solver::solve", mutates_args=())
+def _solve(
+    values: Tensor, rhs: Tensor, rows: Tensor, cols: Tensor, assume: str, triangle: str, engine: str,
+    transpose: bool, strict: bool, token: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    n = rhs.shape[-1]
+    problem = Problem(structure_at(rows, cols, (n, n)), _options(assume, triangle, engine))
+    factors = Factors(problem) if int(token) == 0 else factors_of(token, problem)
+    return factors.solve(values, rhs, transpose, strict), token_of(factors)
+
+
+@_solve.register_fake
+def _(values: Tensor, rhs: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(rhs, memory_format=torch.contiguous_format), torch.empty(1, dtype=torch.int64)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    values, _, rows, cols, *ctx.options, ctx.transpose, _, _ = inputs
+    x, token = output
+    ctx.save_for_backward(values, x, rows, cols, token)
+
+
+def _backward(ctx: Any, x_bar: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    values, x, rows, cols, token = ctx.saved_tensors
+    lam, _ = _solve(values, x_bar.conj().resolve_conj(), rows, cols, *ctx.options, not ctx.transpose, False, token)
+    lam = lam.conj()
+    values_bar = None
+    if ctx.needs_input_grad[0]:
+        places = Places(rows, cols, _options(*ctx.options).mirror(values.dtype))
+        values_bar = -apply_adjoint(lam, x, places.transposed() if ctx.transpose else places)
+    return values_bar, lam, *[None] * 8
+
+
+torch.library.register_autograd("sparse_solver::solve", _backward, setup_context=_setup_context)
+
+
+@torch.library.register_vmap("sparse_solver::solve")
+def _vmap(info: Any, in_dims: tuple[int | None, ...], values: Tensor, rhs: Tensor, *rest: Any) -> Any:
+    values, rhs, unfold = fold(info.batch_size, values, in_dims[0], rhs, in_dims[1])
+    x, token = _solve(values, rhs, *rest)
+    return (unfold(x), token), (0, None)
+
+
+def solve_compiled(values: Tensor, rhs: Tensor, rows: Tensor, cols: Tensor, options: Options, transpose: bool) -> Tensor:
+    if forward_ad._current_level >= 0:
+        raise TransformError(
+            "forward-mode derivatives (torch.func.jvp, jacfwd, forward_ad.dual_level) of a sparse solve cannot be compiled; "
+            "call it outside of torch.compile"
+        )
+    x, _ = _solve(
+        values, rhs, rows, cols, options.assume, options.triangle or "", options.engine or "", transpose, True, no_token()
+    )
+    return x

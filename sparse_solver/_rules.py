@@ -1,0 +1,82 @@
+"""The two formulas that all derivatives of a sparse solve are made of, each written once.
+
+Notation. A(v) is the matrix with stored values v at (r_e, c_e), duplicates summed; vectors are the *rows* of
+(..., k, n) arrays. `apply` is the bilinear map
+
+    apply(v, x) = A(v) x,         y_i = Σ_{e: r_e = i} v_e x_{c_e},
+
+and `apply_adjoint` its adjoint in v under torch's complex inner product <a, b> = Re Σ conj(a) b, that is
+
+    <λ, A(v) x> = <apply_adjoint(λ, x), v>    with    apply_adjoint(λ, x)_e = Σ_k λ_{k,r_e} conj(x_{k,c_e}),
+
+since Re Σ conj(λ_r) v x_c = Re Σ conj(λ_r conj(x_c)) v. Where one triangle is stored, an entry off the diagonal
+also stands at (c_e, r_e): with the same value ("symmetric"), which adds λ_c conj(x_r), or with the conjugate
+one ("hermitian"), which adds the conjugate of that: Re conj(λ_c) conj(v) x_r = Re λ_c v conj(x_r), whose
+gradient is conj(λ_c) x_r.
+
+The derivatives of x = A⁻¹ b. Differentiating A x = b gives A dx = db − dA x, so
+
+    tangent:   dx = A⁻¹ (db − A(dv) x).
+
+Pairing with the cotangent g of x: <g, A⁻¹ db> = <A⁻ᴴ g, db>, and with λ = A⁻ᴴ g
+
+    adjoint:   b̄ = λ,    <g, −A⁻¹ A(dv) x> = −<λ, A(dv) x>,  hence  v̄ = −apply_adjoint(λ, x).
+
+A⁻ᴴ g = conj(A⁻ᵀ conj(g)) needs nothing but the other substitution with the same factor. For x = A⁻ᵀ b the same
+holds with rows and columns exchanged throughout. Both rules are built from solves and from differentiable torch
+operations, so derivatives of any order follow from them. (M. B. Giles, "Collected matrix derivative results for
+forward and reverse mode algorithmic differentiation", 2008, section 2.3.1.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the entries of A(v) stand.
+
+    `mirror` : what an off-diagonal entry also stands for at the opposite place: None (nothing),
+    "symmetric" or "hermitian".
+    """
+
+    rows: Tensor
+    cols: Tensor
+    mirror: str | None = None
+
+    def transposed(self) -> Places:
+        """The places of the entries of A(v)ᵀ: also right for a Hermitian triangle, whose transpose has the
+        stored value v at (c, r) and conj(v) at (r, c)."""
+        return Places(self.cols, self.rows, self.mirror)
+
+
+def apply(values: Tensor, x: Tensor, places: Places) -> Tensor:
+    """A(v) x for `values` (..., nnz) and the rows of `x` (..., k, n), with equal leading dimensions."""
+    rows, cols = places.rows, places.cols
+    y = torch.zeros_like(x).index_add(-1, rows, values.unsqueeze(-2) * x.index_select(-1, cols))
+    if places.mirror is not None:
+        mirrored = values.masked_fill(rows == cols, 0)
+        mirrored = mirrored.conj() if places.mirror == "hermitian" else mirrored
+        y = y.index_add(-1, cols, mirrored.unsqueeze(-2) * x.index_select(-1, rows))
+    return y
+
+
+def apply_adjoint(lam: Tensor, x: Tensor, places: Places) -> Tensor:
+    """The adjoint of `apply` in the values: (..., nnz) from the rows of `lam` and `x` (..., k, n)."""
+    rows, cols = places.rows, places.cols
+    values_bar = _sampled_product(lam, x, rows, cols)
+    if places.mirror is not None:
+        mirrored = _sampled_product(lam, x, cols, rows).masked_fill(rows == cols, 0)
+        values_bar = values_bar + (mirrored.conj() if places.mirror == "hermitian" else mirrored)
+    return values_bar
+
+
+def _sampled_product(lam: Tensor, x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    """Σ_k λ_{k,r} conj(x_{k,c}): the entries (r, c) of the outer product, without forming it."""
+    if lam.shape[-2] == 1:
+        return lam.squeeze(-2).index_select(-1, rows) * x.squeeze(-2).index_select(-1, cols).conj()
+    return (lam.index_select(-1, rows) * x.index_select(-1, cols).conj()).sum(-2)

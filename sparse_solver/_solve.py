@@ -1,0 +1,97 @@
+"""Solving with values on a structure: validation of what the user passed, shapes, and the choice of door.
+
+The public calls that end here are in `_functional.py`, `_pattern.py` and `_factorization.py`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._factors import Factors, Problem
+from ._function import solve_eagerly
+from ._numeric import DTYPES, Options
+from ._ops import solve_compiled
+from ._structure import Structure
+from .errors import DeviceError, DtypeError, LayoutError, ShapeError
+
+
+def check_values(values: Tensor, nnz: int, device: torch.device) -> None:
+    """Raises unless `values` are (..., nnz) numbers that can be solved with, on the device of the pattern."""
+    if not isinstance(values, Tensor) or values.layout != torch.strided:
+        raise LayoutError(f"values must be a dense torch tensor of shape ({nnz},) or (batch, {nnz})")
+    _check_dtype("the matrix", values.dtype)
+    if values.dim() == 0 or values.shape[-1] != nnz:
+        raise ShapeError(f"values have shape {tuple(values.shape)}, but the pattern has {nnz} entries: expected (..., {nnz})")
+    if values.device != device:
+        raise DeviceError(f"values are on {values.device}, the pattern is on {device}")
+    if values.device.type != "cpu":
+        raise DeviceError(f"no engine here solves on {values.device}; move the values and b to the CPU")
+
+
+def _check_dtype(what: str, dtype: torch.dtype) -> None:
+    if dtype not in DTYPES:
+        raise DtypeError(f"{what} has dtype {dtype}; expected float32, float64, complex64 or complex128")
+
+
+def _check_rhs(b: Tensor, values: Tensor) -> None:
+    if not isinstance(b, Tensor) or b.layout != torch.strided:
+        what = f"layout {b.layout}" if isinstance(b, Tensor) else f"type {type(b).__name__}"
+        raise LayoutError(f"b has {what}; expected a dense torch tensor")
+    _check_dtype("b", b.dtype)
+    if b.dtype != values.dtype:
+        raise DtypeError(f"the matrix has dtype {values.dtype}, b has {b.dtype}; convert one of them")
+    if b.device != values.device:
+        raise DeviceError(f"the matrix is on {values.device}, b is on {b.device}")
+
+
+def solve_values(
+    structure: Structure, values: Tensor, b: Tensor, options: Options, transpose: bool, factors: Factors | None = None
+) -> Tensor:
+    """x with A(values) x = b; shapes as in `torch.linalg.solve`. `factors`: those of `values`, if there are any."""
+    check_values(values, structure.nnz, structure.device)
+    _check_rhs(b, values)
+    options.check(values.dtype)
+    n, batch = structure.shape[0], values.shape[:-1]
+
+    # torch.linalg.solve(A, b) takes b for a vector if it has one dimension, or if its shape is A's without the last.
+    is_vector = b.dim() == 1 or (b.dim() == values.dim() and b.shape == (*batch, n))
+    rhs = b.unsqueeze(-2) if is_vector else b.mT if b.dim() >= 2 else b  # vectors as rows: (..., k, n)
+    if b.dim() == 0 or rhs.shape[-1] != n:
+        raise ShapeError(f"b has shape {tuple(b.shape)} for a matrix of shape {(*batch, n, n)}; expected (..., {n}) or (..., {n}, k)")
+    try:
+        full = torch.broadcast_shapes(batch, rhs.shape[:-2])
+    except RuntimeError:
+        raise ShapeError(
+            f"the batch dimensions {tuple(batch)} of the matrix and {tuple(rhs.shape[:-2])} of b do not broadcast"
+        ) from None
+
+    # Batch dimensions that the matrix does not have are more right-hand sides for the same factor.
+    k = rhs.shape[-2]
+    sizes = (1,) * (len(full) - len(batch)) + tuple(batch)
+    own = [d for d in range(len(full)) if sizes[d] != 1]
+    shared = [d for d in range(len(full)) if sizes[d] == 1]
+    order = [*own, *shared, len(full), len(full) + 1]
+    rhs = rhs.expand(*full, k, n).permute(order)
+    permuted = rhs.shape
+    count = 1
+    for d in own:
+        count *= full[d]
+    rows_each = k
+    for d in shared:
+        rows_each *= full[d]
+    if own:
+        values, rhs = values.reshape(count, structure.nnz), rhs.reshape(count, rows_each, n)
+    else:
+        values, rhs = values.reshape(structure.nnz), rhs.reshape(rows_each, n)
+
+    if torch.compiler.is_compiling():
+        x = solve_compiled(values, rhs, structure.rows, structure.cols, options, transpose)
+    else:
+        factors = Factors(Problem(structure, options)) if factors is None else factors
+        x = solve_eagerly(values, rhs, factors, transpose)
+    inverse = [0] * len(order)
+    for position, d in enumerate(order):
+        inverse[d] = position
+    x = x.reshape(permuted).permute(inverse)
+    return x.squeeze(-2) if is_vector else x.mT

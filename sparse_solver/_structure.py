@@ -1,0 +1,238 @@
+"""Where the entries of a sparse matrix are: canonical CSR, and the maps to and from it.
+
+A `Structure` is immutable, holds private copies of its indices, and is found again for equal indices
+(`structure_of`), so that whatever is computed from it (maps, symbolic analyses) is computed once.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ._sync import ForkSafeLock
+
+T = TypeVar("T")
+
+
+class Structure:
+    """The stored positions of a matrix, in the caller's order and in canonical CSR.
+
+    `rows`, `cols` : (nnz,) int64, the caller's entries: any order, duplicates allowed, already validated.
+    `crow`, `col` : canonical CSR: rows in order, columns increasing within a row, every position once.
+    `position` : (nnz,) the canonical position of each of the caller's entries, or None if it is the identity.
+    """
+
+    def __init__(self, rows: Tensor, cols: Tensor, shape: tuple[int, int]):
+        self.rows, self.cols, self.shape = rows, cols, shape
+        self.nnz = rows.numel()
+        self.device = rows.device
+        self._memory: dict[Hashable, Any] = {}
+        self._lock = ForkSafeLock()
+
+        self.position: Tensor | None = None
+        self._entry_of: Tensor | None = None  # the inverse of `position`, where there is one
+        self.has_duplicates = False
+        self.canonical_rows, self.col = rows, cols
+        order = _row_major_order(rows, cols)
+        if order is not None:
+            sorted_rows, sorted_cols = rows[order], cols[order]
+            first = torch.ones_like(order, dtype=torch.bool)
+            first[1:] = (sorted_rows[1:] != sorted_rows[:-1]) | (sorted_cols[1:] != sorted_cols[:-1])
+            self.position = torch.empty_like(order)
+            self.position[order] = first.cumsum(0) - 1
+            self.canonical_rows, self.col = sorted_rows[first], sorted_cols[first]
+            self.has_duplicates = self.col.numel() != self.nnz
+            self._entry_of = None if self.has_duplicates else order
+        self.canonical_nnz = self.col.numel()
+        self.crow = row_pointers(self.canonical_rows, shape[0])
+        _by_storage[rows.data_ptr()] = self
+
+    def remember(self, key: Hashable, build: Callable[[], T]) -> T:
+        """What `build` made at the first call with this key; threads that ask at once wait for one of them."""
+        with self._lock:
+            if key not in self._memory:
+                self._memory[key] = build()
+            value: T = self._memory[key]
+            return value
+
+    def replace(self, key: Hashable, value: object) -> None:
+        """Let `remember` return `value` from now on."""
+        with self._lock:
+            self._memory[key] = value
+
+    def forget(self, key: Hashable) -> None:
+        with self._lock:
+            self._memory.pop(key, None)
+
+    def canonical(self, values: Tensor) -> Tensor:
+        """The caller's values (..., nnz) in canonical order, duplicates summed. May alias `values`."""
+        if self.position is None:
+            return values
+        if self._entry_of is not None:
+            return values.index_select(-1, self._entry_of)
+        zeros = values.new_zeros((*values.shape[:-1], self.canonical_nnz))
+        return zeros.index_add(-1, self.position, values)
+
+    @cached_property
+    def transpose_map(self) -> Tensor:
+        """(canonical_nnz,) the canonical position of (j, i) for each entry (i, j); -1 where it is not stored."""
+        # Sorting by column, with rows in order already, lists the transposed pattern in canonical order.
+        order = torch.sort(self.col, stable=True)[1]
+        rows, cols = self.canonical_rows, self.col
+        if torch.equal(cols[order], rows) and torch.equal(rows[order], cols):
+            mapped = torch.empty_like(order)
+            mapped[order] = torch.arange(self.canonical_nnz, device=self.device)
+            return mapped
+        both = torch.stack((torch.cat((rows, cols)), torch.cat((cols, rows))))
+        number = torch.unique(both, dim=1, return_inverse=True)[1]
+        here, there = number[: self.canonical_nnz], number[self.canonical_nnz :]
+        position = here.new_full((int(number.max()) + 1,), -1)
+        position[here] = torch.arange(self.canonical_nnz, device=self.device)
+        return position[there]
+
+    @cached_property
+    def diagonal(self) -> Tensor:
+        """(n,) the canonical position of (i, i); -1 where it is not stored."""
+        at = torch.nonzero(self.canonical_rows == self.col).squeeze(-1)
+        position = torch.full((min(self.shape),), -1, dtype=torch.int64, device=self.device)
+        position[self.col[at]] = at
+        return position
+
+    def diagonal_of(self, canonical: Tensor) -> Tensor:
+        """(n,) the diagonal of the matrix with these canonical values; zero where it is not stored."""
+        if canonical.numel() == 0:
+            return canonical.new_zeros(min(self.shape))
+        return canonical[self.diagonal.clamp(min=0)].masked_fill(self.diagonal < 0, 0)
+
+    def empty_line(self, triangle: str | None) -> tuple[str, int] | None:
+        """The first row or column without a stored entry, which makes any values singular."""
+        rows = torch.bincount(self.canonical_rows, minlength=self.shape[0])
+        cols = torch.bincount(self.col, minlength=self.shape[1])
+        if triangle is not None:  # row i of the matrix is row i and column i of the stored triangle
+            rows = cols = rows + cols
+        for name, counts in (("row", rows), ("column", cols)):
+            empty = torch.nonzero(counts == 0)
+            if empty.numel():
+                return name, int(empty[0])
+        return None
+
+    def outside(self, triangle: str) -> tuple[int, int] | None:
+        """The first entry that the named triangle ("lower" or "upper", diagonal included) does not contain."""
+        wrong = torch.nonzero(self.rows < self.cols if triangle == "lower" else self.rows > self.cols)
+        return (int(self.rows[wrong[0]]), int(self.cols[wrong[0]])) if wrong.numel() else None
+
+
+def _row_major_order(rows: Tensor, cols: Tensor) -> Tensor | None:
+    """A stable permutation to row-major order; None if the entries are in strict row-major order already."""
+    in_order = (rows[1:] > rows[:-1]) | ((rows[1:] == rows[:-1]) & (cols[1:] > cols[:-1]))
+    return None if bool(in_order.all()) else row_major(rows, cols)
+
+
+def row_major(rows: Tensor, cols: Tensor) -> Tensor:
+    """The stable permutation that sorts entries by row, then by column."""
+    # Two stable sorts instead of one by row * n + col, which need not fit into 63 bits.
+    order = torch.sort(cols, stable=True)[1]
+    return order[torch.sort(rows[order], stable=True)[1]]
+
+
+def row_pointers(rows: Tensor, count: int) -> Tensor:
+    """The CSR row pointers (count + 1,) of sorted row indices."""
+    pointers = torch.zeros(count + 1, dtype=torch.int64, device=rows.device)
+    torch.cumsum(torch.bincount(rows, minlength=count), 0, out=pointers[1:])
+    return pointers
+
+
+class StructureCache:
+    """The most recently used structures, found by comparing all indices."""
+
+    def __init__(self, capacity: int):
+        self.capacity = capacity
+        self._lock = ForkSafeLock()
+        self._entries: OrderedDict[int, tuple[Any, tuple[Tensor, ...], Structure]] = OrderedDict()
+        self._next = 0
+
+    def find(
+        self,
+        kind: str,
+        shape: tuple[int, int],
+        indices: tuple[Tensor, ...],
+        build: Callable[[tuple[Tensor, ...]], Structure],
+    ) -> Structure:
+        """The structure made from equal `indices` of the same `kind` ("coo", "csr", "csc"), or a new one."""
+        signature = (kind, shape, *((tuple(i.shape), i.dtype, i.device) for i in indices))
+        with self._lock:
+            candidates = [(k, e) for k, e in reversed(self._entries.items()) if e[0] == signature]
+        for key, (_, known, structure) in candidates:
+            if all(torch.equal(a, b) for a, b in zip(known, indices, strict=True)):
+                with self._lock:
+                    if key in self._entries:
+                        self._entries.move_to_end(key)
+                return structure
+        # Copies, since the caller may write to the originals at any time; and normal tensors even under
+        # inference mode, since a later call outside of it may want to save them for its backward.
+        with torch.inference_mode(False):
+            known = tuple(i.detach().clone(memory_format=torch.contiguous_format) for i in indices)
+            structure = build(known)
+        with self._lock:
+            self._entries[self._next] = (signature, known, structure)
+            self._next += 1
+            while len(self._entries) > self.capacity:
+                self._entries.popitem(last=False)
+        return structure
+
+    def clear(self) -> None:
+        with self._lock:
+            self._entries.clear()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+# Structures that are alive, by the address of their (private, hence never reused while alive) row indices:
+# the compile door receives index tensors instead of objects and finds the object again through this.
+_by_storage: weakref.WeakValueDictionary[int, Structure] = weakref.WeakValueDictionary()
+
+# Sixteen patterns cover a multigrid hierarchy or a few alternating meshes; an evicted one is only analysed again.
+cache = StructureCache(capacity=16)
+
+
+def structure_of(rows: Tensor, cols: Tensor, shape: tuple[int, int]) -> Structure:
+    """The structure of validated COO indices, shared with every earlier equal one that is still cached."""
+
+    def build(indices: tuple[Tensor, ...]) -> Structure:
+        return Structure(indices[0].to(torch.int64), indices[1].to(torch.int64), shape)
+
+    return cache.find("coo", shape, (rows, cols), build)
+
+
+def structure_of_compressed(kind: str, compressed: Tensor, plain: Tensor, shape: tuple[int, int]) -> Structure:
+    """The structure of validated CSR (`kind` "csr": row pointers, columns) or CSC (column pointers, rows) indices."""
+
+    def build(indices: tuple[Tensor, ...]) -> Structure:
+        pointers, inner = (i.to(torch.int64) for i in indices)
+        outer = torch.repeat_interleave(pointers.diff())
+        rows, cols = (outer, inner) if kind == "csr" else (inner, outer)
+        return Structure(rows, cols, shape)
+
+    return cache.find(kind, shape, (compressed, plain), build)
+
+
+def structure_at(rows: Tensor, cols: Tensor, shape: tuple[int, int]) -> Structure:
+    """The structure that owns exactly these (`rows`, `cols`), else the one of equal indices."""
+    owner = _by_storage.get(rows.data_ptr())
+    if (
+        owner is not None
+        and owner.shape == shape
+        and owner.nnz == rows.numel()
+        and owner.cols.data_ptr() == cols.data_ptr()
+        and owner.rows.stride() == rows.stride()
+        and owner.cols.stride() == cols.stride()
+    ):
+        return owner
+    return structure_of(rows, cols, shape)

@@ -1,0 +1,205 @@
+"""Sparse torch tensors to values and back, differentiably and without a coalesce.
+
+`entries` and `assemble` are each other's inverse and, being a relabelling of numbers, each other's derivative. They
+replace torch's own `values()` and constructors here because those refuse uncoalesced tensors and sort in the backward.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from ._structure import Structure, structure_of, structure_of_compressed
+from .errors import IndexRangeError, LayoutError, ShapeError, TransformError
+
+LAYOUTS = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc)
+_INDEX_DTYPES = (torch.int32, torch.int64)
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A sparse tensor without its values: `indices` (2, nnz) for COO, else (compressed, plain) pointers and indices."""
+
+    layout: torch.layout
+    size: tuple[int, ...]
+    indices: tuple[Tensor, ...]
+    is_coalesced: bool = False
+
+    def filled(self, values: Tensor) -> Tensor:
+        """The tensor with these values, not differentiable."""
+        if self.layout == torch.sparse_coo:
+            return torch.sparse_coo_tensor(
+                self.indices[0], values, self.size, is_coalesced=self.is_coalesced, check_invariants=False
+            )
+        return torch.sparse_compressed_tensor(
+            *self.indices, values, self.size, layout=self.layout, check_invariants=False
+        )
+
+
+class _Entries(Function):
+    @staticmethod
+    def forward(A: Tensor, skeleton: Skeleton) -> Tensor:
+        return A._values() if A.layout == torch.sparse_coo else A.values()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.skeleton = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, values_bar: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return assemble(values_bar, ctx.skeleton), None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise TransformError("forward-mode derivatives in a sparse tensor are not supported; use Pattern.solve(values, b)")
+
+
+class _Assemble(Function):
+    @staticmethod
+    def forward(values: Tensor, skeleton: Skeleton) -> Tensor:
+        return skeleton.filled(values)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.skeleton = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, A_bar: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        skeleton = ctx.skeleton
+        if A_bar.layout == skeleton.layout and _same_places(A_bar, skeleton):
+            return entries(A_bar, skeleton), None
+        return _sampled(A_bar, skeleton), None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise TransformError("forward-mode derivatives of a sparse tensor are not supported; use Pattern.solve(values, b)")
+
+
+def entries(A: Tensor, skeleton: Skeleton) -> Tensor:
+    """The stored values of `A`, whose skeleton this is."""
+    values: Tensor = _Entries.apply(A, skeleton)
+    return values
+
+
+def assemble(values: Tensor, skeleton: Skeleton) -> Tensor:
+    """The sparse tensor with this skeleton and these values."""
+    A: Tensor = _Assemble.apply(values, skeleton)
+    return A
+
+
+def skeleton_of(A: Tensor) -> Skeleton:
+    """The skeleton of a sparse COO, CSR or CSC tensor; LayoutError for anything else."""
+    if not isinstance(A, Tensor):
+        raise LayoutError(f"A is a {type(A).__name__}, not a torch tensor")
+    if A.layout not in LAYOUTS:
+        dense = "; for a dense matrix use torch.linalg.solve, or A.to_sparse()" if A.layout == torch.strided else ""
+        raise LayoutError(f"A has layout {A.layout}; expected torch.sparse_coo, sparse_csr or sparse_csc{dense}")
+    if A.dense_dim():
+        raise LayoutError(f"A is a hybrid tensor with {A.dense_dim()} dense dimension(s); its values must be numbers")
+    size = tuple(A.shape)
+    if A.layout == torch.sparse_coo:
+        if A.sparse_dim() != 2:
+            raise LayoutError(
+                f"A is a COO tensor of shape {size}; batches are stored as CSR, or as one Pattern with (batch, nnz) values"
+            )
+        return Skeleton(A.layout, size, (A._indices(),), A.is_coalesced())
+    if A.layout == torch.sparse_csr:
+        return Skeleton(A.layout, size, (A.crow_indices(), A.col_indices()))
+    return Skeleton(A.layout, size, (A.ccol_indices(), A.row_indices()))
+
+
+def structure_in(skeleton: Skeleton) -> Structure:
+    """The structure of a matrix or, for a batch, the one that all its matrices share."""
+    shape = square(skeleton.size[-2:])
+    if skeleton.layout == torch.sparse_coo:
+        rows, cols = skeleton.indices[0]
+        check_coo(rows, cols, shape)
+        return structure_of(rows, cols, shape)
+    compressed, plain = skeleton.indices
+    if compressed.dim() > 1:
+        compressed, plain = (i.reshape(-1, i.shape[-1]) for i in (compressed, plain))
+        if compressed.shape[0] == 0:
+            raise ShapeError(f"A has shape {skeleton.size}: an empty batch has no pattern; use Pattern.solve")
+        if not (bool((compressed == compressed[:1]).all()) and bool((plain == plain[:1]).all())):
+            raise LayoutError("the matrices of the batch have different patterns; solve with them one by one")
+        compressed, plain = compressed[0], plain[0]
+    kind = "csr" if skeleton.layout == torch.sparse_csr else "csc"
+    check_compressed(kind, compressed, plain, shape)
+    return structure_of_compressed(kind, compressed, plain, shape)
+
+
+def square(shape: tuple[int, ...]) -> tuple[int, int]:
+    if len(shape) != 2 or shape[0] != shape[1]:
+        raise ShapeError(f"the matrix has shape {tuple(shape)}; expected a square one, (n, n)")
+    return int(shape[0]), int(shape[1])
+
+
+def check_coo(rows: Tensor, cols: Tensor, shape: tuple[int, int]) -> None:
+    """Raises IndexRangeError unless these are the indices of entries of a matrix of this shape."""
+    for name, index in (("rows", rows), ("cols", cols)):
+        if not isinstance(index, Tensor) or index.dtype not in _INDEX_DTYPES:
+            what = index.dtype if isinstance(index, Tensor) else type(index).__name__
+            raise IndexRangeError(f"{name} is {what}; expected a tensor of torch.int64 or torch.int32")
+    if rows.dim() != 1 or rows.shape != cols.shape:
+        raise IndexRangeError(f"rows and cols have shapes {tuple(rows.shape)} and {tuple(cols.shape)}; expected (nnz,) twice")
+    if rows.device != cols.device:
+        raise IndexRangeError(f"rows are on {rows.device}, cols on {cols.device}")
+    for name, index, count in (("row", rows, shape[0]), ("column", cols, shape[1])):
+        _check_range(name, index, count)
+
+
+def check_compressed(kind: str, compressed: Tensor, plain: Tensor, shape: tuple[int, int]) -> None:
+    """Raises IndexRangeError unless these are CSR (`kind` "csr") or CSC indices of a matrix of this shape."""
+    outer, inner, count = ("row", "column", shape[0]) if kind == "csr" else ("column", "row", shape[1])
+    for index in (compressed, plain):
+        if not isinstance(index, Tensor) or index.dtype not in _INDEX_DTYPES or index.dim() != 1:
+            raise IndexRangeError(f"{kind} indices must be one-dimensional tensors of torch.int64 or torch.int32")
+    if compressed.numel() != count + 1:
+        raise IndexRangeError(f"{compressed.numel()} {outer} pointers for {count} {outer}s; expected {count + 1}")
+    if int(compressed[0]) != 0 or int(compressed[-1]) != plain.numel() or bool((compressed.diff() < 0).any()):
+        raise IndexRangeError(f"{outer} pointers must rise from 0 to the number of entries, {plain.numel()}")
+    _check_range(inner, plain, shape[1] if kind == "csr" else shape[0])
+
+
+def _check_range(name: str, index: Tensor, count: int) -> None:
+    if index.numel() == 0:
+        return
+    low, high = (int(bound) for bound in torch.aminmax(index))
+    if low < 0 or high >= count:
+        entry = int(torch.nonzero((index < 0) | (index >= count))[0])
+        raise IndexRangeError(
+            f"{name} index {int(index[entry])} of entry {entry} is outside of a matrix with {count} {name}s",
+            entry=entry,
+            index=int(index[entry]),
+        )
+
+
+def _same_places(A: Tensor, skeleton: Skeleton) -> bool:
+    if A.layout == torch.sparse_coo and A.sparse_dim() != 2:
+        return False
+    found = skeleton_of(A).indices
+    return all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(found, skeleton.indices, strict=True))
+
+
+def _sampled(A_bar: Tensor, skeleton: Skeleton) -> Tensor:
+    """The entries, at the skeleton's places, of a gradient that came in another layout or with other places."""
+    structure = structure_in(skeleton)
+    if A_bar.layout == torch.strided:
+        return A_bar[..., structure.rows, structure.cols]
+    from_ = skeleton_of(A_bar)
+    other = structure_in(from_)
+    values = other.canonical(entries(A_bar, from_))
+    # Number the places of both, and look the skeleton's up among the gradient's.
+    here = torch.stack((structure.rows, structure.cols))
+    there = torch.stack((other.canonical_rows, other.col))
+    number = torch.unique(torch.cat((there, here), 1), dim=1, return_inverse=True)[1]
+    at = number.new_full((number.numel(),), -1)
+    at[number[: there.shape[1]]] = torch.arange(there.shape[1], device=number.device)
+    found = at[number[there.shape[1] :]]
+    if values.shape[-1] == 0:
+        return values.new_zeros((*values.shape[:-1], structure.nnz))
+    return values.index_select(-1, found.clamp(min=0)).masked_fill(found < 0, 0)

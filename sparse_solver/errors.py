@@ -1,0 +1,96 @@
+"""Everything that `sparse_solver` raises on purpose.
+
+All are `SparseSolverError`s; each is also the built-in (or `torch.linalg`) error that a caller would
+expect, so that ``except ValueError`` and ``except torch.linalg.LinAlgError`` keep working. What a
+handler may want to act on (a row, an engine, a hint) is an attribute, not only text.
+
+>>> import torch, sparse_solver as ss
+>>> A = torch.tensor([[1.0, 0.0], [0.0, -1.0]]).to_sparse()
+>>> try:
+...     ss.solve(A, torch.ones(2), assume="spd")
+... except ss.NotPositiveDefiniteError as error:
+...     error.row
+1
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.linalg import LinAlgError
+
+
+class SparseSolverError(Exception):
+    """Base of all errors of this package. Keyword arguments become attributes."""
+
+    def __init__(self, message: str = "", **data: Any):
+        super().__init__(message)
+        self.__dict__.update(data)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions cross process boundaries (DataLoader workers), with their data.
+        return (type(self), self.args, self.__dict__)
+
+    def __getattr__(self, name: str) -> Any:
+        # The data differ from one raise to the next; tell type checkers that any name may be there.
+        raise AttributeError(f"{type(self).__name__} carries no {name!r}")
+
+
+class ShapeError(SparseSolverError, ValueError):
+    """Shapes do not fit each other, or a matrix that must be square is not."""
+
+
+class DtypeError(SparseSolverError, TypeError):
+    """A dtype that cannot be solved with, or two that differ."""
+
+
+class DeviceError(SparseSolverError, ValueError):
+    """Tensors on different devices, or on one that no engine serves."""
+
+
+class LayoutError(SparseSolverError, TypeError):
+    """Not a tensor of the layout that was expected (sparse COO, CSR or CSC)."""
+
+
+class IndexRangeError(SparseSolverError, IndexError):
+    """An index lies outside the matrix (`row`, `col`, `entry`), or the index arrays are malformed."""
+
+
+class OptionError(SparseSolverError, ValueError):
+    """An option has a value that does not exist, or that contradicts another one."""
+
+
+class TriangleError(SparseSolverError, ValueError):
+    """An entry (`row`, `col`) lies outside the triangle that ``triangle=`` names."""
+
+
+class NonFiniteError(SparseSolverError, ValueError):
+    """NaN or infinity in the values or the right-hand side (`argument`, `index`)."""
+
+
+class NotSymmetricError(SparseSolverError, ValueError):
+    """A symmetric method was asked for, and the values are not symmetric (`row`, `col`, `difference`)."""
+
+
+class NotPositiveDefiniteError(SparseSolverError, LinAlgError):
+    """Cholesky met a pivot that is not positive (`row`, in the caller's numbering; `engine`)."""
+
+
+class SingularMatrixError(SparseSolverError, LinAlgError):
+    """The matrix is structurally or numerically singular (`engine`; `row` where one row is to blame)."""
+
+
+class EngineUnavailableError(SparseSolverError, RuntimeError):
+    """The engine is not installed on this machine (`engine`, `hint`: what to install)."""
+
+
+class EngineUnsupportedError(SparseSolverError, NotImplementedError):
+    """The engine exists, but cannot do this kind of matrix, dtype or device (`engine`)."""
+
+
+class EngineError(SparseSolverError, RuntimeError):
+    """The native library failed (`engine`, `code`): out of memory, or a defect to be reported."""
+
+
+class TransformError(SparseSolverError, NotImplementedError):
+    """A derivative that torch would silently get wrong on this path; the message names the one to take."""
