@@ -93,11 +93,10 @@ class Factorization:
     shape: tuple[int, ...]
     dtype: torch.dtype
 
+    @torch.compiler.disable  # native handles cannot be part of a graph: it breaks here
     def __init__(self, structure: Structure, values: Tensor, options: Options):
         check_values(values, structure.nnz, structure.device)
         options.check(values.dtype)
-        if torch.compiler.is_compiling():
-            raise TransformError("a factorisation cannot be compiled into a graph; compile Pattern.solve(values, b)")
         self._structure, self._values, self._options = structure, values, options
         self._factors = Factors(Problem(structure, options))
         self.info = _info(structure, self._factors.numerics(_concrete(values)))

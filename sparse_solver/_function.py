@@ -98,6 +98,9 @@ def _solve_legacy_batch(factors: Factors, values: Tensor, rhs: Tensor, transpose
     return batched
 
 
-def solve_eagerly(values: Tensor, rhs: Tensor, factors: Factors, transpose: bool) -> Tensor:
-    x: Tensor = Solve.apply(values, rhs, token_of(factors), factors.problem, transpose, True)
+@torch.compiler.disable  # where Dynamo falls back to eager code, it would go on to trace what is below
+def solve_eagerly(values: Tensor, rhs: Tensor, factors: Factors | None, problem: Problem, transpose: bool) -> Tensor:
+    """The solve with the factors of `values`, or with new ones that live as long as its graph."""
+    factors = Factors(problem) if factors is None else factors
+    x: Tensor = Solve.apply(values, rhs, token_of(factors), problem, transpose, True)
     return x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from . import _engines
@@ -9,7 +10,7 @@ from ._factorization import Factorization
 from ._numeric import Assume, Options, Triangle
 from ._solve import solve_values
 from ._structure import Structure
-from ._tensors import entries, skeleton_of, structure_in
+from ._tensors import entries
 
 
 def solve(
@@ -75,10 +76,9 @@ def factorize(
     return Factorization(structure, values, Options(assume, triangle, engine))
 
 
+@torch.compiler.disable  # sparse tensors cannot be part of a graph: it breaks here
 def _taken_apart(A: Tensor) -> tuple[Structure, Tensor]:
-    skeleton = skeleton_of(A)
-    structure = structure_in(skeleton)
-    return structure, entries(A, skeleton)
+    return entries(A)
 
 
 def engines() -> dict[str, _engines.Availability]:

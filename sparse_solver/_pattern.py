@@ -12,7 +12,16 @@ from ._factorization import Factorization
 from ._numeric import Assume, Options, Triangle
 from ._solve import check_values, solve_values
 from ._structure import Structure, cache, structure_of, structure_of_compressed
-from ._tensors import LAYOUTS, Skeleton, assemble, check_compressed, check_coo, skeleton_of, square, structure_in
+from ._tensors import (
+    LAYOUTS,
+    assemble,
+    canonical_skeleton,
+    check_compressed,
+    check_coo,
+    skeleton_of,
+    square,
+    structure_in,
+)
 from .errors import LayoutError
 
 
@@ -151,14 +160,12 @@ class Pattern:
             raise LayoutError(f"layout={layout}: expected torch.sparse_coo, torch.sparse_csr or torch.sparse_csc")
         if values.dim() != 1 and layout == torch.sparse_coo:
             raise LayoutError("a batch of matrices is stored as torch.sparse_csr or torch.sparse_csc")
-        skeleton, order = structure.remember(("skeleton", layout), lambda: _skeleton(structure, layout))
+        size = (*values.shape[:-1], *structure.shape)
+        skeleton, order = structure.remember(
+            ("skeleton", layout, size), lambda: canonical_skeleton(structure, layout, size)
+        )
         canonical = structure.canonical(values)
-        canonical = canonical if order is None else canonical.index_select(-1, order)
-        batch = values.shape[:-1]
-        if batch:
-            expanded = tuple(index.expand(*batch, *index.shape).contiguous() for index in skeleton.indices)
-            skeleton = Skeleton(layout, (*batch, *structure.shape), expanded)
-        return assemble(canonical, skeleton)
+        return assemble(canonical if order is None else canonical.index_select(-1, order), skeleton)
 
     def __repr__(self) -> str:
         return f"Pattern(shape={self.shape}, nnz={self.nnz})"
@@ -171,19 +178,6 @@ class Pattern:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pattern:
         return self  # nothing about a pattern can change
-
-
-def _skeleton(structure: Structure, layout: torch.layout) -> tuple[Skeleton, Tensor | None]:
-    """The skeleton of a tensor with the canonical entries, and their order in it (None: as they are)."""
-    if layout == torch.sparse_coo:
-        indices = torch.stack((structure.canonical_rows, structure.col))
-        return Skeleton(layout, structure.shape, (indices,), is_coalesced=True), None
-    if layout == torch.sparse_csr:
-        return Skeleton(layout, structure.shape, (structure.crow.clone(), structure.col.clone())), None
-    order = torch.sort(structure.col, stable=True)[1]
-    pointers = torch.zeros(structure.shape[1] + 1, dtype=torch.int64)
-    torch.cumsum(torch.bincount(structure.col, minlength=structure.shape[1]), 0, out=pointers[1:])
-    return Skeleton(layout, structure.shape, (pointers, structure.canonical_rows[order])), order
 
 
 def clear_cache() -> None:

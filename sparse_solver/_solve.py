@@ -85,11 +85,10 @@ def solve_values(
     else:
         values, rhs = values.reshape(structure.nnz), rhs.reshape(rows_each, n)
 
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and factors is None:
         x = solve_compiled(values, rhs, structure.rows, structure.cols, options, transpose)
     else:
-        factors = Factors(Problem(structure, options)) if factors is None else factors
-        x = solve_eagerly(values, rhs, factors, transpose)
+        x = solve_eagerly(values, rhs, factors, Problem(structure, options), transpose)
     inverse = [0] * len(order)
     for position, d in enumerate(order):
         inverse[d] = position

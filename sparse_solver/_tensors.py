@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ._structure import Structure, structure_of, structure_of_compressed
+from ._structure import Structure, row_pointers, structure_of, structure_of_compressed
 from .errors import IndexRangeError, LayoutError, ShapeError, TransformError
 
 LAYOUTS = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc)
@@ -41,17 +41,23 @@ class Skeleton:
 
 
 class _Entries(Function):
+    """`summed`: the structure of A's places if some of them hold several values, which are then summed, and put
+    into the `order` of the skeleton, which has each place once."""
+
     @staticmethod
-    def forward(A: Tensor, skeleton: Skeleton) -> Tensor:
-        return A._values() if A.layout == torch.sparse_coo else A.values()
+    def forward(A: Tensor, skeleton: Skeleton, summed: Structure | None, order: Tensor | None) -> Tensor:
+        values = A._values() if A.layout == torch.sparse_coo else A.values()
+        if summed is None:
+            return values
+        return summed.canonical(values) if order is None else summed.canonical(values).index_select(-1, order)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.skeleton = inputs[1]
 
     @staticmethod
-    def backward(ctx: Any, values_bar: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return assemble(values_bar, ctx.skeleton), None
+    def backward(ctx: Any, values_bar: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        return assemble(values_bar, ctx.skeleton), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -69,26 +75,52 @@ class _Assemble(Function):
 
     @staticmethod
     def backward(ctx: Any, A_bar: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        skeleton = ctx.skeleton
-        if A_bar.layout == skeleton.layout and _same_places(A_bar, skeleton):
-            return entries(A_bar, skeleton), None
-        return _sampled(A_bar, skeleton), None
+        return _sampled(A_bar, ctx.skeleton), None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         raise TransformError("forward-mode derivatives of a sparse tensor are not supported; use Pattern.solve(values, b)")
 
 
-def entries(A: Tensor, skeleton: Skeleton) -> Tensor:
-    """The stored values of `A`, whose skeleton this is."""
-    values: Tensor = _Entries.apply(A, skeleton)
-    return values
+def entries(A: Tensor) -> tuple[Structure, Tensor]:
+    """The places and values of the entries of `A`, each place once, in A's own order if that is so there already.
+
+    A tensor knows only the sum of what it holds at a place; hence its gradient has one value a place, too, and
+    torch's own backward of a constructor hands that to each of the duplicates.
+    """
+    skeleton = skeleton_of(A)
+    structure, summed, order = structure_in(skeleton), None, None
+    if structure.has_duplicates:
+        summed = structure
+        skeleton, order = canonical_skeleton(structure, skeleton.layout, skeleton.size)
+        structure = structure_in(skeleton)
+    values: Tensor = _Entries.apply(A, skeleton, summed, order)
+    return structure, values
 
 
 def assemble(values: Tensor, skeleton: Skeleton) -> Tensor:
-    """The sparse tensor with this skeleton and these values."""
+    """The sparse tensor with this skeleton, which has each place once, and these values."""
     A: Tensor = _Assemble.apply(values, skeleton)
     return A
+
+
+def canonical_skeleton(
+    structure: Structure, layout: torch.layout, size: tuple[int, ...]
+) -> tuple[Skeleton, Tensor | None]:
+    """The skeleton of a tensor with the canonical entries, and their order in it (None: as they are)."""
+    if layout == torch.sparse_coo:
+        indices: tuple[Tensor, ...] = (torch.stack((structure.canonical_rows, structure.col)),)
+        order = None
+    elif layout == torch.sparse_csr:
+        indices, order = (structure.crow, structure.col), None
+    else:
+        order = torch.sort(structure.col, stable=True)[1]
+        indices = (row_pointers(structure.col[order], structure.shape[1]), structure.canonical_rows[order])
+    if batch := size[:-2]:
+        indices = tuple(index.expand(*batch, *index.shape).contiguous() for index in indices)
+    else:
+        indices = tuple(index.clone() for index in indices)  # the tensor that gets them may be written to
+    return Skeleton(layout, size, indices, is_coalesced=layout == torch.sparse_coo), order
 
 
 def skeleton_of(A: Tensor) -> Skeleton:
@@ -178,28 +210,18 @@ def _check_range(name: str, index: Tensor, count: int) -> None:
         )
 
 
-def _same_places(A: Tensor, skeleton: Skeleton) -> bool:
-    if A.layout == torch.sparse_coo and A.sparse_dim() != 2:
-        return False
-    found = skeleton_of(A).indices
-    return all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(found, skeleton.indices, strict=True))
-
-
 def _sampled(A_bar: Tensor, skeleton: Skeleton) -> Tensor:
-    """The entries, at the skeleton's places, of a gradient that came in another layout or with other places."""
+    """The values, at the skeleton's places, of a gradient of any layout and with any places."""
     structure = structure_in(skeleton)
     if A_bar.layout == torch.strided:
         return A_bar[..., structure.rows, structure.cols]
-    from_ = skeleton_of(A_bar)
-    other = structure_in(from_)
-    values = other.canonical(entries(A_bar, from_))
+    other, values = entries(A_bar)
+    if other is structure or values.shape[-1] == 0:
+        return values if other is structure else values.new_zeros((*values.shape[:-1], structure.nnz))
     # Number the places of both, and look the skeleton's up among the gradient's.
-    here = torch.stack((structure.rows, structure.cols))
-    there = torch.stack((other.canonical_rows, other.col))
+    here, there = torch.stack((structure.rows, structure.cols)), torch.stack((other.rows, other.cols))
     number = torch.unique(torch.cat((there, here), 1), dim=1, return_inverse=True)[1]
     at = number.new_full((number.numel(),), -1)
-    at[number[: there.shape[1]]] = torch.arange(there.shape[1], device=number.device)
-    found = at[number[there.shape[1] :]]
-    if values.shape[-1] == 0:
-        return values.new_zeros((*values.shape[:-1], structure.nnz))
+    at[number[: other.nnz]] = torch.arange(other.nnz, device=number.device)
+    found = at[number[other.nnz :]]
     return values.index_select(-1, found.clamp(min=0)).masked_fill(found < 0, 0)

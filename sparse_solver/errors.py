@@ -24,7 +24,7 @@ class SparseSolverError(Exception):
     """Base of all errors of this package. Keyword arguments become attributes."""
 
     def __init__(self, message: str = "", **data: Any):
-        super().__init__(message)
+        # `BaseException.__new__` has stored the message; torch.compile cannot trace a super().__init__ of exceptions.
         self.__dict__.update(data)
 
     def __reduce__(self) -> tuple[Any, ...]:

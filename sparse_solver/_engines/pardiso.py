@@ -156,16 +156,18 @@ class _Handle:
         weakref.finalize(self, _release_handle, library, self.pt, matrix_type, n, layout, iparm).atexit = False
 
     def call(self, phase: int, slot: int, values: Tensor | None, rhs: Tensor | None = None, x: Tensor | None = None,
-             transpose: bool = False) -> tuple[int, list[int]]:  # fmt: skip
-        """Runs one phase; returns the error code and what iparm holds afterwards."""
+             transpose: bool = False, pivots: bool = False) -> tuple[int, list[int], Tensor | None]:  # fmt: skip
+        """Runs one phase; returns the error code, what iparm holds afterwards, and the pivots if asked for."""
         iparm = (c_int64 * 64)(*self.iparm)
         iparm[11] = 2 if transpose else 0  # (12): solve with the transpose
         with self._lock:
-            error = _call(self.library, self.pt, self.matrix_type, phase, self.n, self.layout, iparm, slot, values, rhs, x)
             self._release_dead()
+            error = _call(self.library, self.pt, self.matrix_type, phase, self.n, self.layout, iparm, slot, values, rhs, x)
+            # At once, and before any other slot is released: afterwards pardiso_getdiag reads freed memory.
+            diagonal = self.library.diagonal(self.pt, slot, self.n, values.dtype) if pivots and values is not None and not error else None
         if self._dead:  # one died while the lock was held by this call
             self._release_if_idle()
-        return error, list(iparm)
+        return error, list(iparm), diagonal
 
     def take(self) -> int | None:
         with self._lock:
@@ -256,7 +258,7 @@ class PardisoSymbolic:
     def _analyze(self) -> _Handle:
         parameters = _parameters(self._kind, self._dtype, matching=self._analysed is not None)
         handle = _Handle(self._library, _matrix_type(self._kind, self._dtype), self._layout, self._n, parameters)
-        code, iparm = handle.call(_ANALYSIS, 1, self._analysed)
+        code, iparm, _ = handle.call(_ANALYSIS, 1, self._analysed)
         if code:
             raise _error(code, "analysis")
         self._nnz = iparm[17] if iparm[17] > 0 else None
@@ -300,7 +302,7 @@ class PardisoFactor:
         weakref.finalize(self, handle.give_back, slot).atexit = False
 
     def run(self, kind: Kind) -> None:
-        code, iparm = self._handle.call(_FACTORIZATION, self._slot, self.values)
+        code, iparm, pivots = self._handle.call(_FACTORIZATION, self._slot, self.values, pivots=kind == "spd")
         if code == -4 and kind == "spd":
             row = iparm[29] - 1  # (30): the equation, counted from one
             raise NotPositiveDefiniteError(
@@ -314,19 +316,13 @@ class PardisoFactor:
         self.nnz = iparm[17] if iparm[17] > 0 else None
         self.memory_bytes = iparm[16] * 1024  # (17): kilobytes for factorisation and solution
         self.perturbed_pivots = iparm[13]
-        if kind == "spd":
-            self._look_at_pivots()
-
-    def _look_at_pivots(self) -> None:
-        n = self._handle.n
-        pivots = self._handle.library.diagonal(self._handle.pt, self._slot, n, self.values.dtype)
         if pivots is not None:
             diagonal = self.values[self.layout.crow[:-1]]  # a row of the upper triangle starts with it
             self.smallest_pivot = float((pivots.real / diagonal.real).min())
 
     def solve(self, rhs: Tensor, transpose: bool) -> Tensor:
         x = torch.empty_like(rhs)
-        code, _ = self._handle.call(_SOLVE, self._slot, self.values, rhs, x, transpose)
+        code, _, _ = self._handle.call(_SOLVE, self._slot, self.values, rhs, x, transpose)
         if code:
             raise _error(code, "substitution")
         return x

@@ -1,0 +1,93 @@
+"""Learn the edge weights w of a graph Laplacian A(w) = I + L(w) from what the solve x = A(w)⁻¹ b should give.
+
+First at n = 10, where dense torch can check the gradients; then at n = 100,000, where it cannot even store A.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import sparse_solver as ss
+
+
+def laplacian_indices(edges: Tensor, n: int) -> Tensor:
+    """(2, n + 4 edges) the places of I + L in the order of `laplacian_values`, duplicates and all."""
+    i, j = edges
+    nodes = torch.arange(n)
+    return torch.stack([torch.cat([nodes, i, j, i, j]), torch.cat([nodes, j, i, i, j])])
+
+
+def laplacian_values(w: Tensor, n: int) -> Tensor:
+    return torch.cat([torch.ones(n, dtype=w.dtype), -w, -w, w, w])
+
+
+def check_against_dense(n: int = 10) -> float:
+    """The largest difference between the gradients of ½‖A(w)⁻¹ b‖² by a sparse and by a dense solve."""
+    edges = torch.unique(torch.randint(0, n, (n * 6, 2)), dim=0).T
+    b = torch.ones(n, dtype=torch.double)
+    w = torch.ones(edges.shape[1], dtype=torch.double, requires_grad=True)
+    indices, values = laplacian_indices(edges, n), laplacian_values(w, n)
+
+    A = torch.sparse_coo_tensor(indices, values, (n, n))
+    (sparse,) = torch.autograd.grad((ss.solve(A, b) ** 2).sum() / 2, w, retain_graph=True)
+
+    A = torch.zeros(n, n, dtype=torch.double).index_put((indices[0], indices[1]), values, accumulate=True)
+    (dense,) = torch.autograd.grad((torch.linalg.solve(A, b) ** 2).sum() / 2, w)
+    return float((sparse - dense).abs().max())
+
+
+def ring_with_chords(n: int) -> Tensor:
+    """(2, edges) a ring and n / 2 random chords over two to five nodes: so short that the factor stays sparse."""
+    i = torch.arange(n)
+    start, length = torch.randint(0, n, (n // 2,)), torch.randint(2, 6, (n // 2,))
+    return torch.stack([torch.cat([i, start]), torch.cat([(i + 1) % n, (start + length) % n])])
+
+
+def learn(n: int, steps: int) -> tuple[list[float], list[float]]:
+    """Adam on the logarithms of the weights; the loss and the milliseconds of each step."""
+    edges, b = ring_with_chords(n), torch.randn(n, dtype=torch.double)
+    pattern = ss.Pattern(*laplacian_indices(edges, n), (n, n))  # analysed once, at the first solve
+
+    def solve(theta: Tensor) -> Tensor:
+        return pattern.solve(laplacian_values(theta.exp(), n), b, assume="spd")
+
+    target = solve(torch.randn(edges.shape[1], dtype=torch.double))
+    theta = torch.zeros(edges.shape[1], dtype=torch.double, requires_grad=True)
+    optimizer = torch.optim.Adam([theta], lr=0.1)
+    losses, milliseconds = [], []
+    for _ in (bar := tqdm(range(steps), desc=f"n = {n:,}")):
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        loss = ((solve(theta) - target) ** 2).sum()
+        loss.backward()
+        milliseconds.append(1e3 * (time.perf_counter() - start))
+        optimizer.step()
+        losses.append(loss.item())
+        bar.write(f"step {len(losses):2d}   loss {losses[-1]:10.4f}   build, forward and backward {milliseconds[-1]:6.1f} ms")
+    return losses, milliseconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--n", type=int, default=100_000, help="nodes of the large graph")
+    parser.add_argument("--steps", type=int, default=20)
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+
+    difference = check_against_dense()
+    print(f"n = 10: the gradient differs from the one by dense torch by {difference:.1e}")
+    assert difference < 1e-12
+
+    losses, milliseconds = learn(arguments.n, arguments.steps)
+    median = sorted(milliseconds)[len(milliseconds) // 2]
+    print(f"n = {arguments.n:,}: loss {losses[0]:.1f} -> {losses[-1]:.1f}, {median:.1f} ms a step (median)")
+    assert losses[-1] < losses[0]
+
+
+if __name__ == "__main__":
+    main()
