@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ._factors import Factors, Problem
-from ._numeric import Numeric, Options
+from ._kinds import Options
+from ._numeric import Numeric
 from ._solve import check_values, solve_values
 from ._structure import Structure
 from .errors import TransformError
@@ -54,7 +55,7 @@ def _info(structure: Structure, numerics: list[Numeric]) -> Info:
         return different.pop() if len(different) == 1 else "mixed" if different else "none"
 
     def total(name: str) -> int | None:
-        each = [getattr(numeric.factor, name, None) for numeric in numerics if numeric.n]
+        each = [getattr(numeric.trusted.factor, name) for numeric in numerics if numeric.trusted is not None]
         return None if None in each else sum(each)  # type: ignore[arg-type]
 
     return Info(

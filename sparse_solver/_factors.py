@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._numeric import Numeric, Options
+from ._kinds import Options
+from ._numeric import Numeric
 from ._rules import Places
 from ._structure import Structure
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import _engines
 from ._factorization import Factorization
-from ._numeric import Assume, Options, Triangle
+from ._kinds import Assume, Options, Triangle
 from ._solve import solve_values
 from ._structure import Structure
 from ._tensors import entries

@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 
 from ._factors import Factors, Problem, factors_of, no_token, token_of
 from ._function import fold
-from ._numeric import Options
+from ._kinds import Options
 from ._rules import Places, apply_adjoint
 from ._structure import structure_at
 from .errors import TransformError

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ._factorization import Factorization
-from ._numeric import Assume, Options, Triangle
+from ._kinds import Assume, Options, Triangle
 from ._solve import check_values, solve_values
 from ._structure import Structure, cache, structure_of, structure_of_compressed
 from ._tensors import (

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ._factors import Factors, Problem
 from ._function import solve_eagerly
-from ._numeric import DTYPES, Options
+from ._kinds import Options
+from ._numeric import DTYPES
 from ._ops import solve_compiled
 from ._structure import Structure
 from .errors import DeviceError, DtypeError, LayoutError, ShapeError

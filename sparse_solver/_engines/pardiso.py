@@ -130,9 +130,16 @@ def _candidates() -> list[str]:
     return list(dict.fromkeys([path for path in found if os.path.exists(path)] + ([anywhere] if anywhere else [])))
 
 
+# PARDISO follows torch.set_num_threads. Two things force the hand:
 # A child of a process that has solved with several threads hangs inside the OpenMP runtime, whose threads did not
 # survive the fork, unless it solves with one.
+# The two-level method lays out its data for the threads of the analysis; a factorisation with another number of
+# threads crashes or, worse, gives wrong numbers without an error (seen with MKL 2026.2). Substitutions may differ.
 _forked = False
+
+
+def _threads() -> int:
+    return 1 if _forked else torch.get_num_threads()
 
 
 def _after_fork() -> None:
@@ -149,6 +156,7 @@ class _Handle:
 
     def __init__(self, library: _Library, matrix_type: int, layout: Layout, n: int, iparm: list[int]):
         self.library, self.layout, self.n, self.iparm, self.matrix_type = library, layout, n, iparm, matrix_type
+        self.threads = _threads()
         self.pt = (c_int64 * 64)()
         self._lock = ForkSafeLock()
         self._free = list(range(_FACTORS_PER_HANDLE, 0, -1))
@@ -162,7 +170,10 @@ class _Handle:
         iparm[11] = 2 if transpose else 0  # (12): solve with the transpose
         with self._lock:
             self._release_dead()
-            error = _call(self.library, self.pt, self.matrix_type, phase, self.n, self.layout, iparm, slot, values, rhs, x)
+            threads = _threads() if phase == _SOLVE else self.threads
+            error = _call(
+                self.library, threads, self.pt, self.matrix_type, phase, self.n, self.layout, iparm, slot, values, rhs, x
+            )
             # At once, and before any other slot is released: afterwards pardiso_getdiag reads freed memory.
             diagonal = self.library.diagonal(self.pt, slot, self.n, values.dtype) if pivots and values is not None and not error else None
         if self._dead:  # one died while the lock was held by this call
@@ -189,16 +200,15 @@ class _Handle:
         while self._dead:
             slot = self._dead.pop()
             iparm = (c_int64 * 64)(*self.iparm)
-            _call(self.library, self.pt, self.matrix_type, _RELEASE_FACTOR, self.n, self.layout, iparm, slot)
+            _call(self.library, 1, self.pt, self.matrix_type, _RELEASE_FACTOR, self.n, self.layout, iparm, slot)
             self._free.append(slot)
 
 
-def _call(library: _Library, pt: ctypes.Array[c_int64], matrix_type: int, phase: int, n: int, layout: Layout,
-          iparm: ctypes.Array[c_int64], slot: int = 1, values: Tensor | None = None, rhs: Tensor | None = None,
+def _call(library: _Library, threads: int, pt: ctypes.Array[c_int64], matrix_type: int, phase: int, n: int,
+          layout: Layout, iparm: ctypes.Array[c_int64], slot: int = 1, values: Tensor | None = None, rhs: Tensor | None = None,
           x: Tensor | None = None) -> int:  # fmt: skip
     error = c_int64(0)
-    # PARDISO follows torch.set_num_threads, and leaves the thread's own setting as it found it.
-    before = library.set_threads(1 if _forked else torch.get_num_threads())
+    before = library.set_threads(threads)
     try:
         library.pardiso(
             ctypes.addressof(pt), byref(c_int64(_FACTORS_PER_HANDLE)), byref(c_int64(slot)), byref(c_int64(matrix_type)),
@@ -215,7 +225,7 @@ def _call(library: _Library, pt: ctypes.Array[c_int64], matrix_type: int, phase:
 def _release_handle(
     library: _Library, pt: ctypes.Array[c_int64], matrix_type: int, n: int, layout: Layout, iparm: list[int]
 ) -> None:
-    _call(library, pt, matrix_type, _RELEASE_ALL, n, layout, (c_int64 * 64)(*iparm))
+    _call(library, 1, pt, matrix_type, _RELEASE_ALL, n, layout, (c_int64 * 64)(*iparm))
 
 
 def _matrix_type(kind: Kind, dtype: torch.dtype) -> int:
@@ -270,8 +280,7 @@ class PardisoSymbolic:
     def _take(self) -> tuple[_Handle, int]:
         with self._lock:
             for handle in self._handles:
-                slot = handle.take()
-                if slot is not None:
+                if handle.threads == _threads() and (slot := handle.take()) is not None:
                     return handle, slot
             self._handles.append(self._analyze())
             return self._take()

@@ -1,0 +1,175 @@
+"""What a matrix is assumed to be, what its values show, and the kinds of factorisation to try."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from . import _engines
+from ._engines import Kind, is_hermitian
+from ._structure import Structure
+from .errors import (
+    NotPositiveDefiniteError,
+    NotSymmetricError,
+    OptionError,
+    SingularMatrixError,
+    TriangleError,
+)
+
+Assume = Literal["auto", "spd", "symmetric", "hermitian", "general"]
+Triangle = Literal["lower", "upper"]
+
+DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a matrix is stored, what it is assumed to be, and which engine factors it (None: a suitable one)."""
+
+    assume: Assume = "auto"
+    triangle: Triangle | None = None
+    engine: str | None = None
+
+    def check(self, dtype: torch.dtype) -> None:
+        """Raises OptionError where the options contradict each other, or do not exist."""
+        if self.assume not in get_args(Assume):
+            raise OptionError(f"assume={self.assume!r}: expected one of {', '.join(map(repr, get_args(Assume)))}")
+        if self.triangle is not None and self.triangle not in get_args(Triangle):
+            raise OptionError(f"triangle={self.triangle!r}: expected 'lower', 'upper' or None")
+        if self.engine is not None and self.engine not in _engines.names():
+            _engines.engine_named(self.engine)  # raises, and says which there are
+        if self.triangle is not None and self.assume == "general":
+            raise OptionError("triangle= stores half of a symmetric matrix, which assume='general' denies")
+        if self.triangle is not None and self.assume == "auto" and dtype.is_complex:
+            raise OptionError(
+                "one triangle of a complex matrix does not tell whether the other one is its transpose or its conjugate "
+                "transpose: say assume='symmetric', 'hermitian' or 'spd'"
+            )
+
+    def mirror(self, dtype: torch.dtype) -> str | None:
+        """What an entry off the diagonal also stands for at the opposite place."""
+        if self.triangle is None:
+            return None
+        return "hermitian" if dtype.is_complex and self.assume in ("spd", "hermitian") else "symmetric"
+
+
+def check_places(structure: Structure, triangle: Triangle | None) -> None:
+    """Raises if the places alone rule a solve out: an entry outside of the triangle, or a row without any."""
+    if triangle is not None:
+        outside = structure.remember(("outside", triangle), lambda: structure.outside(triangle))
+        if outside is not None:
+            row, col = outside
+            raise TriangleError(
+                f"triangle={triangle!r}, but the entry at ({row}, {col}) is not in that triangle; "
+                f"store one triangle only, or leave triangle= out",
+                row=row,
+                col=col,
+            )
+    empty = structure.remember(("empty", triangle), lambda: structure.empty_line(triangle))
+    if empty is not None:
+        raise SingularMatrixError(
+            f"the matrix is structurally singular: {empty[0]} {empty[1]} has no stored entry",
+            engine=None,
+            row=empty[1] if empty[0] == "row" else None,
+        )
+
+
+def kinds_of(structure: Structure, canonical: Tensor, options: Options) -> tuple[tuple[Kind, ...], str]:
+    """The kinds to try, in order, and why; raises if the values are not what the options say."""
+    if options.assume == "general":
+        return ("general",), "asked for"
+    if options.assume == "auto":
+        return _found(structure, canonical, options.triangle)
+    dtype = canonical.dtype
+    kind: Kind = "symmetric" if options.assume == "hermitian" and not dtype.is_complex else options.assume
+    hermitian = is_hermitian(kind, dtype)
+    if options.triangle is None:
+        _require_symmetric(structure, canonical, options.assume, hermitian)
+    elif hermitian:
+        _require_real_diagonal(structure, canonical, options.assume)
+    if kind == "spd" and structure.shape[0]:
+        diagonal = structure.diagonal_of(canonical).real
+        row = int(diagonal.argmin())
+        if float(diagonal[row]) <= 0:
+            raise NotPositiveDefiniteError(
+                f"assume='spd', but the diagonal entry of row {row} is {float(diagonal[row]):g}; "
+                f"a positive definite matrix has a positive diagonal",
+                row=row,
+                engine=None,
+            )
+    return (kind,), "asked for"
+
+
+def _found(structure: Structure, canonical: Tensor, triangle: Triangle | None) -> tuple[tuple[Kind, ...], str]:
+    """``assume="auto"``."""
+    indefinite: Kind
+    if not canonical.is_complex():
+        if triangle is None and (worst := _asymmetry(structure, canonical, conjugate=False)) is not None:
+            return ("general",), f"not symmetric at ({worst[0]}, {worst[1]})"
+        what, indefinite = "symmetric", "symmetric"
+    elif (worst := _asymmetry(structure, canonical, conjugate=True)) is None:
+        what, indefinite = "Hermitian", "hermitian"
+    elif _asymmetry(structure, canonical, conjugate=False) is None:
+        return ("symmetric",), "complex symmetric"
+    else:
+        return ("general",), f"neither symmetric nor Hermitian at ({worst[0]}, {worst[1]})"
+    if structure.shape[0] and float(structure.diagonal_of(canonical).real.min()) <= 0:
+        return (indefinite,), f"{what} with a diagonal that is not positive"
+    return ("spd", indefinite), f"{what} with a positive diagonal"
+
+
+def _asymmetry(structure: Structure, canonical: Tensor, conjugate: bool) -> tuple[int, int, float] | None:
+    """The place and size of the worst violation of A = Aᵀ (or Aᴴ), None if there is none.
+
+    Equal up to rounding is equal: |a_ij − a_ji| ≤ 64 ε max(|a_ij|, |a_ji|, √|a_ii a_jj|), a perturbation below
+    the error bound of a factorisation, entry by entry, and however the matrix is scaled.
+    """
+    if canonical.numel() == 0:
+        return None
+    at = structure.transpose_map
+    if structure.remember("structurally symmetric", lambda: bool((at >= 0).all())):
+        opposite = canonical[at]
+    else:
+        opposite = canonical[at.clamp(min=0)].masked_fill(at < 0, 0)
+    if conjugate and canonical.is_complex():
+        opposite = opposite.conj().resolve_conj()
+    if torch.equal(canonical, opposite):
+        return None
+    root = structure.diagonal_of(canonical).abs().sqrt()
+    scale = torch.maximum(canonical.abs(), opposite.abs())
+    scale = torch.maximum(scale, root[structure.canonical_rows] * root[structure.col])
+    difference = (canonical - opposite).abs()
+    excess = difference - 64 * torch.finfo(canonical.dtype).eps * scale
+    worst = int(excess.argmax())
+    if not float(excess[worst]) > 0:
+        return None
+    return int(structure.canonical_rows[worst]), int(structure.col[worst]), float(difference[worst])
+
+
+def _require_symmetric(structure: Structure, canonical: Tensor, assume: Assume, conjugate: bool) -> None:
+    found = _asymmetry(structure, canonical, conjugate)
+    if found is not None:
+        row, col, difference = found
+        other = "the conjugate of " if conjugate else ""
+        raise NotSymmetricError(
+            f"assume={assume!r}, but the entry at ({row}, {col}) differs from {other}the one at "
+            f"({col}, {row}) by {difference:g}; use assume='general' for LU, or triangle= if one triangle is stored",
+            row=row,
+            col=col,
+            difference=difference,
+        )
+
+
+def _require_real_diagonal(structure: Structure, canonical: Tensor, assume: Assume) -> None:
+    diagonal = structure.diagonal_of(canonical)
+    if diagonal.numel() and bool((diagonal.imag != 0).any()):
+        row = int(diagonal.imag.abs().argmax())
+        raise NotSymmetricError(
+            f"assume={assume!r}, but the diagonal entry of row {row} is not real",
+            row=row,
+            col=row,
+            difference=2 * abs(float(diagonal.imag[row])),
+        )
