@@ -68,7 +68,9 @@ def learn(n: int, steps: int) -> tuple[list[float], list[float]]:
         milliseconds.append(1e3 * (time.perf_counter() - start))
         optimizer.step()
         losses.append(loss.item())
-        bar.write(f"step {len(losses):2d}   loss {losses[-1]:10.4f}   build, forward and backward {milliseconds[-1]:6.1f} ms")
+        bar.write(
+            f"step {len(losses):2d}   loss {losses[-1]:10.4f}   build, forward and backward {milliseconds[-1]:6.1f} ms"
+        )
     return losses, milliseconds
 
 

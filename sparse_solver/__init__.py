@@ -5,6 +5,7 @@ from ._factorization import Factorization, Info
 from ._functional import engines, factorize, solve
 from ._legacy import SparseSolver
 from ._pattern import Pattern, clear_cache
+from ._version import __version__
 from .errors import (
     DeviceError,
     DtypeError,
@@ -23,8 +24,6 @@ from .errors import (
     TransformError,
     TriangleError,
 )
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Availability",
@@ -48,6 +47,7 @@ __all__ = [
     "SparseSolverError",
     "TransformError",
     "TriangleError",
+    "__version__",
     "clear_cache",
     "engines",
     "factorize",

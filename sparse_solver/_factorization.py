@@ -122,7 +122,9 @@ class Factorization:
         return f"Factorization(shape={self.shape}, dtype={self.dtype}, assume={self.info.assume!r}, engine={self.info.engine!r})"
 
     def __reduce__(self) -> Any:
-        raise TypeError("a Factorization lives in the memory of a native library; copy or pickle its Pattern and values")
+        raise TypeError(
+            "a Factorization lives in the memory of a native library; copy or pickle its Pattern and values"
+        )
 
 
 def _concrete(values: Tensor) -> Tensor:
@@ -130,6 +132,8 @@ def _concrete(values: Tensor) -> Tensor:
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(values):
         if functorch.is_batchedtensor(values):
-            raise TransformError("factorize inside of torch.vmap has no single matrix to factor; use Pattern.solve there")
+            raise TransformError(
+                "factorize inside of torch.vmap has no single matrix to factor; use Pattern.solve there"
+            )
         values = functorch.get_unwrapped(values)
     return values

@@ -49,7 +49,8 @@ class Solve(Function):
         right = torch.zeros_like(x) if rhs_dot is None else rhs_dot
         if values_dot is not None:
             right = right - apply(values_dot, x, _places(ctx, values))
-        return Solve.apply(values, right, token, ctx.problem, ctx.transpose, False)
+        x_dot: Tensor = Solve.apply(values, right, token, ctx.problem, ctx.transpose, False)
+        return x_dot
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], values: Tensor, rhs: Tensor, token: Tensor, problem: Problem,
@@ -66,7 +67,9 @@ def _places(ctx: Any, values: Tensor) -> Any:
     return places.transposed() if ctx.transpose else places
 
 
-def fold(size: int, values: Tensor, values_dim: int | None, rhs: Tensor, rhs_dim: int | None) -> tuple[Tensor, Tensor, Any]:
+def fold(
+    size: int, values: Tensor, values_dim: int | None, rhs: Tensor, rhs_dim: int | None
+) -> tuple[Tensor, Tensor, Any]:
     """A solve with one more batch dimension of `size` as one without, and the function that restores it in front.
 
     Right-hand sides for one matrix become more rows of it; a batch of values becomes a batch of matrices.

@@ -106,7 +106,9 @@ def _finite_maximum(values: Tensor, canonical: Tensor) -> float:
     largest = float(torch.linalg.vector_norm(canonical, float("inf")))
     if largest != largest or largest == float("inf"):
         _raise_non_finite("values", values)
-        raise NonFiniteError("values are too large: the modulus or the sum of some is infinite", argument="values", index=None)
+        raise NonFiniteError(
+            "values are too large: the modulus or the sum of some is infinite", argument="values", index=None
+        )
     return largest
 
 

@@ -67,13 +67,24 @@ def _vmap(info: Any, in_dims: tuple[int | None, ...], values: Tensor, rhs: Tenso
     return (unfold(x), token), (0, None)
 
 
-def solve_compiled(values: Tensor, rhs: Tensor, rows: Tensor, cols: Tensor, options: Options, transpose: bool) -> Tensor:
+def solve_compiled(
+    values: Tensor, rhs: Tensor, rows: Tensor, cols: Tensor, options: Options, transpose: bool
+) -> Tensor:
     if forward_ad._current_level >= 0:
         raise TransformError(
             "forward-mode derivatives (torch.func.jvp, jacfwd, forward_ad.dual_level) of a sparse solve cannot be compiled; "
             "call it outside of torch.compile"
         )
     x, _ = _solve(
-        values, rhs, rows, cols, options.assume, options.triangle or "", options.engine or "", transpose, True, no_token()
+        values,
+        rhs,
+        rows,
+        cols,
+        options.assume,
+        options.triangle or "",
+        options.engine or "",
+        transpose,
+        True,
+        no_token(),
     )
     return x

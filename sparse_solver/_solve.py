@@ -23,7 +23,9 @@ def check_values(values: Tensor, nnz: int, device: torch.device) -> None:
         raise LayoutError(f"values must be a dense torch tensor of shape ({nnz},) or (batch, {nnz})")
     _check_dtype("the matrix", values.dtype)
     if values.dim() == 0 or values.shape[-1] != nnz:
-        raise ShapeError(f"values have shape {tuple(values.shape)}, but the pattern has {nnz} entries: expected (..., {nnz})")
+        raise ShapeError(
+            f"values have shape {tuple(values.shape)}, but the pattern has {nnz} entries: expected (..., {nnz})"
+        )
     if values.device != device:
         raise DeviceError(f"values are on {values.device}, the pattern is on {device}")
     if values.device.type != "cpu":
@@ -59,7 +61,9 @@ def solve_values(
     is_vector = b.dim() == 1 or (b.dim() == values.dim() and b.shape == (*batch, n))
     rhs = b.unsqueeze(-2) if is_vector else b.mT if b.dim() >= 2 else b  # vectors as rows: (..., k, n)
     if b.dim() == 0 or rhs.shape[-1] != n:
-        raise ShapeError(f"b has shape {tuple(b.shape)} for a matrix of shape {(*batch, n, n)}; expected (..., {n}) or (..., {n}, k)")
+        raise ShapeError(
+            f"b has shape {tuple(b.shape)} for a matrix of shape {(*batch, n, n)}; expected (..., {n}) or (..., {n}, k)"
+        )
     try:
         full = torch.broadcast_shapes(batch, rhs.shape[:-2])
     except RuntimeError:

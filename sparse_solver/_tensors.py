@@ -35,8 +35,14 @@ class Skeleton:
             return torch.sparse_coo_tensor(
                 self.indices[0], values, self.size, is_coalesced=self.is_coalesced, check_invariants=False
             )
+        compressed, plain = self.indices
         return torch.sparse_compressed_tensor(
-            *self.indices, values, self.size, layout=self.layout, check_invariants=False
+            compressed,
+            plain,
+            values,
+            self.size,
+            layout=self.layout,
+            check_invariants=False,  # type: ignore[call-arg, arg-type, misc]
         )
 
 
@@ -61,7 +67,9 @@ class _Entries(Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise TransformError("forward-mode derivatives in a sparse tensor are not supported; use Pattern.solve(values, b)")
+        raise TransformError(
+            "forward-mode derivatives in a sparse tensor are not supported; use Pattern.solve(values, b)"
+        )
 
 
 class _Assemble(Function):
@@ -79,7 +87,9 @@ class _Assemble(Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise TransformError("forward-mode derivatives of a sparse tensor are not supported; use Pattern.solve(values, b)")
+        raise TransformError(
+            "forward-mode derivatives of a sparse tensor are not supported; use Pattern.solve(values, b)"
+        )
 
 
 def entries(A: Tensor) -> tuple[Structure, Tensor]:
@@ -177,7 +187,9 @@ def check_coo(rows: Tensor, cols: Tensor, shape: tuple[int, int]) -> None:
             what = index.dtype if isinstance(index, Tensor) else type(index).__name__
             raise IndexRangeError(f"{name} is {what}; expected a tensor of torch.int64 or torch.int32")
     if rows.dim() != 1 or rows.shape != cols.shape:
-        raise IndexRangeError(f"rows and cols have shapes {tuple(rows.shape)} and {tuple(cols.shape)}; expected (nnz,) twice")
+        raise IndexRangeError(
+            f"rows and cols have shapes {tuple(rows.shape)} and {tuple(cols.shape)}; expected (nnz,) twice"
+        )
     if rows.device != cols.device:
         raise IndexRangeError(f"rows are on {rows.device}, cols on {cols.device}")
     for name, index, count in (("row", rows, shape[0]), ("column", cols, shape[1])):

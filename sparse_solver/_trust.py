@@ -103,26 +103,25 @@ class Trusted:
                 return 0.0 if step < 2 else best
             v = v / size
             Av = self._apply(v, False)
-            distance = float((Av.abs() / self._magnitude(v, False)).nan_to_num(nan=0.0).max())
+            distance = _largest_ratio(Av, self._magnitude(v, False))
             if step > 2 and not distance < best / 2:
                 return min(best, distance)
             best = min(best, distance)
         return best
 
     def _refined(self, x: Tensor, rhs: Tensor, transpose: bool) -> tuple[Tensor, float]:
-        """`x` after as many steps of iterative refinement as help, and its backward error."""
-        error = _INFINITY
-        for _ in range(4):
+        """`x` after as many steps of iterative refinement as help, at most three, and its backward error."""
+        best, error = x, _INFINITY
+        for step in range(4):
             residual = rhs - self._apply(x, transpose)
-            scale = self._magnitude(x, transpose) + rhs.abs()
-            found = float((residual.abs() / scale).nan_to_num(nan=0.0).max())
-            if not found < error / 2:
-                return (x, found) if found < error else (previous, error)
-            previous, error = x, found
-            if error <= 8 * self._eps:
+            found = _largest_ratio(residual, self._magnitude(x, transpose) + rhs.abs())
+            helped = found < error / 2
+            if found < error:
+                best, error = x, found
+            if not helped or error <= 8 * self._eps or step == 3:
                 break
             x = x + self.factor.solve(residual, transpose)
-        return previous, error
+        return best, error
 
     def _scattered(self) -> Tensor:
         """(1, n) scattered numbers, always the same ones; vmap forbids torch's generators where this may be called.
@@ -155,3 +154,9 @@ class Trusted:
             f"singular (a graph or mesh Laplacian needs an anchor: a fixed vertex, or a multiple of the identity or of "
             f"the mass matrix added)"
         )
+
+
+def _largest_ratio(numerator: Tensor, denominator: Tensor) -> float:
+    """max_i |numerator_i| / denominator_i with 0 / 0 = 0; infinite where something overflowed."""
+    ratio = numerator.abs() / denominator
+    return float(ratio.masked_fill(denominator == 0, 0).nan_to_num(nan=_INFINITY).max())

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch.linalg import LinAlgError
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 
 class SparseSolverError(Exception):

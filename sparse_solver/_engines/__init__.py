@@ -122,9 +122,12 @@ def _symbolic_key(engine: str, kind: Kind, dtype: torch.dtype, stored: str | Non
 def _require(name: str, kind: Kind, dtype: torch.dtype) -> None:
     found = engine_named(name).availability()
     if found.missing is not None:
-        raise EngineUnavailableError(f"the engine {name!r} is not available: {found.missing}", engine=name, hint=found.missing)
+        raise EngineUnavailableError(
+            f"the engine {name!r} is not available: {found.missing}", engine=name, hint=found.missing
+        )
     if not engine_named(name).supports(kind, dtype):
         able = [other for other in _MODULES if engine_named(other).supports(kind, dtype)]
         raise EngineUnsupportedError(
-            f"the engine {name!r} cannot factor a {kind} matrix of {dtype}; {' and '.join(map(repr, able))} can", engine=name
+            f"the engine {name!r} cannot factor a {kind} matrix of {dtype}; {' and '.join(map(repr, able))} can",
+            engine=name,
         )

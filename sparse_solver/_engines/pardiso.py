@@ -17,6 +17,7 @@ import importlib.metadata
 import os
 import sys
 import weakref
+from collections.abc import Callable
 from ctypes import POINTER, byref, c_char_p, c_int, c_int64, c_void_p
 from ctypes.util import find_library
 from functools import cache
@@ -75,7 +76,7 @@ class _Library:
         runtime.mkl_get_version_string.argtypes, runtime.mkl_get_version_string.restype = [c_char_p, c_int], None
         runtime.mkl_get_version_string(version, len(version))
         self.version = version.value.decode().strip()
-        self._get_diagonal: ctypes._CFuncPtr | None = None
+        self._get_diagonal: Callable[..., None] | None = None
         self._looked_for_diagonal = False
 
     def diagonal(self, pt: ctypes.Array[c_int64], slot: int, n: int, dtype: torch.dtype) -> Tensor | None:
@@ -94,7 +95,9 @@ class _Library:
         if self._get_diagonal is None:
             return None
         factored, original, error = torch.zeros(n, dtype=dtype), torch.zeros(n, dtype=dtype), c_int64(0)
-        self._get_diagonal(ctypes.addressof(pt), factored.data_ptr(), original.data_ptr(), byref(c_int64(slot)), byref(error))
+        self._get_diagonal(
+            ctypes.addressof(pt), factored.data_ptr(), original.data_ptr(), byref(c_int64(slot)), byref(error)
+        )
         return factored if error.value == 0 else None
 
 
@@ -120,7 +123,9 @@ def _candidates() -> list[str]:
     found: list[str] = []
     try:
         for file in importlib.metadata.files("mkl") or []:
-            if file.name.startswith(("libmkl_rt.so", "mkl_rt.")) and file.name.endswith((".dll",) if os.name == "nt" else ""):
+            if file.name.startswith(("libmkl_rt.so", "mkl_rt.")) and file.name.endswith(
+                (".dll",) if os.name == "nt" else ""
+            ):
                 found.append(str(Path(str(file.locate())).resolve()))
     except importlib.metadata.PackageNotFoundError:
         pass
@@ -172,10 +177,25 @@ class _Handle:
             self._release_dead()
             threads = _threads() if phase == _SOLVE else self.threads
             error = _call(
-                self.library, threads, self.pt, self.matrix_type, phase, self.n, self.layout, iparm, slot, values, rhs, x
+                self.library,
+                threads,
+                self.pt,
+                self.matrix_type,
+                phase,
+                self.n,
+                self.layout,
+                iparm,
+                slot,
+                values,
+                rhs,
+                x,
             )
             # At once, and before any other slot is released: afterwards pardiso_getdiag reads freed memory.
-            diagonal = self.library.diagonal(self.pt, slot, self.n, values.dtype) if pivots and values is not None and not error else None
+            diagonal = (
+                self.library.diagonal(self.pt, slot, self.n, values.dtype)
+                if pivots and values is not None and not error
+                else None
+            )
         if self._dead:  # one died while the lock was held by this call
             self._release_if_idle()
         return error, list(iparm), diagonal

@@ -34,7 +34,7 @@ class QdldlSymbolic:
         self._n = structure.shape[0]
         self._idle: deque[Any] = deque()
         solver = self._new_solver()
-        self.nnz = self._n + solver.factors()[0].nnz
+        self.nnz: int = self._n + solver.factors()[0].nnz
         # An integer and a float an entry of the factor; the permuted matrix has a map besides.
         self.bytes_each = 16 * (self.nnz + 2 * self.layout.nnz)
         self._idle.append(solver)
@@ -92,7 +92,9 @@ class QdldlFactor:
                 row=row,
                 engine="qdldl",
             )
-        diagonal = values[self.layout.crow[1:] - 1].to(torch.float64).numpy()  # a row of the lower triangle ends with it
+        diagonal = (
+            values[self.layout.crow[1:] - 1].to(torch.float64).numpy()
+        )  # a row of the lower triangle ends with it
         self.smallest_pivot: float | None = float((pivots / diagonal[order]).min())
 
     def solve(self, rhs: Tensor, transpose: bool) -> Tensor:

@@ -1,0 +1,42 @@
+# `make demo` and `make test` need Python (3.10 or newer), make and git; everything else goes into .venv.
+PYTHON ?= python3
+RUN = .venv/bin/python
+
+.PHONY: demo test lint types tests without-pardiso format clean
+
+demo: .venv/installed
+	$(RUN) examples/minimal.py
+
+test: lint types tests without-pardiso
+
+lint: .venv/test-installed
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+types: .venv/test-installed
+	$(RUN) -m mypy
+
+tests: .venv/test-installed
+	$(RUN) -m pytest -q
+
+# The same tests as on a machine for which there is no MKL.
+without-pardiso: .venv/test-installed
+	SPARSE_SOLVER_MKL=/nowhere $(RUN) -m pytest -q
+
+format: .venv/test-installed
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+.venv/installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check torch==$$(sed -n 's/^torch==//p' requirements.txt)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+.venv/test-installed: .venv/installed requirements-test.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache
