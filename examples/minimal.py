@@ -51,7 +51,8 @@ def ring_with_chords(n: int) -> Tensor:
 def learn(n: int, steps: int) -> tuple[list[float], list[float]]:
     """Adam on the logarithms of the weights; the loss and the milliseconds of each step."""
     edges, b = ring_with_chords(n), torch.randn(n, dtype=torch.double)
-    pattern = ss.Pattern(*laplacian_indices(edges, n), (n, n))  # analysed once, at the first solve
+    rows, cols = laplacian_indices(edges, n)
+    pattern = ss.Pattern(rows, cols, (n, n))  # analysed once, at the first solve
 
     def solve(theta: Tensor) -> Tensor:
         return pattern.solve(laplacian_values(theta.exp(), n), b, assume="spd")

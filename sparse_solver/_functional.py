@@ -73,7 +73,8 @@ def factorize(
     tensor([0.0909, 0.6364])
     """
     structure, values = _taken_apart(A)
-    return Factorization(structure, values, Options(assume, triangle, engine))
+    factorization: Factorization = Factorization(structure, values, Options(assume, triangle, engine))
+    return factorization
 
 
 @torch.compiler.disable  # sparse tensors cannot be part of a graph: it breaks here

@@ -75,7 +75,7 @@ def solve_compiled(
             "forward-mode derivatives (torch.func.jvp, jacfwd, forward_ad.dual_level) of a sparse solve cannot be compiled; "
             "call it outside of torch.compile"
         )
-    x, _ = _solve(
+    x: Tensor = _solve(
         values,
         rhs,
         rows,
@@ -86,5 +86,5 @@ def solve_compiled(
         transpose,
         True,
         no_token(),
-    )
+    )[0]
     return x

@@ -141,7 +141,8 @@ class Pattern:
         >>> F.solve(torch.ones(2))
         tensor([1.0000, 0.5000])
         """
-        return Factorization(self._structure, values, Options(assume, triangle, engine))
+        factorization: Factorization = Factorization(self._structure, values, Options(assume, triangle, engine))
+        return factorization
 
     def tensor(self, values: Tensor, layout: torch.layout = torch.sparse_coo) -> Tensor:
         """The sparse tensor A(values), duplicates summed and indices sorted; differentiable in `values`.

@@ -108,7 +108,8 @@ class Structure:
         """(n,) the diagonal of the matrix with these canonical values; zero where it is not stored."""
         if canonical.numel() == 0:
             return canonical.new_zeros(min(self.shape))
-        return canonical.index_select(0, self.diagonal.clamp(min=0)).masked_fill(self.diagonal < 0, 0)
+        at: Tensor = self.diagonal
+        return canonical.index_select(0, at.clamp(min=0)).masked_fill(at < 0, 0)
 
     def empty_line(self, triangle: str | None) -> tuple[str, int] | None:
         """The first row or column without a stored entry, which makes any values singular."""
