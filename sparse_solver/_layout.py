@@ -46,7 +46,7 @@ class Layout:
         if self._has_gaps:
             values.masked_fill_(self.source < 0, 0)
         if hermitian and self.mirrored is not None and values.is_complex():
-            values = torch.where(self.mirrored, values.conj(), values).resolve_conj()
+            values = torch.where(self.mirrored, values.conj().resolve_conj(), values)
         return values
 
     @cached_property

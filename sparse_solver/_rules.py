@@ -60,7 +60,8 @@ def apply(values: Tensor, x: Tensor, places: Places) -> Tensor:
     y = torch.zeros_like(x).index_add(-1, rows, values.unsqueeze(-2) * x.index_select(-1, cols))
     if places.mirror is not None:
         mirrored = values.masked_fill(rows == cols, 0)
-        mirrored = mirrored.conj() if places.mirror == "hermitian" else mirrored
+        # Resolved at once: compiled graphs run operators with the handling of lazy conjugates switched off.
+        mirrored = mirrored.conj().resolve_conj() if places.mirror == "hermitian" else mirrored
         y = y.index_add(-1, cols, mirrored.unsqueeze(-2) * x.index_select(-1, rows))
     return y
 

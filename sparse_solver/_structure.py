@@ -76,7 +76,7 @@ class Structure:
             return values
         if self._entry_of is not None:
             return values.index_select(-1, self._entry_of)
-        zeros = values.new_zeros((*values.shape[:-1], self.canonical_nnz))
+        zeros: Tensor = values.new_zeros((*values.shape[:-1], self.canonical_nnz))
         return zeros.index_add(-1, self.position, values)
 
     @cached_property

@@ -343,7 +343,7 @@ class PardisoFactor:
             raise _error(code, "factorisation")
         self.stable = kind == "spd"
         self.nnz = iparm[17] if iparm[17] > 0 else None
-        self.memory_bytes = iparm[16] * 1024  # (17): kilobytes for factorisation and solution
+        self.memory_bytes = iparm[16] * 1024 or None  # (17): kilobytes for factorisation and solution
         self.perturbed_pivots = iparm[13]
         if pivots is not None:
             diagonal = self.values[self.layout.crow[:-1]]  # a row of the upper triangle starts with it

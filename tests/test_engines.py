@@ -1,0 +1,269 @@
+"""The contract: what every engine must do, for every dtype, kind of matrix, layout and transform, against dense torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from problems import COMPLEX, DTYPES, TOLERANCE, Problem, independent, kinds_of, problem, rhs
+from torch import Tensor
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+
+import sparse_solver as ss
+from sparse_solver import _engines
+
+DOUBLE = (torch.float64, torch.complex128)
+
+
+def cases(dtypes: tuple[torch.dtype, ...]) -> Iterator[object]:
+    for engine in _engines.names():
+        found = ss.engines()[engine]
+        missing = pytest.mark.skipif(not found.installed, reason=str(found))
+        for dtype in dtypes:
+            for kind in kinds_of(dtype):
+                if _engines.engine_named(engine).supports(kind, dtype):
+                    name = f"{engine}-{str(dtype).removeprefix('torch.')}-{kind}"
+                    yield pytest.param(engine, problem(kind, dtype), marks=missing, id=name)
+
+
+every = pytest.mark.parametrize(("engine", "p"), list(cases(DTYPES)))
+double = pytest.mark.parametrize(("engine", "p"), list(cases(DOUBLE)))
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    tolerance = TOLERANCE[expected.dtype]
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * float(expected.detach().abs().max()))
+
+
+def coo(p: Problem) -> Tensor:
+    return torch.sparse_coo_tensor(torch.stack((p.rows, p.cols)), p.values, p.shape).coalesce()
+
+
+def shuffled(p: Problem) -> Tensor:
+    order = torch.randperm(p.values.numel())
+    return torch.sparse_coo_tensor(torch.stack((p.rows, p.cols))[:, order], p.values[order], p.shape)
+
+
+def duplicated(p: Problem) -> Tensor:
+    """Every entry in two parts, at random places of the list."""
+    part = torch.rand(p.values.numel(), dtype=p.values.real.dtype)
+    indices, values = torch.stack((p.rows, p.cols)), torch.cat((p.values * part, p.values * (1 - part)))
+    order = torch.randperm(values.numel())
+    return torch.sparse_coo_tensor(torch.cat((indices, indices), 1)[:, order], values[order], p.shape)
+
+
+def csr32(p: Problem) -> Tensor:
+    A = coo(p).to_sparse_csr()
+    return torch.sparse_csr_tensor(A.crow_indices().int(), A.col_indices().int(), A.values(), A.shape)
+
+
+LAYOUTS: dict[str, Callable[[Problem], Tensor]] = {
+    "coo": coo,
+    "coo-shuffled": shuffled,
+    "coo-duplicates": duplicated,
+    "csr": lambda p: coo(p).to_sparse_csr(),
+    "csr-int32": csr32,
+    "csc": lambda p: coo(p).to_sparse_csc(),
+}
+
+
+@every
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("columns", [None, 1, 3])
+def test_solves_like_dense_torch(engine: str, p: Problem, transpose: bool, columns: int | None) -> None:
+    b = rhs(p.n, *([] if columns is None else [columns]), dtype=p.values.dtype)
+    P = ss.Pattern(p.rows, p.cols, p.shape)
+    x = P.solve(p.values, b, assume=p.kind, transpose=transpose, engine=engine)
+    close(x, torch.linalg.solve(p.dense.mT if transpose else p.dense, b))
+    F = P.factorize(p.values, assume=p.kind, engine=engine)
+    close(F.solve(b, transpose=transpose), x)
+    assert F.info.engine == engine
+    assert F.info.assume == p.kind
+
+
+@every
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_and_their_gradients(engine: str, p: Problem, layout: str) -> None:
+    A = LAYOUTS[layout](p).requires_grad_()
+    b = rhs(p.n, 2, dtype=p.values.dtype).requires_grad_()
+    x_bar = rhs(p.n, 2, dtype=p.values.dtype, seed=5)
+    x = ss.solve(A, b, assume=p.kind, engine=engine)
+    A_bar, b_bar = torch.autograd.grad(x, (A, b), x_bar)
+
+    dense = p.dense.clone().requires_grad_()
+    expected_A_bar, expected_b_bar = torch.autograd.grad(torch.linalg.solve(dense, b), (dense, b), x_bar)
+    close(x, torch.linalg.solve(p.dense, b))
+    close(b_bar, expected_b_bar)
+    assert A_bar.layout == A.layout
+    close(A_bar.to_dense(), expected_A_bar * (p.dense != 0))
+    if layout == "coo-shuffled":
+        assert torch.equal(A_bar._indices(), A._indices())
+
+
+@every
+@pytest.mark.parametrize("triangle", ["lower", "upper"])
+@pytest.mark.parametrize("transpose", [False, True])
+def test_one_triangle(engine: str, p: Problem, triangle: str, transpose: bool) -> None:
+    if p.kind == "general":
+        pytest.skip("a general matrix has no redundant triangle")
+    kept = p.rows >= p.cols if triangle == "lower" else p.rows <= p.cols
+    rows, cols, values = p.rows[kept], p.cols[kept], p.values[kept].clone().requires_grad_()
+    b, x_bar = rhs(p.n, 2, dtype=p.values.dtype), rhs(p.n, 2, dtype=p.values.dtype, seed=5)
+    P = ss.Pattern(rows, cols, p.shape)
+    x = P.solve(values, b, assume=p.kind, triangle=triangle, transpose=transpose, engine=engine)
+
+    part = torch.zeros(p.shape, dtype=p.values.dtype).index_put((rows, cols), values)
+    off = part - torch.diag(part.diagonal())
+    dense = part + (off.mH if p.kind in ("spd", "hermitian") else off.mT)
+    expected = torch.linalg.solve(dense.mT if transpose else dense, b)
+    close(x, expected)
+    (values_bar,) = torch.autograd.grad(x, values, x_bar)
+    (expected_values_bar,) = torch.autograd.grad(expected, values, x_bar)
+    close(values_bar, expected_values_bar)
+
+
+def functions(engine: str, p: Problem, transpose: bool = False) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """(values, b) -> x by the engine and by dense torch."""
+    P = ss.Pattern(p.rows, p.cols, p.shape)
+    keep = independent(p.kind, p.values, p.rows, p.cols)
+
+    def sparse(values: Tensor, b: Tensor) -> Tensor:
+        return P.solve(keep(values), b, assume=p.kind, transpose=transpose, engine=engine)
+
+    def dense(values: Tensor, b: Tensor) -> Tensor:
+        A = torch.zeros(p.shape, dtype=values.dtype).index_put((p.rows, p.cols), keep(values))
+        return torch.linalg.solve(A.mT if transpose else A, b)
+
+    return sparse, dense
+
+
+@double
+@pytest.mark.parametrize("transpose", [False, True])
+def test_gradcheck(engine: str, p: Problem, transpose: bool) -> None:
+    p = problem(p.kind, p.values.dtype, n=4)
+    sparse, _ = functions(engine, p, transpose)
+    inputs = (p.values.clone().requires_grad_(), rhs(p.n, 2, dtype=p.values.dtype).requires_grad_())
+    # torch's first vmap fails on the conjugate that `independent` takes, in forward mode.
+    lazy = p.values.dtype in COMPLEX and p.kind in ("spd", "hermitian")
+    assert gradcheck(
+        sparse, inputs, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=not lazy
+    )
+    assert gradgradcheck(sparse, inputs, check_fwd_over_rev=True)
+
+
+@double
+@pytest.mark.parametrize("transpose", [False, True])
+def test_forward_mode(engine: str, p: Problem, transpose: bool) -> None:
+    sparse, dense = functions(engine, p, transpose)
+    b = rhs(p.n, 2, dtype=p.values.dtype)
+    tangents = (rhs(p.values.numel(), dtype=p.values.dtype), rhs(p.n, 2, dtype=p.values.dtype, seed=7))
+    expected = torch.func.jvp(dense, (p.values, b), tangents)[1]
+    close(torch.func.jvp(sparse, (p.values, b), tangents)[1], expected)
+    with forward_ad.dual_level():
+        x = sparse(forward_ad.make_dual(p.values, tangents[0]), forward_ad.make_dual(b, tangents[1]))
+        close(forward_ad.unpack_dual(x).tangent, expected)
+
+
+@double
+def test_transforms(engine: str, p: Problem) -> None:
+    sparse, dense = functions(engine, p)
+    values, b = p.values, rhs(p.n, dtype=p.values.dtype)
+    x_bar = rhs(p.n, dtype=p.values.dtype, seed=5)
+    vjp = torch.func.vjp(sparse, values, b)[1](x_bar)
+    for actual, expected in zip(vjp, torch.func.vjp(dense, values, b)[1](x_bar), strict=True):
+        close(actual, expected)
+    for argument in (0, 1):
+        if p.values.dtype not in COMPLEX:  # torch defines Jacobians of real functions only
+            close(torch.func.jacfwd(sparse, argument)(values, b), torch.func.jacfwd(dense, argument)(values, b))
+            close(torch.func.jacrev(sparse, argument)(values, b), torch.func.jacrev(dense, argument)(values, b))
+
+    def loss(solve: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda values, b: solve(values, b).abs().square().sum()
+
+    for argument in (0, 1):
+        close(torch.func.grad(loss(sparse), argument)(values, b), torch.func.grad(loss(dense), argument)(values, b))
+        if p.values.dtype not in COMPLEX:
+            close(
+                torch.func.hessian(loss(sparse), argument)(values, b),
+                torch.func.hessian(loss(dense), argument)(values, b),
+            )
+
+
+@double
+@pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0), (None, 1)])
+def test_vmap(engine: str, p: Problem, in_dims: tuple[int | None, int | None]) -> None:
+    sparse, dense = functions(engine, p)
+    factors = torch.tensor([1.0, 1.5, 2.0], dtype=p.values.dtype)
+    values = p.values if in_dims[0] is None else factors.unsqueeze(1) * p.values
+    b = rhs(p.n, dtype=p.values.dtype)
+    if in_dims[1] is not None:
+        b = rhs(3, p.n, dtype=p.values.dtype).movedim(0, in_dims[1])
+
+    def one(i: int) -> tuple[Tensor, Tensor]:
+        return (
+            values if in_dims[0] is None else values.select(in_dims[0], i),
+            b if in_dims[1] is None else b.select(in_dims[1], i),
+        )
+
+    def loss(solve: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return torch.func.grad(lambda values, b: solve(values, b).abs().square().sum())
+
+    close(torch.func.vmap(sparse, in_dims)(values, b), torch.stack([dense(*one(i)) for i in range(3)]))
+    close(torch.func.vmap(loss(sparse), in_dims)(values, b), torch.stack([loss(dense)(*one(i)) for i in range(3)]))
+    # The graph of a vmapped solve, too, leads back through vmap.
+    leaf = values.clone().requires_grad_()
+    (mine,) = torch.autograd.grad(torch.func.vmap(sparse, in_dims)(leaf, b).abs().square().sum(), leaf)
+    expected = torch.stack([loss(dense)(*one(i)) for i in range(3)])
+    close(mine, expected.sum(0) if in_dims[0] is None else expected)
+
+
+@double
+def test_compiled(engine: str, p: Problem) -> None:
+    sparse, _ = functions(engine, p)
+    torch._dynamo.reset()
+    compiled = torch.compile(sparse, fullgraph=True, backend="aot_eager")
+    values, b = p.values.clone().requires_grad_(), rhs(p.n, dtype=p.values.dtype).requires_grad_()
+    x_bar = rhs(p.n, dtype=p.values.dtype, seed=5)
+    close(compiled(values, b), sparse(values, b))
+    for actual, expected in zip(
+        torch.autograd.grad(compiled(values, b), (values, b), x_bar),
+        torch.autograd.grad(sparse(values, b), (values, b), x_bar),
+        strict=True,
+    ):
+        close(actual, expected)
+
+
+@every
+def test_batched_values_share_one_analysis(engine: str, p: Problem) -> None:
+    P = ss.Pattern(p.rows, p.cols, p.shape)
+    values = torch.stack((p.values, 2 * p.values, p.values / 4))
+    b = rhs(3, p.n, 2, dtype=p.values.dtype)
+    dense = torch.stack((p.dense, 2 * p.dense, p.dense / 4))
+    close(P.solve(values, b, assume=p.kind, engine=engine), torch.linalg.solve(dense, b))
+    F = P.factorize(values, assume=p.kind, engine=engine)
+    assert F.info.analysis_seconds == 0
+    assert F.shape == (3, p.n, p.n)
+    close(F.solve(b), torch.linalg.solve(dense, b))
+
+
+@every
+def test_info_is_about_this_factor(engine: str, p: Problem) -> None:
+    P = ss.Pattern(p.rows, p.cols, p.shape)
+    first = P.factorize(p.values, assume=p.kind, engine=engine).info
+    second = P.factorize(2 * p.values, assume=p.kind, engine=engine).info
+    assert first.analysis_seconds > 0
+    assert second.analysis_seconds == 0
+    for info in (first, second):
+        assert info.factorization_seconds > 0
+        assert (info.n, info.nnz, info.engine_reason) == (p.n, p.values.numel(), "asked for")
+        assert info.factor_nnz is None or p.n <= info.factor_nnz <= p.n**2 + p.n
+        assert info.memory_bytes is None or info.memory_bytes > 0
+
+
+@every
+@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e6, 1e30])
+def test_the_scale_of_the_matrix_does_not_matter(engine: str, p: Problem, scale: float) -> None:
+    b = rhs(p.n, dtype=p.values.dtype)
+    x = ss.Pattern(p.rows, p.cols, p.shape).solve(p.values * scale, b * scale, assume=p.kind, engine=engine)
+    close(x, torch.linalg.solve(p.dense, b))
