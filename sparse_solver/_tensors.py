@@ -52,7 +52,9 @@ class _Entries(Function):
 
     @staticmethod
     def forward(A: Tensor, skeleton: Skeleton, summed: Structure | None, order: Tensor | None) -> Tensor:
-        values = A._values() if A.layout == torch.sparse_coo else A.values()
+        # `.data`: with a version counter of its own. Overwriting A after the solve does no harm to its derivatives,
+        # which need the factor but not the values; autograd must not refuse them.
+        values = A._values().data if A.layout == torch.sparse_coo else A.values().data
         if summed is None:
             return values
         return summed.canonical(values) if order is None else summed.canonical(values).index_select(-1, order)

@@ -136,10 +136,11 @@ def _candidates() -> list[str]:
 
 
 # PARDISO follows torch.set_num_threads. Two things force the hand:
+# The two-level method lays out its data for the threads of the analysis. Any later phase with another number of
+# threads crashes or, worse, gives wrong numbers without an error (seen with MKL 2026.2), so that a handle keeps to the
+# threads of its analysis, and another number of threads takes another handle.
 # A child of a process that has solved with several threads hangs inside the OpenMP runtime, whose threads did not
-# survive the fork, unless it solves with one.
-# The two-level method lays out its data for the threads of the analysis; a factorisation with another number of
-# threads crashes or, worse, gives wrong numbers without an error (seen with MKL 2026.2). Substitutions may differ.
+# survive the fork, unless it solves with one; a factor from before the fork is of no use there.
 _forked = False
 
 
@@ -156,53 +157,92 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-class _Handle:
-    """PARDISO's internal data for one pattern: an analysis, and a slot for each live factor."""
+class _Native:
+    """PARDISO's arguments that stay the same from call to call, and the call itself."""
 
     def __init__(self, library: _Library, matrix_type: int, layout: Layout, n: int, iparm: list[int]):
-        self.library, self.layout, self.n, self.iparm, self.matrix_type = library, layout, n, iparm, matrix_type
-        self.threads = _threads()
+        self.library, self.matrix_type, self.layout, self.n, self.iparm = library, matrix_type, layout, n, iparm
         self.pt = (c_int64 * 64)()
+        self.threads = _threads()
+
+    def call(
+        self, phase: int, slot: int = 1, values: Tensor | None = None, rhs: Tensor | None = None, x: Tensor | None = None,
+        transpose: bool = False,
+    ) -> tuple[int, list[int]]:  # fmt: skip
+        """Runs one phase; returns the error code and what iparm holds afterwards."""
+        error = c_int64(0)
+        iparm = (c_int64 * 64)(*self.iparm)
+        iparm[11] = 2 if transpose else 0  # (12): solve with the transpose
+        before = self.library.set_threads(self.threads)
+        try:
+            self.library.pardiso(
+                ctypes.addressof(self.pt), byref(c_int64(_FACTORS_PER_HANDLE)), byref(c_int64(slot)),
+                byref(c_int64(self.matrix_type)), byref(c_int64(phase)), byref(c_int64(self.n)),
+                None if values is None else values.data_ptr(), self.layout.crow.data_ptr(), self.layout.col.data_ptr(),
+                None, byref(c_int64(1 if rhs is None else rhs.shape[0])), ctypes.addressof(iparm), byref(c_int64(0)),
+                None if rhs is None else rhs.data_ptr(), None if x is None else x.data_ptr(), byref(error),
+            )  # fmt: skip
+        finally:
+            self.library.set_threads(before)
+        return error.value, list(iparm)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether this is the handle of a parent, in its child, which must not be touched there."""
+        return _forked and self.threads > 1
+
+    def release(self, phase: int, slot: int = 1) -> None:
+        if not self.is_lost:
+            self.call(phase, slot)
+
+
+class _Handle:
+    """An analysis, and a slot for each live factor; one thread at a time."""
+
+    def __init__(self, library: _Library, matrix_type: int, layout: Layout, n: int, iparm: list[int]):
+        self.layout = layout
+        self._native = _Native(library, matrix_type, layout, n, iparm)
         self._lock = ForkSafeLock()
         self._free = list(range(_FACTORS_PER_HANDLE, 0, -1))
         self._dead: list[int] = []
-        weakref.finalize(self, _release_handle, library, self.pt, matrix_type, n, layout, iparm).atexit = False
+        weakref.finalize(self, self._native.release, _RELEASE_ALL).atexit = False
 
-    def call(self, phase: int, slot: int, values: Tensor | None, rhs: Tensor | None = None, x: Tensor | None = None,
-             transpose: bool = False, pivots: bool = False) -> tuple[int, list[int], Tensor | None]:  # fmt: skip
-        """Runs one phase; returns the error code, what iparm holds afterwards, and the pivots if asked for."""
-        iparm = (c_int64 * 64)(*self.iparm)
-        iparm[11] = 2 if transpose else 0  # (12): solve with the transpose
+    @property
+    def is_lost(self) -> bool:
+        return self._native.is_lost
+
+    def analyze(self, values: Tensor | None) -> int | None:
+        """Makes the analysis; returns the predicted entries of the factor."""
+        with self._lock:
+            code, iparm = self._native.call(_ANALYSIS, values=values)
+        if code:
+            raise _error(code, "analysis")
+        return iparm[17] if iparm[17] > 0 else None
+
+    def factor(self, slot: int, values: Tensor, pivots: bool) -> tuple[int, list[int], Tensor | None]:
+        """Factors into the slot; returns the error code, iparm, and the pivots if asked for and to be had."""
         with self._lock:
             self._release_dead()
-            threads = _threads() if phase == _SOLVE else self.threads
-            error = _call(
-                self.library,
-                threads,
-                self.pt,
-                self.matrix_type,
-                phase,
-                self.n,
-                self.layout,
-                iparm,
-                slot,
-                values,
-                rhs,
-                x,
-            )
-            # At once, and before any other slot is released: afterwards pardiso_getdiag reads freed memory.
-            diagonal = (
-                self.library.diagonal(self.pt, slot, self.n, values.dtype)
-                if pivots and values is not None and not error
-                else None
-            )
-        if self._dead:  # one died while the lock was held by this call
-            self._release_if_idle()
-        return error, list(iparm), diagonal
+            code, iparm = self._native.call(_FACTORIZATION, slot, values)
+            # At once: when another slot has been released, pardiso_getdiag reads freed memory.
+            native = self._native
+            diagonal = native.library.diagonal(native.pt, slot, native.n, values.dtype) if pivots and not code else None
+        self._release_if_idle()
+        return code, iparm, diagonal
+
+    def solve(self, slot: int, values: Tensor, rhs: Tensor, transpose: bool) -> Tensor:
+        x = torch.empty_like(rhs)
+        with self._lock:
+            code, _ = self._native.call(_SOLVE, slot, values, rhs, x, transpose)
+        self._release_if_idle()
+        if code:
+            raise _error(code, "substitution")
+        return x
 
     def take(self) -> int | None:
+        """A free slot, for a factorisation with the threads of this call; None if there is none."""
         with self._lock:
-            return self._free.pop() if self._free else None
+            return self._free.pop() if self._free and self._native.threads == _threads() else None
 
     def give_back(self, slot: int) -> None:
         """Runs whenever and wherever a factor dies, also inside a garbage collection: never waits for the lock."""
@@ -210,7 +250,7 @@ class _Handle:
         self._release_if_idle()
 
     def _release_if_idle(self) -> None:
-        if self._lock.acquire(blocking=False):
+        if self._dead and self._lock.acquire(blocking=False):
             try:
                 self._release_dead()
             finally:
@@ -219,33 +259,8 @@ class _Handle:
     def _release_dead(self) -> None:
         while self._dead:
             slot = self._dead.pop()
-            iparm = (c_int64 * 64)(*self.iparm)
-            _call(self.library, 1, self.pt, self.matrix_type, _RELEASE_FACTOR, self.n, self.layout, iparm, slot)
+            self._native.release(_RELEASE_FACTOR, slot)
             self._free.append(slot)
-
-
-def _call(library: _Library, threads: int, pt: ctypes.Array[c_int64], matrix_type: int, phase: int, n: int,
-          layout: Layout, iparm: ctypes.Array[c_int64], slot: int = 1, values: Tensor | None = None, rhs: Tensor | None = None,
-          x: Tensor | None = None) -> int:  # fmt: skip
-    error = c_int64(0)
-    before = library.set_threads(threads)
-    try:
-        library.pardiso(
-            ctypes.addressof(pt), byref(c_int64(_FACTORS_PER_HANDLE)), byref(c_int64(slot)), byref(c_int64(matrix_type)),
-            byref(c_int64(phase)), byref(c_int64(n)), None if values is None else values.data_ptr(),
-            layout.crow.data_ptr(), layout.col.data_ptr(), None, byref(c_int64(1 if rhs is None else rhs.shape[0])),
-            ctypes.addressof(iparm), byref(c_int64(0)), None if rhs is None else rhs.data_ptr(),
-            None if x is None else x.data_ptr(), byref(error),
-        )  # fmt: skip
-    finally:
-        library.set_threads(before)
-    return error.value
-
-
-def _release_handle(
-    library: _Library, pt: ctypes.Array[c_int64], matrix_type: int, n: int, layout: Layout, iparm: list[int]
-) -> None:
-    _call(library, 1, pt, matrix_type, _RELEASE_ALL, n, layout, (c_int64 * 64)(*iparm))
 
 
 def _matrix_type(kind: Kind, dtype: torch.dtype) -> int:
@@ -279,59 +294,58 @@ class PardisoSymbolic:
     def __init__(
         self, library: _Library, layout: Layout, n: int, kind: Kind, dtype: torch.dtype, analysed: Tensor | None = None
     ):
-        self._library, self._layout, self._n, self._kind, self._dtype = library, layout, n, kind, dtype
+        self._library, self.layout, self._n, self.kind, self._dtype = library, layout, n, kind, dtype
         self._analysed = analysed
-        self._nnz: int | None = None
+        self.nnz: int | None = None
         self._lock = ForkSafeLock()
         self._handles = [self._analyze()]
 
     def _analyze(self) -> _Handle:
-        parameters = _parameters(self._kind, self._dtype, matching=self._analysed is not None)
-        handle = _Handle(self._library, _matrix_type(self._kind, self._dtype), self._layout, self._n, parameters)
-        code, iparm, _ = handle.call(_ANALYSIS, 1, self._analysed)
-        if code:
-            raise _error(code, "analysis")
-        self._nnz = iparm[17] if iparm[17] > 0 else None
+        parameters = _parameters(self.kind, self._dtype, matching=self._analysed is not None)
+        handle = _Handle(self._library, _matrix_type(self.kind, self._dtype), self.layout, self._n, parameters)
+        self.nnz = handle.analyze(self._analysed)
         return handle
 
     def factor_nnz(self, canonical: Tensor) -> int | None:
-        return self._nnz
+        return self.nnz
 
-    def _take(self) -> tuple[_Handle, int]:
+    def take(self) -> tuple[_Handle, int]:
+        """A handle for the threads of this call, and a free slot in it."""
         with self._lock:
             for handle in self._handles:
-                if handle.threads == _threads() and (slot := handle.take()) is not None:
+                if (slot := handle.take()) is not None:
                     return handle, slot
             self._handles.append(self._analyze())
-            return self._take()
+            return self.take()
 
     def _gather(self, canonical: Tensor) -> Tensor:
-        return self._layout.gather(canonical, is_hermitian(self._kind, self._dtype))
+        return self.layout.gather(canonical, is_hermitian(self.kind, self._dtype))
 
     def factor(self, canonical: Tensor) -> PardisoFactor:
-        handle, slot = self._take()
-        factor = PardisoFactor(handle, slot, self._gather(canonical))  # gives the slot back whatever happens next
-        factor.run(self._kind)
-        return factor
+        return PardisoFactor(self, self._gather(canonical))
 
     def retry(self, canonical: Tensor) -> PardisoSymbolic | None:
         values = self._gather(canonical)
-        if self._kind == "spd" or (self._analysed is not None and torch.equal(values, self._analysed)):
+        if self.kind == "spd" or (self._analysed is not None and torch.equal(values, self._analysed)):
             return None
-        return PardisoSymbolic(self._library, self._layout, self._n, self._kind, self._dtype, values)
+        return PardisoSymbolic(self._library, self.layout, self._n, self.kind, self._dtype, values)
 
 
 class PardisoFactor:
     flops: int | None = None  # the two-level method does not count them
     smallest_pivot: float | None = None
 
-    def __init__(self, handle: _Handle, slot: int, values: Tensor):
+    def __init__(self, symbolic: PardisoSymbolic, values: Tensor):
         # PARDISO keeps a pointer to `values` for its iterative refinement.
-        self._handle, self._slot, self.values, self.layout = handle, slot, values, handle.layout
-        weakref.finalize(self, handle.give_back, slot).atexit = False
+        self._symbolic, self.values, self.layout = symbolic, values, symbolic.layout
+        self.stable = symbolic.kind == "spd"
+        self._factor()
 
-    def run(self, kind: Kind) -> None:
-        code, iparm, pivots = self._handle.call(_FACTORIZATION, self._slot, self.values, pivots=kind == "spd")
+    def _factor(self) -> None:
+        self._handle, self._slot = self._symbolic.take()
+        weakref.finalize(self, self._handle.give_back, self._slot).atexit = False
+        kind = self._symbolic.kind
+        code, iparm, pivots = self._handle.factor(self._slot, self.values, pivots=kind == "spd")
         if code == -4 and kind == "spd":
             row = iparm[29] - 1  # (30): the equation, counted from one
             raise NotPositiveDefiniteError(
@@ -341,8 +355,7 @@ class PardisoFactor:
             )
         if code:
             raise _error(code, "factorisation")
-        self.stable = kind == "spd"
-        self.nnz = iparm[17] if iparm[17] > 0 else None
+        self.nnz = self._symbolic.nnz
         self.memory_bytes = iparm[16] * 1024 or None  # (17): kilobytes for factorisation and solution
         self.perturbed_pivots = iparm[13]
         if pivots is not None:
@@ -350,11 +363,9 @@ class PardisoFactor:
             self.smallest_pivot = float((pivots.real / diagonal.real).min())
 
     def solve(self, rhs: Tensor, transpose: bool) -> Tensor:
-        x = torch.empty_like(rhs)
-        code, _, _ = self._handle.call(_SOLVE, self._slot, self.values, rhs, x, transpose)
-        if code:
-            raise _error(code, "substitution")
-        return x
+        if self._handle.is_lost:
+            self._factor()
+        return self._handle.solve(self._slot, self.values, rhs, transpose)
 
 
 def _error(code: int, phase: str) -> Exception:

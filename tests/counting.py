@@ -1,0 +1,49 @@
+"""Counts what the engines are asked to do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from sparse_solver import _engines
+
+
+class Counts(Counter[str]):
+    """Calls of "analyze", "factor" and "solve", of all engines together."""
+
+
+def count(monkeypatch: pytest.MonkeyPatch) -> Counts:
+    """From now on, until the test ends."""
+    counts = Counts()
+
+    def counted(cls: type, name: str) -> None:
+        original = getattr(cls, name)
+
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            counts[name] += 1
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(cls, name, method)
+
+    from sparse_solver._engines import pardiso, qdldl, superlu
+
+    for engine in (pardiso.Pardiso, qdldl.Qdldl, superlu.Superlu):
+        counted(engine, "analyze")
+    for symbolic in (pardiso.PardisoSymbolic, qdldl.QdldlSymbolic, superlu.SuperluSymbolic):
+        counted(symbolic, "factor")
+    for factor in (pardiso.PardisoFactor, qdldl.QdldlFactor, superlu.SuperluFactor):
+        counted(factor, "solve")
+    return counts
+
+
+def installed(*kinds: str) -> list[str]:
+    """The engines that are installed here and take real double matrices of all these kinds."""
+    import torch
+
+    return [
+        name
+        for name, found in _engines.available().items()
+        if found.installed and all(_engines.engine_named(name).supports(kind, torch.float64) for kind in kinds)  # type: ignore[arg-type]
+    ]
