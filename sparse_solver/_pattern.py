@@ -162,9 +162,7 @@ class Pattern:
         if values.dim() != 1 and layout == torch.sparse_coo:
             raise LayoutError("a batch of matrices is stored as torch.sparse_csr or torch.sparse_csc")
         size = (*values.shape[:-1], *structure.shape)
-        skeleton, order = structure.remember(
-            ("skeleton", layout, size), lambda: canonical_skeleton(structure, layout, size)
-        )
+        skeleton, order = canonical_skeleton(structure, layout, size)
         canonical = structure.canonical(values)
         return assemble(canonical if order is None else canonical.index_select(-1, order), skeleton)
 
