@@ -67,12 +67,6 @@ class _Entries(Function):
     def backward(ctx: Any, values_bar: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
         return assemble(values_bar, ctx.skeleton), None, None, None
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise TransformError(
-            "forward-mode derivatives in a sparse tensor are not supported; use Pattern.solve(values, b)"
-        )
-
 
 class _Assemble(Function):
     @staticmethod
@@ -119,19 +113,20 @@ def assemble(values: Tensor, skeleton: Skeleton) -> Tensor:
 def canonical_skeleton(
     structure: Structure, layout: torch.layout, size: tuple[int, ...]
 ) -> tuple[Skeleton, Tensor | None]:
-    """The skeleton of a tensor with the canonical entries, and their order in it (None: as they are)."""
+    """The skeleton of a tensor with the canonical entries, and their order in it (None: as they are).
+
+    Its indices are new tensors, since the owner of the sparse tensor may write to them.
+    """
+    order = None
     if layout == torch.sparse_coo:
         indices: tuple[Tensor, ...] = (torch.stack((structure.canonical_rows, structure.col)),)
-        order = None
     elif layout == torch.sparse_csr:
-        indices, order = (structure.crow, structure.col), None
+        indices = (structure.crow.clone(), structure.col.clone())
     else:
-        order = torch.sort(structure.col, stable=True)[1]
+        order = structure.remember("column order", lambda: torch.sort(structure.col, stable=True)[1])
         indices = (row_pointers(structure.col[order], structure.shape[1]), structure.canonical_rows[order])
     if batch := size[:-2]:
         indices = tuple(index.expand(*batch, *index.shape).contiguous() for index in indices)
-    else:
-        indices = tuple(index.clone() for index in indices)  # the tensor that gets them may be written to
     return Skeleton(layout, size, indices, is_coalesced=layout == torch.sparse_coo), order
 
 
