@@ -76,8 +76,9 @@ class Structure:
             return values
         if self._entry_of is not None:
             return values.index_select(-1, self._entry_of)
-        zeros: Tensor = values.new_zeros((*values.shape[:-1], self.canonical_nnz))
-        return zeros.index_add(-1, self.position, values)
+        zeros = values.new_zeros((*values.shape[:-1], self.canonical_nnz))
+        summed: Tensor = zeros.index_add(-1, self.position, values)
+        return summed
 
     @cached_property
     def transpose_map(self) -> Tensor:
@@ -92,9 +93,9 @@ class Structure:
         both = torch.stack((torch.cat((rows, cols)), torch.cat((cols, rows))))
         number = torch.unique(both, dim=1, return_inverse=True)[1]
         here, there = number[: self.canonical_nnz], number[self.canonical_nnz :]
-        position = here.new_full((int(number.max()) + 1,), -1)
+        position: Tensor = here.new_full((int(number.max()) + 1,), -1)
         position[here] = torch.arange(self.canonical_nnz, device=self.device)
-        return position[there]
+        return position.index_select(0, there)
 
     @cached_property
     def diagonal(self) -> Tensor:

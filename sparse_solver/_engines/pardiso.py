@@ -79,8 +79,8 @@ class _Library:
         self._get_diagonal: Callable[..., None] | None = None
         self._looked_for_diagonal = False
 
-    def diagonal(self, pt: ctypes.Array[c_int64], slot: int, n: int, dtype: torch.dtype) -> Tensor | None:
-        """The pivots D of a symmetric factorisation, squared where the method is Cholesky; None if unavailable."""
+    def smallest_pivot(self, pt: ctypes.Array[c_int64], slot: int, n: int, dtype: torch.dtype) -> float | None:
+        """The smallest pivot of a Cholesky factorisation relative to its diagonal entry; None if unavailable."""
         if not self._looked_for_diagonal:
             # libmkl_rt exports the function for 32-bit integers only, and a handle of pardiso_64 crashes it. The
             # 64-bit one is in the interface library beside it, which can be loaded once libmkl_rt has loaded the core.
@@ -94,11 +94,12 @@ class _Library:
                 pass
         if self._get_diagonal is None:
             return None
+        # Both in the order of elimination, which is not the caller's.
         factored, original, error = torch.zeros(n, dtype=dtype), torch.zeros(n, dtype=dtype), c_int64(0)
         self._get_diagonal(
             ctypes.addressof(pt), factored.data_ptr(), original.data_ptr(), byref(c_int64(slot)), byref(error)
         )
-        return factored if error.value == 0 else None
+        return float((factored.real / original.real).min()) if error.value == 0 else None
 
 
 @cache
@@ -219,16 +220,16 @@ class _Handle:
             raise _error(code, "analysis")
         return iparm[17] if iparm[17] > 0 else None
 
-    def factor(self, slot: int, values: Tensor, pivots: bool) -> tuple[int, list[int], Tensor | None]:
-        """Factors into the slot; returns the error code, iparm, and the pivots if asked for and to be had."""
+    def factor(self, slot: int, values: Tensor, pivots: bool) -> tuple[int, list[int], float | None]:
+        """Factors into the slot; returns the error code, iparm, and the smallest pivot if asked for and to be had."""
+        native, smallest = self._native, None
         with self._lock:
             self._release_dead()
-            code, iparm = self._native.call(_FACTORIZATION, slot, values)
-            # At once: when another slot has been released, pardiso_getdiag reads freed memory.
-            native = self._native
-            diagonal = native.library.diagonal(native.pt, slot, native.n, values.dtype) if pivots and not code else None
+            code, iparm = native.call(_FACTORIZATION, slot, values)
+            if pivots and not code:  # at once: when another slot has been released, it reads freed memory
+                smallest = native.library.smallest_pivot(native.pt, slot, native.n, values.dtype)
         self._release_if_idle()
-        return code, iparm, diagonal
+        return code, iparm, smallest
 
     def solve(self, slot: int, values: Tensor, rhs: Tensor, transpose: bool) -> Tensor:
         x = torch.empty_like(rhs)
@@ -345,7 +346,7 @@ class PardisoFactor:
         self._handle, self._slot = self._symbolic.take()
         weakref.finalize(self, self._handle.give_back, self._slot).atexit = False
         kind = self._symbolic.kind
-        code, iparm, pivots = self._handle.factor(self._slot, self.values, pivots=kind == "spd")
+        code, iparm, self.smallest_pivot = self._handle.factor(self._slot, self.values, pivots=kind == "spd")
         if code == -4 and kind == "spd":
             row = iparm[29] - 1  # (30): the equation, counted from one
             raise NotPositiveDefiniteError(
@@ -358,9 +359,6 @@ class PardisoFactor:
         self.nnz = self._symbolic.nnz
         self.memory_bytes = iparm[16] * 1024 or None  # (17): kilobytes for factorisation and solution
         self.perturbed_pivots = iparm[13]
-        if pivots is not None:
-            diagonal = self.values[self.layout.crow[:-1]]  # a row of the upper triangle starts with it
-            self.smallest_pivot = float((pivots.real / diagonal.real).min())
 
     def solve(self, rhs: Tensor, transpose: bool) -> Tensor:
         if self._handle.is_lost:

@@ -1,0 +1,113 @@
+"""The layers, and what importing the package may cost."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sparse_solver
+
+ROOT = Path(sparse_solver.__file__).parent
+# From the bottom to the top: a module imports only from those before it.
+LAYERS = [
+    "_version",
+    "_sync",
+    "errors",
+    "_structure",
+    "_layout",
+    "_engines._protocol",
+    "_engines._select",
+    "_engines.pardiso",
+    "_engines.qdldl",
+    "_engines.superlu",
+    "_engines",
+    "_rules",
+    "_kinds",
+    "_trust",
+    "_numeric",
+    "_factors",
+    "_function",
+    "_ops",
+    "_solve",
+    "_tensors",
+    "_factorization",
+    "_pattern",
+    "_functional",
+    "_legacy",
+    "",
+    "__main__",
+]
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").removesuffix("."): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+
+
+def imports_of(module: str) -> set[str]:
+    """The modules of this package that a module imports, at its top or inside of a function."""
+    path = MODULES[module]
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    package = [part for part in package if part]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            assert not any(alias.name.split(".")[0] == "sparse_solver" for alias in node.names), "import relatively"
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - (node.level - 1)]
+            name = ".".join(base + (node.module.split(".") if node.module else []))
+            for alias in node.names:
+                inner = f"{name}.{alias.name}".lstrip(".")
+                found.add(inner if inner in MODULES else name)
+    return found
+
+
+def test_every_module_has_its_layer() -> None:
+    assert sorted(LAYERS) == sorted(MODULES)
+
+
+@pytest.mark.parametrize("module", LAYERS)
+def test_imports_go_up_the_list(module: str) -> None:
+    for imported in imports_of(module):
+        assert LAYERS.index(imported) < LAYERS.index(module), f"{module} imports {imported}"
+
+
+def test_nothing_outside_of_the_engines_folder_knows_an_engine() -> None:
+    for module, path in MODULES.items():
+        if not module.startswith("_engines"):
+            strings = {
+                node.value
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.Constant) and isinstance(node.value, str)
+            }
+            assert not strings & {"pardiso", "qdldl", "superlu"}, module
+            assert not any("_engines." in imported for imported in imports_of(module)), module
+
+
+def test_files_stay_short() -> None:
+    for path in MODULES.values():
+        assert len(path.read_text().splitlines()) <= 420, f"{path.name} wants to be two files"
+
+
+def test_the_import_loads_no_engine() -> None:
+    script = (
+        "import sys, torch; before = set(sys.modules); import sparse_solver; after = set(sys.modules) - before;"
+        "print(sorted(m for m in after if m.split('.')[0] in ('scipy', 'qdldl', 'mkl')));"
+        "maps = open('/proc/self/maps').read() if sys.platform == 'linux' else ''; print('libmkl_rt' in maps)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.split() == ["[]", "False"]
+
+
+def test_everything_public_is_documented() -> None:
+    for name in sparse_solver.__all__:
+        if name == "__version__":
+            continue
+        item = getattr(sparse_solver, name)
+        assert item.__doc__, name
+        for attribute, member in vars(item).items() if isinstance(item, type) else ():
+            if not attribute.startswith("_") and callable(member):
+                assert member.__doc__, f"{name}.{attribute}"
