@@ -90,18 +90,26 @@ class Factorization:
     ('spd', 2, 0)
     """
 
-    info: Info
     shape: tuple[int, ...]
     dtype: torch.dtype
 
     @torch.compiler.disable  # native handles cannot be part of a graph: it breaks here
     def __init__(self, structure: Structure, values: Tensor, options: Options):
         check_values(values, structure.nnz, structure.device)
-        options.check(values.dtype)
         self._structure, self._values, self._options = structure, values, options
         self._factors = Factors(Problem(structure, options))
-        self.info = _info(structure, self._factors.numerics(_concrete(values)))
         self.shape, self.dtype = (*values.shape[:-1], *structure.shape), values.dtype
+        # A solve without right-hand sides factors, below whatever transforms of torch.func `values` are part of.
+        self.solve(values.new_zeros((structure.shape[0], 0)))
+
+    @property
+    def info(self) -> Info:
+        """What is known about the factorisation. Raises `TransformError` inside of `torch.vmap` over the values."""
+        if self._factors.made is None:
+            raise TransformError(
+                "inside of torch.vmap a factorisation is one of many; factorize the batch outside of it"
+            )
+        return _info(self._structure, self._factors.made)
 
     def solve(self, b: Tensor, *, transpose: bool = False) -> Tensor:
         """x = A⁻¹ b, or A⁻ᵀ b with ``transpose=True`` (never A⁻ᴴ).
@@ -119,21 +127,10 @@ class Factorization:
         return solve_values(self._structure, self._values, b, self._options, transpose, self._factors)
 
     def __repr__(self) -> str:
-        return f"Factorization(shape={self.shape}, dtype={self.dtype}, assume={self.info.assume!r}, engine={self.info.engine!r})"
+        made = "" if self._factors.made is None else f", assume={self.info.assume!r}, engine={self.info.engine!r}"
+        return f"Factorization(shape={self.shape}, dtype={self.dtype}{made})"
 
     def __reduce__(self) -> Any:
         raise TypeError(
             "a Factorization lives in the memory of a native library; copy or pickle its Pattern and values"
         )
-
-
-def _concrete(values: Tensor) -> Tensor:
-    """The numbers below the wrappers that `torch.func.grad` and its like put around a tensor."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(values):
-        if functorch.is_batchedtensor(values):
-            raise TransformError(
-                "factorize inside of torch.vmap has no single matrix to factor; use Pattern.solve there"
-            )
-        values = functorch.get_unwrapped(values)
-    return values

@@ -42,19 +42,19 @@ class Factors:
 
     def __init__(self, problem: Problem, compare: bool = False):
         self.problem = problem
-        self._numerics: list[Numeric] | None = None
+        self.made: list[Numeric] | None = None
         self._compare = compare
         self._values: Tensor | None = None
         self._batched: Factors | None = None
 
     def numerics(self, values: Tensor) -> list[Numeric]:
         """The factorisation of each matrix: of the values at the first call, whatever became of the tensor since."""
-        if self._numerics is None or (self._values is not None and not torch.equal(self._values, values)):
+        if self.made is None or (self._values is not None and not torch.equal(self._values, values)):
             values = values.detach().resolve_conj().resolve_neg()
             matrices = values.reshape(math.prod(values.shape[:-1]), values.shape[-1]).contiguous()
-            self._numerics = [Numeric(self.problem.structure, matrix, self.problem.options) for matrix in matrices]
+            self.made = [Numeric(self.problem.structure, matrix, self.problem.options) for matrix in matrices]
             self._values = values.clone() if self._compare else None
-        return self._numerics
+        return self.made
 
     def solve(self, values: Tensor, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
         rhs = rhs.detach().resolve_conj().resolve_neg().contiguous()

@@ -47,8 +47,13 @@ def test_transforms_around_a_factorization() -> None:
 
     torch.testing.assert_close(torch.func.grad(inside)(P.values), torch.func.grad(outside)(P.values))
     torch.testing.assert_close(torch.func.hessian(inside)(P.values), torch.func.hessian(outside)(P.values))
-    with pytest.raises(ss.TransformError, match=r"Pattern\.solve"):
-        torch.func.vmap(inside)(torch.stack((P.values, P.values)))
+    batch = torch.stack((P.values, 2 * P.values))
+    torch.testing.assert_close(torch.func.vmap(inside)(batch), torch.stack([outside(values) for values in batch]))
+    torch.testing.assert_close(
+        torch.func.vmap(torch.func.grad(inside))(batch), torch.stack([torch.func.grad(outside)(v) for v in batch])
+    )
+    with pytest.raises(ss.TransformError, match="one of many"):
+        torch.func.vmap(lambda values: PATTERN.factorize(values).info)(batch)
 
 
 def test_info_is_frozen_and_complete() -> None:

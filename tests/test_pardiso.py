@@ -60,7 +60,7 @@ def test_more_live_factors_than_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     for k, F in enumerate(factorizations, 1):
         torch.testing.assert_close(F.solve(b), b / k)
-    symbolic = factorizations[0]._factors._numerics[0].trusted.factor._symbolic  # type: ignore[index, union-attr]
+    symbolic = factorizations[0]._factors.made[0].trusted.factor._symbolic  # type: ignore[index, union-attr]
     assert len(symbolic._handles) == 4
     del factorizations, F
     assert sum(len(handle._free) for handle in symbolic._handles) == 12
@@ -74,7 +74,7 @@ def test_a_failed_factorisation_gives_its_slot_back() -> None:
     P = ss.Pattern(*laplacian_places(edges, n), (n, n))
     good = laplacian_values(torch.ones(edges.shape[1], dtype=torch.float64), n)
     F = P.factorize(good, assume="spd", engine="pardiso")
-    handle = F._factors._numerics[0].trusted.factor._handle  # type: ignore[index, union-attr]
+    handle = F._factors.made[0].trusted.factor._handle  # type: ignore[index, union-attr]
     free = len(handle._free)
     bad = laplacian_values(-torch.ones(edges.shape[1], dtype=torch.float64), n, anchor=5)
     for _ in range(3):
@@ -105,7 +105,7 @@ def test_pivots_are_those_of_the_factor() -> None:
     for k in range(1, 30):
         values = laplacian_values(torch.rand(edges.shape[1], dtype=torch.float64), n, anchor=1.0 / k)
         F = P.factorize(values, assume="spd", engine="pardiso")
-        factor = F._factors._numerics[0].trusted.factor  # type: ignore[index, union-attr]
+        factor = F._factors.made[0].trusted.factor  # type: ignore[index, union-attr]
         dense = P.tensor(values).to_dense()
         least = (1 / (torch.linalg.inv(dense).diagonal() * dense.diagonal())).min()
         # the last pivot is 1 / (A⁻¹)_nn for whichever row comes last, the others are larger
