@@ -50,7 +50,7 @@ def test_another_library_is_not_taken_for_mkl() -> None:
 
 @needs_pardiso
 def test_more_live_factors_than_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pardiso, "_FACTORS_PER_HANDLE", 3)
+    monkeypatch.setattr(pardiso, "_PIVOTS_PER_HANDLE", 1)  # as few slots as there may be
     edges, n = grid(8)
     P = ss.Pattern(*laplacian_places(edges, n), (n, n))
     b = torch.ones(n, dtype=torch.float64)
@@ -61,11 +61,23 @@ def test_more_live_factors_than_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     for k, F in enumerate(factorizations, 1):
         torch.testing.assert_close(F.solve(b), b / k)
     symbolic = factorizations[0]._factors.made[0].trusted.factor._symbolic  # type: ignore[index, union-attr]
-    assert len(symbolic._handles) == 4
+    assert len(symbolic._handles) == 3
     del factorizations, F
-    assert sum(len(handle._free) for handle in symbolic._handles) == 12
+    assert sum(len(handle._free) for handle in symbolic._handles) == 12  # all of them
     P.factorize(laplacian_values(torch.rand(edges.shape[1], dtype=torch.float64), n), engine="pardiso")
-    assert len(symbolic._handles) == 4
+    assert len(symbolic._handles) == 3
+
+
+@needs_pardiso
+def test_a_million_unknowns() -> None:
+    """The pivots of all slots are reserved at once: too many, and the analysis runs out of memory."""
+    n = 1_000_000
+    i = torch.arange(n)
+    P = ss.Pattern(torch.cat((i, i[:-1])), torch.cat((i, i[1:])), (n, n))
+    values = torch.cat((torch.full((n,), 2.0), torch.full((n - 1,), -1e-3))).double()
+    b = torch.full((n,), 2.0 - 2e-3).double()
+    x = P.solve(values, b, assume="spd", triangle="upper", engine="pardiso")
+    torch.testing.assert_close(x[n // 4 : -n // 4], torch.ones_like(x[n // 4 : -n // 4]))
 
 
 @needs_pardiso

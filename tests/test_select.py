@@ -9,7 +9,8 @@ from problems import grid, laplacian_places, laplacian_values
 import sparse_solver as ss
 from sparse_solver import _engines
 from sparse_solver._engines._protocol import Availability
-from sparse_solver._engines._select import predicted_flops, select
+from sparse_solver._engines._select import envelope_flops, is_close, predicted_flops, select
+from sparse_solver._structure import Structure
 
 ALL = {"pardiso", "qdldl", "superlu"}
 F64, C128 = torch.float64, torch.complex128
@@ -43,6 +44,26 @@ def test_the_choice(
     assert choice.engine == expected
     assert choice.reason
     assert not choice.provisional
+
+
+def test_a_narrow_band_is_seen() -> None:
+    n, width = 10_000, 20
+    i = torch.arange(n)
+    rows, cols = (torch.cat([f(i, k) for k in range(width + 1)]) for f in (lambda i, k: i[k:], lambda i, k: i[: n - k]))
+    shuffle = torch.randperm(n)
+    envelope = envelope_flops(Structure(shuffle[rows], shuffle[cols], (n, n)))
+    assert envelope <= n * (2 * width + 1) ** 2
+    choice = select(n, "spd", F64, ALL, factor_nnz=480_000, envelope=envelope)
+    assert choice is not None
+    assert choice.engine == "qdldl"
+    assert is_close(n, 480_000)
+    assert not is_close(64_000, 12_900_000)
+
+
+def test_the_envelope_is_counted() -> None:
+    # 0–1–2 in a path and 3 alone: two columns of two entries, and two of one
+    structure = Structure(torch.tensor([0, 1, 2, 3, 1, 2]), torch.tensor([0, 1, 2, 3, 0, 1]), (4, 4))
+    assert envelope_flops(structure) == 4 + 4 + 1 + 1
 
 
 def test_what_is_needed_to_choose() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from .._structure import Structure
 from ..errors import EngineUnavailableError, EngineUnsupportedError, OptionError
 from ._protocol import Availability, Engine, Factor, Kind, Symbolic, is_hermitian
-from ._select import Choice, select
+from ._select import Choice, envelope_flops, is_close, select
 
 __all__ = [
     "Analysis",
@@ -88,7 +88,8 @@ def analyze(
         if choice is not None and choice.provisional:
             factor_nnz = symbolic_of(choice.engine).factor_nnz(canonical)
             if factor_nnz is not None:
-                choice = select(structure.shape[0], kind, dtype, able, factor_nnz)
+                envelope = envelope_flops(structure) if is_close(structure.shape[0], factor_nnz) else None
+                choice = select(structure.shape[0], kind, dtype, able, factor_nnz, envelope)
         if choice is None:
             missing = "; ".join(f"{name}: {found.missing}" for name, found in available().items() if found.missing)
             raise EngineUnavailableError(

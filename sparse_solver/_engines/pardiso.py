@@ -34,8 +34,10 @@ from ._protocol import Availability, Kind, is_hermitian
 
 LIBRARY_VARIABLE = "SPARSE_SOLVER_MKL"  # the path of libmkl_rt, for an MKL that is not the wheel's
 
-# Live factors that one analysis serves. A handle with room for 100,000 takes 3 MB more than one with room for one.
+# Live factors that one analysis serves, at most. Room for one costs nothing but address space, for its pivots: a
+# number a row, of which a handle may reserve this many.
 _FACTORS_PER_HANDLE = 4096
+_PIVOTS_PER_HANDLE = 2**26
 
 _ANALYSIS, _FACTORIZATION, _SOLVE, _RELEASE_FACTOR, _RELEASE_ALL = 11, 22, 33, 0, -1
 
@@ -165,6 +167,7 @@ class _Native:
         self.library, self.matrix_type, self.layout, self.n, self.iparm = library, matrix_type, layout, n, iparm
         self.pt = (c_int64 * 64)()
         self.threads = _threads()
+        self.slots = max(4, min(_FACTORS_PER_HANDLE, _PIVOTS_PER_HANDLE // n))
 
     def call(
         self, phase: int, slot: int = 1, values: Tensor | None = None, rhs: Tensor | None = None, x: Tensor | None = None,
@@ -177,7 +180,7 @@ class _Native:
         before = self.library.set_threads(self.threads)
         try:
             self.library.pardiso(
-                ctypes.addressof(self.pt), byref(c_int64(_FACTORS_PER_HANDLE)), byref(c_int64(slot)),
+                ctypes.addressof(self.pt), byref(c_int64(self.slots)), byref(c_int64(slot)),
                 byref(c_int64(self.matrix_type)), byref(c_int64(phase)), byref(c_int64(self.n)),
                 None if values is None else values.data_ptr(), self.layout.crow.data_ptr(), self.layout.col.data_ptr(),
                 None, byref(c_int64(1 if rhs is None else rhs.shape[0])), ctypes.addressof(iparm), byref(c_int64(0)),
@@ -204,7 +207,7 @@ class _Handle:
         self.layout = layout
         self._native = _Native(library, matrix_type, layout, n, iparm)
         self._lock = ForkSafeLock()
-        self._free = list(range(_FACTORS_PER_HANDLE, 0, -1))
+        self._free = list(range(self._native.slots, 0, -1))
         self._dead: list[int] = []
         weakref.finalize(self, self._native.release, _RELEASE_ALL).atexit = False
 

@@ -1,0 +1,188 @@
+"""Times every engine on patterns from 10² to 10⁶ unknowns, and how far from the best the selection is.
+
+    python benchmarks/calibrate.py [--quick]
+
+A row is one pattern: milliseconds of a numeric factorisation and two solves on an analysed pattern (medians over
+fresh values), the engine that `_engines/_select.py` picks, and its time over that of the best engine, first with all
+engines and then without the first, as on machines that have no MKL.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sparse_solver import _engines
+from sparse_solver._engines._select import envelope_flops, predicted_flops, select
+from sparse_solver._structure import Structure
+
+SECONDS_AT_MOST = 20.0  # for one engine on one pattern; the slow ones are not waited for
+
+
+def grid(*sides: int) -> tuple[Tensor, int]:
+    """The edges (2, ·) of a grid of two or three dimensions, and the number of its nodes."""
+    node = torch.arange(int(torch.tensor(sides).prod())).reshape(sides)
+    edges = []
+    for axis in range(len(sides)):
+        count = sides[axis] - 1
+        edges.append(torch.stack((node.narrow(axis, 0, count).reshape(-1), node.narrow(axis, 1, count).reshape(-1))))
+    return torch.cat(edges, 1), node.numel()
+
+
+def ring(n: int, chords: int = 0) -> tuple[Tensor, int]:
+    """A ring with random chords over two to five nodes."""
+    i = torch.arange(n)
+    start, length = torch.randint(0, n, (chords,)), torch.randint(2, 6, (chords,))
+    return torch.stack((torch.cat((i, start)), torch.cat(((i + 1) % n, (start + length) % n)))), n
+
+
+def tree(n: int) -> tuple[Tensor, int]:
+    child = torch.arange(1, n)
+    return torch.stack((child, (torch.rand(n - 1) * child).long())), n
+
+
+def band(n: int, width: int) -> tuple[Tensor, int]:
+    i = torch.arange(n)
+    pairs = [torch.stack((i[:-k], i[k:])) for k in range(1, width + 1)]
+    return torch.cat(pairs, 1), n
+
+
+def random(n: int, each: int) -> tuple[Tensor, int]:
+    edges = torch.randint(0, n, (2, n * each))
+    return edges[:, edges[0] != edges[1]], n
+
+
+PATTERNS: dict[str, Callable[[], tuple[Tensor, int]]] = {
+    "ring 10²": lambda: ring(100),
+    "ring 10³, chords": lambda: ring(1000, 500),
+    "ring 10⁴, chords": lambda: ring(10_000, 5_000),
+    "ring 10⁵, chords": lambda: ring(100_000, 50_000),
+    "ring 10⁶": lambda: ring(1_000_000),
+    "tree 10³": lambda: tree(1000),
+    "tree 10⁵": lambda: tree(100_000),
+    "band 10³, 5": lambda: band(1000, 5),
+    "band 10³, 30": lambda: band(1000, 30),
+    "band 10⁴, 20": lambda: band(10_000, 20),
+    "band 10⁵, 5": lambda: band(100_000, 5),
+    "grid 10²": lambda: grid(10, 10),
+    "grid 20²": lambda: grid(20, 20),
+    "grid 30²": lambda: grid(30, 30),
+    "grid 40²": lambda: grid(40, 40),
+    "grid 60²": lambda: grid(60, 60),
+    "grid 100²": lambda: grid(100, 100),
+    "grid 200²": lambda: grid(200, 200),
+    "grid 500²": lambda: grid(500, 500),
+    "grid 1000²": lambda: grid(1000, 1000),
+    "grid 4×2500": lambda: grid(4, 2500),
+    "grid 10×10⁴": lambda: grid(10, 10_000),
+    "grid 5³": lambda: grid(5, 5, 5),
+    "grid 8³": lambda: grid(8, 8, 8),
+    "grid 12³": lambda: grid(12, 12, 12),
+    "grid 20³": lambda: grid(20, 20, 20),
+    "grid 40³": lambda: grid(40, 40, 40),
+    "random 10², 6": lambda: random(100, 6),
+    "random 200, 6": lambda: random(200, 6),
+    "random 10³, 6": lambda: random(1000, 6),
+    "random 2000, 2": lambda: random(2000, 2),
+}
+# Large enough to tell, and no larger than a laptop's memory allows.
+QUICK = ("ring 10²", "ring 10⁴, chords", "tree 10³", "grid 20²", "grid 40²", "grid 100²", "grid 8³", "random 10³, 6")
+
+
+def laplacian(edges: Tensor, n: int) -> Structure:
+    i, j = edges
+    nodes = torch.arange(n)
+    return Structure(torch.cat((nodes, i, j)), torch.cat((nodes, j, i)), (n, n))
+
+
+def fresh_values(structure: Structure) -> Tensor:
+    """Canonical values of a diagonally dominant matrix: symmetric, and different every time."""
+    rows, cols = structure.canonical_rows, structure.col
+    low, high = torch.minimum(rows, cols), torch.maximum(rows, cols)
+    values = -(
+        1 + torch.frac(torch.sin(low * 12.9898 + high * 78.233 + torch.rand(1).item()) * 43758.5453).abs()
+    ).double()
+    values[structure.diagonal] = 0
+    total = torch.zeros(structure.shape[0], dtype=torch.float64).index_add(0, rows, values)
+    values[structure.diagonal] = 1 - total
+    return values
+
+
+def milliseconds(symbolic: Any, structure: Structure) -> float:
+    """The median over at least three fresh factorisations with two solves each."""
+    b = torch.ones(1, structure.shape[0], dtype=torch.float64)
+    samples: list[float] = []
+    began = time.perf_counter()
+    while len(samples) < 3 or (time.perf_counter() - began < 0.3 and len(samples) < 50):
+        values = fresh_values(structure)
+        start = time.perf_counter()
+        factor = symbolic.factor(values)
+        x, y = factor.solve(b, False), factor.solve(b, True)
+        samples.append(1e3 * (time.perf_counter() - start))
+        assert torch.allclose(x, b)
+        assert torch.allclose(y, b)
+        if samples[-1] > 1e3 * SECONDS_AT_MOST / 3:
+            break
+    return statistics.median(samples)
+
+
+Row = tuple[str, int, int | None, float, dict[str, float]]
+
+
+def rows(names: list[str]) -> Iterator[Row]:
+    """(name, n, predicted factor entries, operations in the envelope, milliseconds by engine) of each pattern."""
+    engines = [name for name, found in _engines.available().items() if found.installed]
+    for name in (bar := tqdm(names)):
+        bar.set_description(name)
+        torch.manual_seed(0)
+        edges, n = PATTERNS[name]()
+        structure = laplacian(edges, n)
+        values, times, factor_nnz = fresh_values(structure), {}, None
+        for engine in engines:
+            # The first one tells the fill; engines that would take minutes are left out.
+            if factor_nnz is not None and engine != engines[0] and predicted_flops(n, factor_nnz) > 1e9:
+                continue
+            symbolic = _engines.engine_named(engine).analyze(structure, "spd", torch.float64, None)
+            if factor_nnz is None:
+                factor_nnz = symbolic.factor_nnz(values)
+            times[engine] = milliseconds(symbolic, structure)
+        yield name, n, factor_nnz, envelope_flops(structure), times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="eight patterns instead of all")
+    names = list(QUICK if parser.parse_args().quick else PATTERNS)
+    engines = [name for name, found in _engines.available().items() if found.installed]
+    header = f"{'pattern':<18}{'n':>9}{'factor':>11}{'flops':>9}{'envelope':>10}" + "".join(
+        f"{name:>10}" for name in engines
+    )
+    lines, worst = [], {"all engines": 1.0, f"without {engines[0]}": 1.0}
+    table = list(rows(names))
+    for name, n, factor_nnz, envelope, times in table:
+        flops = predicted_flops(n, factor_nnz or 0)
+        line = f"{name:<18}{n:>9}{factor_nnz or 0:>11}{flops:>9.0e}{envelope:>10.0e}"
+        line += "".join(f"{times[engine]:>10.2f}" if engine in times else f"{'–':>10}" for engine in engines)
+        for case, present in zip(worst, (engines, engines[1:]), strict=True):
+            known = {engine: times[engine] for engine in present if engine in times}
+            choice = select(n, "spd", torch.float64, set(present), factor_nnz, envelope)
+            if choice is None or choice.engine not in known:
+                line += f"   {choice.engine if choice else '–'} (alone)"
+                continue
+            ratio = known[choice.engine] / min(known.values())
+            worst[case] = max(worst[case], ratio)
+            line += f"   {choice.engine} {ratio:.2f}"
+        lines.append(line)
+    print(header + "".join(f"   {case}: pick, over the best" for case in worst), *lines, sep="\n")
+    print("\nthe pick over the best, at worst: " + ", ".join(f"{case} {ratio:.2f}" for case, ratio in worst.items()))
+
+
+if __name__ == "__main__":
+    main()
