@@ -14,6 +14,7 @@ from ._kinds import Options
 from ._numeric import Numeric
 from ._solve import check_values, solve_values
 from ._structure import Structure
+from ._untraced import untraced
 from .errors import TransformError
 
 
@@ -93,7 +94,7 @@ class Factorization:
     shape: tuple[int, ...]
     dtype: torch.dtype
 
-    @torch.compiler.disable  # native handles cannot be part of a graph: it breaks here
+    @untraced
     def __init__(self, structure: Structure, values: Tensor, options: Options):
         check_values(values, structure.nnz, structure.device)
         self._structure, self._values, self._options = structure, values, options

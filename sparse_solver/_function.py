@@ -11,6 +11,7 @@ from torch.autograd import Function
 
 from ._factors import Factors, Problem, factors_of, token_of
 from ._rules import apply, apply_adjoint
+from ._untraced import untraced
 from .errors import TransformError
 
 
@@ -101,7 +102,7 @@ def _solve_legacy_batch(factors: Factors, values: Tensor, rhs: Tensor, transpose
     return batched
 
 
-@torch.compiler.disable  # where Dynamo falls back to eager code, it would go on to trace what is below
+@untraced
 def solve_eagerly(values: Tensor, rhs: Tensor, factors: Factors | None, problem: Problem, transpose: bool) -> Tensor:
     """The solve with the factors of `values`, or with new ones that live as long as its graph."""
     factors = Factors(problem) if factors is None else factors

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from . import _engines
@@ -11,6 +10,7 @@ from ._kinds import Assume, Options, Triangle
 from ._solve import solve_values
 from ._structure import Structure
 from ._tensors import entries
+from ._untraced import untraced
 
 
 def solve(
@@ -77,7 +77,7 @@ def factorize(
     return factorization
 
 
-@torch.compiler.disable  # sparse tensors cannot be part of a graph: it breaks here
+@untraced
 def _taken_apart(A: Tensor) -> tuple[Structure, Tensor]:
     return entries(A)
 

@@ -33,7 +33,7 @@ class Structure:
         self.nnz = rows.numel()
         self.device = rows.device
         self._memory: dict[Hashable, Any] = {}
-        self._lock = ForkSafeLock()
+        self._lock = ForkSafeLock(reentrant=True)  # what is built may ask for other things that are remembered
 
         self.position: Tensor | None = None
         self._entry_of: Tensor | None = None  # the inverse of `position`, where there is one

@@ -9,15 +9,15 @@ from types import TracebackType
 
 
 class ForkSafeLock:
-    """A re-entrant mutex that starts unlocked again in a forked child.
+    """A mutex that starts unlocked again in a forked child; `reentrant` if its holder may take it once more.
 
     If a thread holds a plain lock while another one forks (a DataLoader starting its workers does),
-    the child inherits a lock that nobody will ever release. It is re-entrant because finalizers of
-    factors take it, and the garbage collector may run one in a thread that holds the lock already.
+    the child inherits a lock that nobody will ever release.
     """
 
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
+    def __init__(self, reentrant: bool = False) -> None:
+        self._new = threading.RLock if reentrant else threading.Lock
+        self._lock = self._new()
         _all.add(self)
 
     def acquire(self, blocking: bool = True) -> bool:
@@ -40,7 +40,7 @@ _all: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()
 
 def _renew() -> None:
     for lock in _all:
-        lock._lock = threading.RLock()
+        lock._lock = lock._new()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import shutil
 from collections.abc import Callable, Iterator
@@ -45,6 +46,8 @@ def test_both_directions(backend: str, transpose: bool) -> None:
     def loss(values: Tensor, b: Tensor) -> Tensor:
         return PATTERN.solve(values * 2, b.sin(), transpose=transpose).square().sum()
 
+    gc.collect()
+    before = len(_factors._alive)
     values, b = P.values.clone().requires_grad_(), B.clone().requires_grad_()
     step = compiled(loss, backend)
     for scale in (1.0, 3.0):  # new values, the same graph
@@ -53,7 +56,7 @@ def test_both_directions(backend: str, transpose: bool) -> None:
             torch.autograd.grad(step(values * scale, b), (values, b)),
             torch.autograd.grad(loss(values * scale, b), (values, b)),
         )
-    assert len(_factors._alive) == 0
+    assert len(_factors._alive) == before
 
 
 @backends

@@ -249,7 +249,8 @@ class _Handle:
             return self._free.pop() if self._free and self._native.threads == _threads() else None
 
     def give_back(self, slot: int) -> None:
-        """Runs whenever and wherever a factor dies, also inside a garbage collection: never waits for the lock."""
+        """Runs whenever and wherever a factor dies, also inside a garbage collection, so that it must not wait for the
+        lock, nor enter a handle that this very thread is using: whoever holds the lock releases the slot afterwards."""
         self._dead.append(slot)
         self._release_if_idle()
 
@@ -301,7 +302,7 @@ class PardisoSymbolic:
         self._library, self.layout, self._n, self.kind, self._dtype = library, layout, n, kind, dtype
         self._analysed = analysed
         self.nnz: int | None = None
-        self._lock = ForkSafeLock()
+        self._lock = ForkSafeLock(reentrant=True)
         self._handles = [self._analyze()]
 
     def _analyze(self) -> _Handle:
