@@ -152,7 +152,7 @@ def test_gradcheck(engine: str, p: Problem, transpose: bool) -> None:
     assert gradgradcheck(sparse, inputs, check_fwd_over_rev=True)
 
 
-@double
+@every
 @pytest.mark.parametrize("transpose", [False, True])
 def test_forward_mode(engine: str, p: Problem, transpose: bool) -> None:
     sparse, dense = functions(engine, p, transpose)
@@ -165,7 +165,7 @@ def test_forward_mode(engine: str, p: Problem, transpose: bool) -> None:
         close(forward_ad.unpack_dual(x).tangent, expected)
 
 
-@double
+@every
 def test_transforms(engine: str, p: Problem) -> None:
     sparse, dense = functions(engine, p)
     values, b = p.values, rhs(p.n, dtype=p.values.dtype)
@@ -190,7 +190,7 @@ def test_transforms(engine: str, p: Problem) -> None:
             )
 
 
-@double
+@every
 @pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0), (None, 1)])
 def test_vmap(engine: str, p: Problem, in_dims: tuple[int | None, int | None]) -> None:
     sparse, dense = functions(engine, p)
@@ -218,7 +218,7 @@ def test_vmap(engine: str, p: Problem, in_dims: tuple[int | None, int | None]) -
     close(mine, expected.sum(0) if in_dims[0] is None else expected)
 
 
-@double
+@every
 def test_compiled(engine: str, p: Problem) -> None:
     sparse, _ = functions(engine, p)
     torch._dynamo.reset()
