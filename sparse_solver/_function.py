@@ -102,9 +102,33 @@ def _solve_legacy_batch(factors: Factors, values: Tensor, rhs: Tensor, transpose
     return batched
 
 
+def _refuse_nested_forward_mode(values: Tensor, rhs: Tensor) -> None:
+    """Raises where two forward-mode transforms are about to differentiate the same solve.
+
+    torch drops the outer tangent of what the jvp of a Function computes (seen with torch 2.13, where
+    ``jacfwd(jacfwd(f))`` is wrong for torch.linalg.solve, too), and zeros would pass for derivatives.
+    """
+    functorch = torch._C._functorch
+    stack = functorch.get_interpreter_stack() or ()
+    forward = {level.level() for level in stack if level.key() == functorch.TransformType.Jvp}
+    if len(forward) < 2:
+        return
+    differentiated = set()
+    for tensor in (values, rhs):
+        while functorch.is_functorch_wrapped_tensor(tensor):
+            differentiated.add(functorch.maybe_get_level(tensor))
+            tensor = functorch.get_unwrapped(tensor)
+    if len(differentiated & forward) > 1:
+        raise TransformError(
+            "torch gets nested forward mode wrong (jvp of jvp, jacfwd of jacfwd); use reverse mode for all but one of "
+            "the derivatives: torch.func.hessian is jacfwd of jacrev"
+        )
+
+
 @untraced
 def solve_eagerly(values: Tensor, rhs: Tensor, factors: Factors | None, problem: Problem, transpose: bool) -> Tensor:
     """The solve with the factors of `values`, or with new ones that live as long as its graph."""
+    _refuse_nested_forward_mode(values, rhs)
     factors = Factors(problem) if factors is None else factors
     x: Tensor = Solve.apply(values, rhs, token_of(factors), problem, transpose, True)
     return x

@@ -161,3 +161,19 @@ def test_the_operator_keeps_torchs_rules_for_operators() -> None:
         torch.library.opcheck(
             _solve, arguments, test_utils=("test_schema", "test_faketensor", "test_autograd_registration")
         )
+
+
+def test_new_shapes_and_new_patterns() -> None:
+    run = compiled(lambda pattern, values, b: pattern.solve(values, b), "aot_eager")
+    for shape in ((12,), (12, 2), (12, 3), (2, 12, 3), (3, 12, 3), (12, 1), (12, 0)):
+        values, b = P.values.clone().requires_grad_(), rhs(*shape, dtype=torch.float64)
+        x = run(PATTERN, values, b)
+        torch.testing.assert_close(x, torch.linalg.solve(P.dense, b))
+        (mine,) = torch.autograd.grad(x.square().sum(), values)
+        (theirs,) = torch.autograd.grad(PATTERN.solve(values, b).square().sum(), values)
+        torch.testing.assert_close(mine, theirs)
+    for n, seed in ((5, 0), (9, 0), (12, 5), (12, 0)):
+        p = problem("general", torch.float64, n=n, seed=seed)
+        b = rhs(n, dtype=torch.float64)
+        x = run(ss.Pattern(p.rows, p.cols, p.shape), p.values, b)
+        torch.testing.assert_close(x, torch.linalg.solve(p.dense, b))
