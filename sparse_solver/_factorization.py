@@ -29,7 +29,7 @@ class Info:
     n : rows of the matrix
     nnz : stored entries, duplicates counted once
     factor_nnz : entries of the factor or factors
-    factor_flops : floating-point operations of the factorisation
+    factor_flops : floating-point operations of the factorisation: Σ c_j², c_j the entries of column j of the factor
     memory_bytes : bytes that the factor holds
     perturbed_pivots : pivots that were too small and were enlarged
     analysis_seconds : time of the symbolic analysis, 0 if an earlier one was used

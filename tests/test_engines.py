@@ -258,6 +258,7 @@ def test_info_is_about_this_factor(engine: str, p: Problem) -> None:
         assert (info.n, info.nnz, info.engine_reason) == (p.n, p.values.numel(), "asked for")
         assert info.factor_nnz is None or p.n <= info.factor_nnz <= p.n**2 + p.n
         assert info.memory_bytes is None or info.memory_bytes > 0
+        assert info.factor_flops is None or info.factor_flops >= p.n
 
 
 @every

@@ -34,7 +34,8 @@ class QdldlSymbolic:
         self._n = structure.shape[0]
         self._idle: deque[Any] = deque()
         solver = self._new_solver()
-        self.nnz: int = self._n + solver.factors()[0].nnz
+        columns = np.diff(solver.factors()[0].indptr).astype(np.int64) + 1  # entries of each, with the diagonal
+        self.nnz, self.flops = int(columns.sum()), int((columns**2).sum())
         # An integer and a float an entry of the factor; the permuted matrix has a map besides.
         self.bytes_each = 16 * (self.nnz + 2 * self.layout.nnz)
         self._idle.append(solver)
@@ -72,13 +73,13 @@ class QdldlSymbolic:
 
 
 class QdldlFactor:
-    flops: int | None = None
     perturbed_pivots: int | None = 0
     stable = True
 
     def __init__(self, symbolic: QdldlSymbolic, solver: Any, values: Tensor):
         self._solver, self.values, self.layout = solver, values, symbolic.layout
         self.nnz: int | None = symbolic.nnz
+        self.flops: int | None = symbolic.flops
         self.memory_bytes: int | None = symbolic.bytes_each
         weakref.finalize(self, symbolic.give_back, solver).atexit = False
         matrix = symbolic.matrix(values.to(torch.float64).numpy())
