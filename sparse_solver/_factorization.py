@@ -79,7 +79,7 @@ class Factorization:
     """A factored matrix; made by `factorize` and `Pattern.factorize`.
 
     It keeps the matrix as it was when it was factored, whatever is written to its values later. Solutions are
-    differentiable in those values and in `b`, to any order, and no derivative factors anything again. The memory of
+    differentiable in those values and in `b`, to any order, and their derivatives use the same factor. The memory of
     the factor is released with the last of this object and the graphs of its solutions.
 
     >>> import torch, sparse_solver as ss
@@ -97,6 +97,8 @@ class Factorization:
     @untraced
     def __init__(self, structure: Structure, values: Tensor, options: Options):
         check_values(values, structure.nnz, structure.device)
+        # A copy, since what is written to `values` later is not part of this matrix, nor of its graph.
+        values = values.clone()
         self._structure, self._values, self._options = structure, values, options
         self._factors = Factors(Problem(structure, options))
         self.shape, self.dtype = (*values.shape[:-1], *structure.shape), values.dtype

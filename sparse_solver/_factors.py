@@ -107,4 +107,4 @@ def factors_of(token: Tensor, problem: Problem) -> Factors:
 
 def no_token() -> Tensor:
     """A token that keeps nothing alive."""
-    return torch.zeros(1, dtype=torch.int64)
+    return torch.zeros(1, dtype=torch.int64, device="cpu")

@@ -128,6 +128,8 @@ def _refuse_nested_forward_mode(values: Tensor, rhs: Tensor) -> None:
 @untraced
 def solve_eagerly(values: Tensor, rhs: Tensor, factors: Factors | None, problem: Problem, transpose: bool) -> Tensor:
     """The solve with the factors of `values`, or with new ones that live as long as its graph."""
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        raise TransformError("torch.jit.trace would record the solution as a constant; use torch.compile")
     _refuse_nested_forward_mode(values, rhs)
     factors = Factors(problem) if factors is None else factors
     x: Tensor = Solve.apply(values, rhs, token_of(factors), problem, transpose, True)

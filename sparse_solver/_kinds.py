@@ -22,8 +22,6 @@ from .errors import (
 Assume = Literal["auto", "spd", "symmetric", "hermitian", "general"]
 Triangle = Literal["lower", "upper"]
 
-DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
-
 
 @dataclass(frozen=True)
 class Options:
@@ -40,7 +38,8 @@ class Options:
         if self.triangle is not None and self.triangle not in get_args(Triangle):
             raise OptionError(f"triangle={self.triangle!r}: expected 'lower', 'upper' or None")
         if self.engine is not None and self.engine not in _engines.names():
-            _engines.engine_named(self.engine)  # raises, and says which there are
+            names = ", ".join(map(repr, _engines.names()))
+            raise OptionError(f"engine={self.engine!r}: there is no such engine; the engines are {names}")
         if self.triangle is not None and self.assume == "general":
             raise OptionError("triangle= stores half of a symmetric matrix, which assume='general' denies")
         if self.triangle is not None and self.assume == "auto" and dtype.is_complex:

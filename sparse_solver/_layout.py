@@ -8,7 +8,6 @@ entry present, since PARDISO and QDLDL both insist on that.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ class Layout:
     `part` : "full", "upper" or "lower".
     `source` : (nnz,) position among the canonical values, -1 for a zero that is not stored; None: the identity.
     `mirrored` : (nnz,) whether the value is that of the opposite entry; None: nowhere.
+    `has_gaps` : whether some are zeros that are not stored.
     """
 
     part: str
@@ -31,6 +31,7 @@ class Layout:
     col: Tensor
     source: Tensor | None = None
     mirrored: Tensor | None = None
+    has_gaps: bool = False
 
     @property
     def nnz(self) -> int:
@@ -42,16 +43,12 @@ class Layout:
             return canonical.clone()
         if canonical.numel() == 0:
             return canonical.new_zeros(self.nnz)
-        values = canonical.index_select(0, self.source.clamp(min=0) if self._has_gaps else self.source)
-        if self._has_gaps:
+        values = canonical.index_select(0, self.source.clamp(min=0) if self.has_gaps else self.source)
+        if self.has_gaps:
             values.masked_fill_(self.source < 0, 0)
         if hermitian and self.mirrored is not None and values.is_complex():
             values = torch.where(self.mirrored, values.conj().resolve_conj(), values)
         return values
-
-    @cached_property
-    def _has_gaps(self) -> bool:
-        return self.source is not None and bool((self.source < 0).any())
 
 
 def layout_of(structure: Structure, part: str, stored: str | None = None) -> Layout:
@@ -85,4 +82,5 @@ def _arrange(structure: Structure, part: str, stored: str | None) -> Layout:
         cols[order],
         source[order],
         mirrored if bool(mirrored.any()) else None,
+        has_gaps=bool((source < 0).any()),
     )

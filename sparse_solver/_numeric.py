@@ -91,9 +91,10 @@ class Numeric:
         size = torch.linalg.vector_norm(rhs, float("inf"), dim=-1)
         finite = torch.isfinite(size)
         if bool(finite.all()):
-            return self.trusted.solve(rhs, size, transpose)
+            return self.trusted.solve(rhs, size, transpose, strict)
         if strict:
             _raise_non_finite("b", rhs)
+            raise NonFiniteError("b is too large: the modulus of an entry is infinite", argument="b", index=None)
         rows = finite.unsqueeze(-1)
         x = self.solve(torch.where(rows, rhs, torch.zeros_like(rhs)), transpose, strict)
         return torch.where(rows, x, torch.full_like(rhs, float("nan")))

@@ -37,7 +37,7 @@ def _solve(
 
 @_solve.register_fake
 def _(values: Tensor, rhs: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(rhs, memory_format=torch.contiguous_format), torch.empty(1, dtype=torch.int64)
+    return torch.empty_like(rhs, memory_format=torch.contiguous_format), torch.empty(1, dtype=torch.int64, device="cpu")
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -48,7 +48,7 @@ class Pattern:
     """
 
     def __init__(self, rows: Tensor, cols: Tensor, shape: Sequence[int]):
-        checked = square(tuple(shape))
+        checked = square(shape)
         check_coo(rows, cols, checked)
         self._set(structure_of(rows, cols, checked))
 
@@ -80,7 +80,7 @@ class Pattern:
 
     @classmethod
     def _from_compressed(cls, kind: str, compressed: Tensor, plain: Tensor, shape: Sequence[int]) -> Pattern:
-        checked = square(tuple(shape))
+        checked = square(shape)
         check_compressed(kind, compressed, plain, checked)
         return cls._of(structure_of_compressed(kind, compressed, plain, checked))
 

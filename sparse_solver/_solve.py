@@ -14,7 +14,7 @@ from ._kinds import Options
 from ._numeric import DTYPES
 from ._ops import solve_compiled
 from ._structure import Structure
-from .errors import DeviceError, DtypeError, LayoutError, ShapeError
+from .errors import DeviceError, DtypeError, LayoutError, OptionError, ShapeError
 
 
 def check_values(values: Tensor, nnz: int, device: torch.device) -> None:
@@ -55,6 +55,8 @@ def solve_values(
     check_values(values, structure.nnz, structure.device)
     _check_rhs(b, values)
     options.check(values.dtype)
+    if not isinstance(transpose, bool):
+        raise OptionError(f"transpose={transpose!r}: expected True or False")
     n, batch = structure.shape[0], values.shape[:-1]
 
     # torch.linalg.solve(A, b) takes b for a vector if it has one dimension, or if its shape is A's without the last.

@@ -9,12 +9,12 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from ._plain import plainly
 from ._sync import ForkSafeLock
 
 T = TypeVar("T")
@@ -57,7 +57,8 @@ class Structure:
         """What `build` made at the first call with this key; threads that ask at once wait for one of them."""
         with self._lock:
             if key not in self._memory:
-                self._memory[key] = build()
+                with plainly():
+                    self._memory[key] = build()
             value: T = self._memory[key]
             return value
 
@@ -80,9 +81,13 @@ class Structure:
         summed: Tensor = zeros.index_add(-1, self.position, values)
         return summed
 
-    @cached_property
+    # Not cached properties, which on some versions of Python hold one lock for all objects, and through a fork.
+    @property
     def transpose_map(self) -> Tensor:
         """(canonical_nnz,) the canonical position of (j, i) for each entry (i, j); -1 where it is not stored."""
+        return self.remember("transpose map", self._find_transpose_map)
+
+    def _find_transpose_map(self) -> Tensor:
         # Sorting by column, with rows in order already, lists the transposed pattern in canonical order.
         order = torch.sort(self.col, stable=True)[1]
         rows, cols = self.canonical_rows, self.col
@@ -97,9 +102,12 @@ class Structure:
         position[here] = torch.arange(self.canonical_nnz, device=self.device)
         return position.index_select(0, there)
 
-    @cached_property
+    @property
     def diagonal(self) -> Tensor:
         """(n,) the canonical position of (i, i); -1 where it is not stored."""
+        return self.remember("diagonal", self._find_diagonal)
+
+    def _find_diagonal(self) -> Tensor:
         at = torch.nonzero(self.canonical_rows == self.col).squeeze(-1)
         position = torch.full((min(self.shape),), -1, dtype=torch.int64, device=self.device)
         position[self.col[at]] = at
@@ -176,9 +184,7 @@ class StructureCache:
                     if key in self._entries:
                         self._entries.move_to_end(key)
                 return structure
-        # Copies, since the caller may write to the originals at any time; and normal tensors even under
-        # inference mode, since a later call outside of it may want to save them for its backward.
-        with torch.inference_mode(False):
+        with plainly():  # copies, since the caller may write to the originals at any time
             known = tuple(i.detach().clone(memory_format=torch.contiguous_format) for i in indices)
             structure = build(known)
         with self._lock:

@@ -6,7 +6,9 @@ replace torch's own `values()` and constructors here because those refuse uncoal
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ._structure import Structure, row_pointers, structure_of, structure_of_compressed
-from .errors import IndexRangeError, LayoutError, ShapeError, TransformError
+from .errors import DeviceError, IndexRangeError, LayoutError, ShapeError, TransformError
 
 LAYOUTS = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc)
 _INDEX_DTYPES = (torch.int32, torch.int64)
@@ -33,7 +35,12 @@ class Skeleton:
         """The tensor with these values, not differentiable."""
         if self.layout == torch.sparse_coo:
             return torch.sparse_coo_tensor(
-                self.indices[0], values, self.size, is_coalesced=self.is_coalesced, check_invariants=False
+                self.indices[0],
+                values,
+                self.size,
+                device=values.device,
+                is_coalesced=self.is_coalesced,
+                check_invariants=False,
             )
         compressed, plain = self.indices
         return torch.sparse_compressed_tensor(
@@ -42,6 +49,7 @@ class Skeleton:
             values,
             self.size,
             layout=self.layout,
+            device=values.device,
             check_invariants=False,  # type: ignore[call-arg, arg-type, misc]
         )
 
@@ -100,6 +108,8 @@ def entries(A: Tensor) -> tuple[Structure, Tensor]:
         summed = structure
         skeleton, order = canonical_skeleton(structure, skeleton.layout, skeleton.size)
         structure = structure_in(skeleton)
+    if not A.requires_grad:  # also under torch.vmap, for which the Function has no rule
+        return structure, _Entries.forward(A, skeleton, summed, order)
     values: Tensor = _Entries.apply(A, skeleton, summed, order)
     return structure, values
 
@@ -171,10 +181,14 @@ def structure_in(skeleton: Skeleton) -> Structure:
     return structure_of_compressed(kind, compressed, plain, shape)
 
 
-def square(shape: tuple[int, ...]) -> tuple[int, int]:
-    if len(shape) != 2 or shape[0] != shape[1]:
+def square(shape: Iterable[int]) -> tuple[int, int]:
+    if not isinstance(shape, Iterable):
+        raise ShapeError(f"the matrix has shape {shape!r}; expected a square one, (n, n)")
+    shape = tuple(shape)
+    sizes = [size for size in shape if isinstance(size, Integral) and size >= 0]
+    if len(shape) != 2 or len(sizes) != 2 or sizes[0] != sizes[1]:
         raise ShapeError(f"the matrix has shape {tuple(shape)}; expected a square one, (n, n)")
-    return int(shape[0]), int(shape[1])
+    return int(sizes[0]), int(sizes[1])
 
 
 def check_coo(rows: Tensor, cols: Tensor, shape: tuple[int, int]) -> None:
@@ -187,8 +201,7 @@ def check_coo(rows: Tensor, cols: Tensor, shape: tuple[int, int]) -> None:
         raise IndexRangeError(
             f"rows and cols have shapes {tuple(rows.shape)} and {tuple(cols.shape)}; expected (nnz,) twice"
         )
-    if rows.device != cols.device:
-        raise IndexRangeError(f"rows are on {rows.device}, cols on {cols.device}")
+    _check_device(rows, cols)
     for name, index, count in (("row", rows, shape[0]), ("column", cols, shape[1])):
         _check_range(name, index, count)
 
@@ -199,11 +212,18 @@ def check_compressed(kind: str, compressed: Tensor, plain: Tensor, shape: tuple[
     for index in (compressed, plain):
         if not isinstance(index, Tensor) or index.dtype not in _INDEX_DTYPES or index.dim() != 1:
             raise IndexRangeError(f"{kind} indices must be one-dimensional tensors of torch.int64 or torch.int32")
+    _check_device(compressed, plain)
     if compressed.numel() != count + 1:
         raise IndexRangeError(f"{compressed.numel()} {outer} pointers for {count} {outer}s; expected {count + 1}")
     if int(compressed[0]) != 0 or int(compressed[-1]) != plain.numel() or bool((compressed.diff() < 0).any()):
         raise IndexRangeError(f"{outer} pointers must rise from 0 to the number of entries, {plain.numel()}")
     _check_range(inner, plain, shape[1] if kind == "csr" else shape[0])
+
+
+def _check_device(*indices: Tensor) -> None:
+    for index in indices:
+        if index.device.type != "cpu":
+            raise DeviceError(f"indices are on {index.device}; no engine here solves there, move them to the CPU")
 
 
 def _check_range(name: str, index: Tensor, count: int) -> None:

@@ -33,7 +33,7 @@ class Trusted:
         self._singular: str | None = None  # the verdict of `refuse_singular`, once it was asked: "" or a message
         self._growth: float | None = None  # that of `is_accurate`
 
-    def solve(self, rhs: Tensor, size: Tensor, transpose: bool) -> Tensor:
+    def solve(self, rhs: Tensor, size: Tensor, transpose: bool, strict: bool) -> Tensor:
         """A⁻¹ or A⁻ᵀ applied to the rows of `rhs`, which are finite and have the largest entries `size`.
 
         A backward stable method leaves a residual of ε‖A‖‖x‖, which is small beside ‖b‖ unless A is nearly singular:
@@ -43,6 +43,8 @@ class Trusted:
         x_size = torch.linalg.vector_norm(x, _INFINITY, dim=-1)
         if not bool(torch.isfinite(x_size).all()):
             self.refuse_singular()
+            if not strict:  # a derivative that overflows is passed on as what it is
+                return x
             raise NonFiniteError(f"the solution is too large for {self._dtype}", argument="x", index=None)
         if self.factor.stable:
             if bool((eps * self._largest * x_size <= eps**0.4 * size).all()):
@@ -128,7 +130,7 @@ class Trusted:
 
         Their mean is not zero, since the vectors that singular matrices annihilate are often constant.
         """
-        i = torch.arange(1, self._n + 1, dtype=torch.float64)
+        i = torch.arange(1, self._n + 1, dtype=torch.float64, device="cpu")
         return (2 * torch.frac(i * i * 0.6180339887498949) - 0.75).unsqueeze(0).to(self._dtype)
 
     def _apply(self, x: Tensor, transpose: bool) -> Tensor:
@@ -144,7 +146,7 @@ class Trusted:
 
         layout = self.factor.layout
         if layout.part == "full":
-            ones = torch.ones(layout.nnz, dtype=torch.int8).numpy()
+            ones = torch.ones(layout.nnz, dtype=torch.int8, device="cpu").numpy()
             matrix = csr_matrix((ones, layout.col.numpy(), layout.crow.numpy()), shape=(self._n, self._n))
             rank = int(structural_rank(matrix))
             if rank < self._n:

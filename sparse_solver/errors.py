@@ -53,7 +53,10 @@ class LayoutError(SparseSolverError, TypeError):
 
 
 class IndexRangeError(SparseSolverError, IndexError):
-    """An index lies outside the matrix (`row`, `col`, `entry`), or the index arrays are malformed."""
+    """An index lies outside the matrix (`index`, of the entry number `entry`), or index tensors are malformed."""
+
+    entry: int | None = None
+    index: int | None = None
 
 
 class OptionError(SparseSolverError, ValueError):
@@ -65,7 +68,10 @@ class TriangleError(SparseSolverError, ValueError):
 
 
 class NonFiniteError(SparseSolverError, ValueError):
-    """NaN or infinity in the values or the right-hand side (`argument`, `index`)."""
+    """NaN or infinity in the values or the right-hand side (`argument`, and the entry or row, `index`)."""
+
+    argument: str | None = None
+    index: int | None = None
 
 
 class NotSymmetricError(SparseSolverError, ValueError):
@@ -75,9 +81,15 @@ class NotSymmetricError(SparseSolverError, ValueError):
 class NotPositiveDefiniteError(SparseSolverError, LinAlgError):
     """Cholesky met a pivot that is not positive (`row`, in the caller's numbering; `engine`)."""
 
+    row: int | None = None
+    engine: str | None = None
+
 
 class SingularMatrixError(SparseSolverError, LinAlgError):
     """The matrix is structurally or numerically singular (`engine`; `row` where one row is to blame)."""
+
+    row: int | None = None
+    engine: str | None = None
 
 
 class EngineUnavailableError(SparseSolverError, RuntimeError):

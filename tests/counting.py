@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from typing import Any
 
@@ -27,14 +28,15 @@ def count(monkeypatch: pytest.MonkeyPatch) -> Counts:
 
         monkeypatch.setattr(cls, name, method)
 
-    from sparse_solver._engines import pardiso, qdldl, superlu
-
-    for engine in (pardiso.Pardiso, qdldl.Qdldl, superlu.Superlu):
-        counted(engine, "analyze")
-    for symbolic in (pardiso.PardisoSymbolic, qdldl.QdldlSymbolic, superlu.SuperluSymbolic):
-        counted(symbolic, "factor")
-    for factor in (pardiso.PardisoFactor, qdldl.QdldlFactor, superlu.SuperluFactor):
-        counted(factor, "solve")
+    for name in _engines.names():
+        engine = _engines.engine_named(name)
+        counted(type(engine), "analyze")
+        for cls in vars(sys.modules[type(engine).__module__]).values():
+            if isinstance(cls, type) and cls.__module__ == type(engine).__module__:
+                if hasattr(cls, "retry"):  # a Symbolic
+                    counted(cls, "factor")
+                elif hasattr(cls, "solve") and hasattr(cls, "stable"):
+                    counted(cls, "solve")
     return counts
 
 

@@ -29,6 +29,7 @@ def cases(dtypes: tuple[torch.dtype, ...], symmetric: bool = False) -> Iterator[
 
 every = pytest.mark.parametrize(("engine", "p"), list(cases(DTYPES)))
 symmetric = pytest.mark.parametrize(("engine", "p"), list(cases(DTYPES, symmetric=True)))
+symmetric_double = pytest.mark.parametrize(("engine", "p"), list(cases(DOUBLE, symmetric=True)))
 double = pytest.mark.parametrize(("engine", "p"), list(cases(DOUBLE)))
 
 
@@ -120,6 +121,26 @@ def test_one_triangle(engine: str, p: Problem, triangle: str, transpose: bool) -
     (values_bar,) = torch.autograd.grad(x, values, x_bar)
     (expected_values_bar,) = torch.autograd.grad(expected, values, x_bar)
     close(values_bar, expected_values_bar)
+
+
+@symmetric_double
+@pytest.mark.parametrize("triangle", ["lower", "upper"])
+def test_derivatives_in_one_triangle(engine: str, p: Problem, triangle: str) -> None:
+    p = problem(p.kind, p.values.dtype, n=4)
+    kept = p.rows >= p.cols if triangle == "lower" else p.rows <= p.cols
+    P = ss.Pattern(p.rows[kept], p.cols[kept], p.shape)
+    real = (P.rows == P.cols).logical_and(torch.tensor(p.kind in ("spd", "hermitian")))
+
+    def solve(values: Tensor, b: Tensor) -> Tensor:
+        values = torch.where(real, values.real.to(values.dtype), values)  # a Hermitian matrix has a real diagonal
+        return P.solve(values, b, assume=p.kind, triangle=triangle, engine=engine)  # type: ignore[arg-type]
+
+    inputs = (p.values[kept].clone().requires_grad_(), rhs(p.n, 2, dtype=p.values.dtype).requires_grad_())
+    assert gradcheck(solve, inputs, check_forward_ad=True)
+    assert gradgradcheck(solve, inputs, check_fwd_over_rev=True)
+    batch = torch.stack((inputs[0], 2 * inputs[0])).detach()
+    expected = torch.stack([solve(values, inputs[1]) for values in batch])
+    close(torch.func.vmap(solve, (0, None))(batch, inputs[1]), expected)
 
 
 def functions(engine: str, p: Problem, transpose: bool = False) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:

@@ -86,7 +86,7 @@ def test_a_failed_factorisation_gives_its_slot_back() -> None:
     P = ss.Pattern(*laplacian_places(edges, n), (n, n))
     good = laplacian_values(torch.ones(edges.shape[1], dtype=torch.float64), n)
     F = P.factorize(good, assume="spd", engine="pardiso")
-    handle = F._factors.made[0].trusted.factor._handle  # type: ignore[index, union-attr]
+    handle = F._factors.made[0].trusted.factor._place[0]  # type: ignore[index, union-attr]
     free = len(handle._free)
     bad = laplacian_values(-torch.ones(edges.shape[1], dtype=torch.float64), n, anchor=5)
     for _ in range(3):

@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -428,3 +430,133 @@ def test_general_matrices_with_zeros_on_the_diagonal() -> None:
     for engine in installed("general"):
         b = rhs(200, dtype=torch.float64)
         torch.testing.assert_close(ss.solve(dense.to_sparse(), b, engine=engine), torch.linalg.solve(dense, b))
+
+
+def test_a_factorization_is_of_its_own_copy_of_the_values() -> None:
+    p = problem("general", torch.float64)
+    P, b = ss.Pattern(p.rows, p.cols, p.shape), rhs(p.n, dtype=torch.float64)
+    leaf = p.values.clone().requires_grad_()
+    expected = torch.autograd.grad(P.solve(leaf, b).sum(), leaf)[0]
+
+    values = leaf * 1
+    F = P.factorize(values)
+    values.mul_(3)  # neither the matrix nor its graph sees this
+    torch.testing.assert_close(torch.autograd.grad(F.solve(b).sum(), leaf)[0], expected)
+
+    def inside(values: Tensor) -> Tensor:
+        values = values.clone()
+        F = P.factorize(values)
+        values.mul_(2)
+        return F.solve(b)
+
+    batch = torch.stack((p.values, 2 * p.values))
+    torch.testing.assert_close(torch.func.vmap(inside)(batch), P.solve(batch, b))
+
+    F = P.factorize(leaf)
+    with torch.no_grad():
+        leaf.mul_(5)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t):
+        x = F.solve(b)
+    del F  # and with it the factor, since the hooks have replaced its token
+    torch.testing.assert_close(torch.autograd.grad(x.sum(), leaf)[0], expected)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_default_device_does_not_matter(engine: str) -> None:
+    p = problem("spd", torch.float64)
+    b = rhs(p.n, dtype=torch.float64)
+    for assume in ("auto", *(kind for kind in ("spd", "symmetric", "general") if engine in installed(kind))):
+        ss.clear_cache()
+        values = p.values.clone().requires_grad_()
+        with torch.device("meta"):
+            P = ss.Pattern(p.rows, p.cols, p.shape)
+            x = P.solve(values, b, assume=assume, engine=engine)  # type: ignore[arg-type]
+            x.sum().backward()
+            y = ss.solve(P.tensor(values.detach()), b, assume=assume, engine=engine)  # type: ignore[arg-type]
+        torch.testing.assert_close(x, torch.linalg.solve(p.dense, b))
+        torch.testing.assert_close(y, x)
+
+
+def test_patterns_that_are_first_seen_inside_of_a_transform() -> None:
+    p = problem("spd", torch.float64)
+    b = rhs(p.n, dtype=torch.float64)
+    A = torch.sparse_coo_tensor(torch.stack((p.rows, p.cols)), p.values, p.shape)
+
+    def by_pattern(values: Tensor) -> Tensor:
+        return ss.Pattern(p.rows, p.cols, p.shape).solve(values, b)
+
+    expected = torch.func.jacrev(by_pattern)(p.values)
+    for transform in (torch.func.jacrev, torch.func.jacfwd):
+        ss.clear_cache()
+        torch.testing.assert_close(transform(by_pattern)(p.values), expected)
+        ss.clear_cache()
+        torch.testing.assert_close(transform(lambda b: ss.solve(A, b))(b), torch.linalg.inv(p.dense))
+    ss.clear_cache()
+    batch = torch.stack((p.values, 2 * p.values))
+    torch.testing.assert_close(
+        torch.func.vmap(by_pattern)(batch), torch.stack((by_pattern(p.values),) * 2) / torch.tensor([[1.0], [2.0]])
+    )
+    ss.clear_cache()
+    many = rhs(3, p.n, dtype=torch.float64)
+    torch.testing.assert_close(torch.func.vmap(lambda b: ss.solve(A, b))(many), torch.linalg.solve(p.dense, many.mT).mT)
+    ss.clear_cache()
+    with torch.inference_mode():
+        P = ss.Pattern(p.rows, p.cols, p.shape)
+        for layout in (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc):
+            P.tensor(p.values.clone(), layout)
+    values = p.values.clone().requires_grad_()
+    for layout in (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc):
+        ss.solve(P.tensor(values, layout), b).sum().backward()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_fork_while_another_thread_works_on_a_structure() -> None:
+    """A lock that some thread holds at the fork stays locked in the child, unless it is renewed."""
+    held, release = threading.Event(), threading.Event()
+    structure = ss.Pattern(torch.arange(3), torch.arange(3), (3, 3))._structure
+
+    def work() -> None:
+        structure.remember("something slow", lambda: (held.set(), release.wait(30)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert held.wait(10)
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)
+        x = ss.solve(torch.eye(3).to_sparse(), torch.ones(3))
+        structure.transpose_map  # noqa: B018
+        os._exit(0 if torch.equal(x, torch.ones(3)) else 1)
+    release.set()
+    thread.join()
+    for _ in range(300):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(child, 9)
+        pytest.fail("the child hangs")
+    assert status == 0
+
+
+def test_overflow_in_a_derivative_is_passed_on() -> None:
+    P = ss.Pattern(torch.zeros(1).long(), torch.zeros(1).long(), (1, 1))
+    values, b = torch.tensor([1e-30]), torch.tensor([1e-30], requires_grad=True)
+    P.solve(values, b).backward(torch.tensor([1e20]))
+    assert b.grad is not None
+    assert not b.grad.isfinite().any()
+    with pytest.raises(ss.NonFiniteError, match="too large"):
+        P.solve(values, torch.tensor([1e20]))
+    huge = torch.full((1,), 1.7e308 * (1 + 1j), dtype=torch.complex128)
+    with pytest.raises(ss.NonFiniteError, match="b is too large"):
+        P.solve(torch.ones(1, dtype=torch.complex128), huge)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_recording_the_solution_as_a_constant_is_refused() -> None:
+    p = problem("spd", torch.float64)
+    P, b = ss.Pattern(p.rows, p.cols, p.shape), rhs(p.n, dtype=torch.float64)
+    with pytest.raises(ss.TransformError, match="constant"):
+        torch.jit.trace(lambda values: P.solve(values, b), p.values, check_trace=False)

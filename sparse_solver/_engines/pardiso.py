@@ -97,7 +97,8 @@ class _Library:
         if self._get_diagonal is None:
             return None
         # Both in the order of elimination, which is not the caller's.
-        factored, original, error = torch.zeros(n, dtype=dtype), torch.zeros(n, dtype=dtype), c_int64(0)
+        error = c_int64(0)
+        factored, original = torch.zeros((2, n), dtype=dtype, device="cpu")
         self._get_diagonal(
             ctypes.addressof(pt), factored.data_ptr(), original.data_ptr(), byref(c_int64(slot)), byref(error)
         )
@@ -143,7 +144,8 @@ def _candidates() -> list[str]:
 # threads crashes or, worse, gives wrong numbers without an error (seen with MKL 2026.2), so that a handle keeps to the
 # threads of its analysis, and another number of threads takes another handle.
 # A child of a process that has solved with several threads hangs inside the OpenMP runtime, whose threads did not
-# survive the fork, unless it solves with one; a factor from before the fork is of no use there.
+# survive the fork, unless it solves with one; and handles from before the fork, which another thread of the parent
+# may have been writing to, are not touched in the child: it makes its own.
 _forked = False
 
 
@@ -166,7 +168,7 @@ class _Native:
     def __init__(self, library: _Library, matrix_type: int, layout: Layout, n: int, iparm: list[int]):
         self.library, self.matrix_type, self.layout, self.n, self.iparm = library, matrix_type, layout, n, iparm
         self.pt = (c_int64 * 64)()
-        self.threads = _threads()
+        self.threads, self.pid = _threads(), os.getpid()
         self.slots = max(4, min(_FACTORS_PER_HANDLE, _PIVOTS_PER_HANDLE // n))
 
     def call(
@@ -192,8 +194,8 @@ class _Native:
 
     @property
     def is_lost(self) -> bool:
-        """Whether this is the handle of a parent, in its child, which must not be touched there."""
-        return _forked and self.threads > 1
+        """Whether this is a handle of the parent process."""
+        return self.pid != os.getpid()
 
     def release(self, phase: int, slot: int = 1) -> None:
         if not self.is_lost:
@@ -245,8 +247,11 @@ class _Handle:
 
     def take(self) -> int | None:
         """A free slot, for a factorisation with the threads of this call; None if there is none."""
+        if self._native.is_lost or self._native.threads != _threads():
+            return None
         with self._lock:
-            return self._free.pop() if self._free and self._native.threads == _threads() else None
+            self._release_dead()
+            return self._free.pop() if self._free else None
 
     def give_back(self, slot: int) -> None:
         """Runs whenever and wherever a factor dies, also inside a garbage collection, so that it must not wait for the
@@ -339,18 +344,21 @@ class PardisoSymbolic:
 class PardisoFactor:
     flops: int | None = None  # the two-level method does not count them
     smallest_pivot: float | None = None
+    stable = False  # LU and LDLᵀ; Cholesky is
 
     def __init__(self, symbolic: PardisoSymbolic, values: Tensor):
         # PARDISO keeps a pointer to `values` for its iterative refinement.
         self._symbolic, self.values, self.layout = symbolic, values, symbolic.layout
         self.stable = symbolic.kind == "spd"
-        self._factor()
+        self._lock = ForkSafeLock()
+        self._place = self._factor()
 
-    def _factor(self) -> None:
-        self._handle, self._slot = self._symbolic.take()
-        weakref.finalize(self, self._handle.give_back, self._slot).atexit = False
+    def _factor(self) -> tuple[_Handle, int]:
+        """Factors into a free slot of a handle for the threads of this call."""
+        handle, slot = self._symbolic.take()
+        weakref.finalize(self, handle.give_back, slot).atexit = False
         kind = self._symbolic.kind
-        code, iparm, self.smallest_pivot = self._handle.factor(self._slot, self.values, pivots=kind == "spd")
+        code, iparm, self.smallest_pivot = handle.factor(slot, self.values, pivots=kind == "spd")
         if code == -4 and kind == "spd":
             row = iparm[29] - 1  # (30): the equation, counted from one
             raise NotPositiveDefiniteError(
@@ -363,11 +371,15 @@ class PardisoFactor:
         self.nnz = self._symbolic.nnz
         self.memory_bytes = iparm[16] * 1024 or None  # (17): kilobytes for factorisation and solution
         self.perturbed_pivots = iparm[13]
+        return handle, slot
 
     def solve(self, rhs: Tensor, transpose: bool) -> Tensor:
-        if self._handle.is_lost:
-            self._factor()
-        return self._handle.solve(self._slot, self.values, rhs, transpose)
+        if self._place[0].is_lost:
+            with self._lock:
+                if self._place[0].is_lost:
+                    self._place = self._factor()
+        handle, slot = self._place
+        return handle.solve(slot, self.values, rhs, transpose)
 
 
 def _error(code: int, phase: str) -> Exception:
