@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sparse_solver import _engines
-from sparse_solver._engines._select import envelope_flops, predicted_flops, select
+from sparse_solver._engines._select import Choice, envelope_flops, is_close, predicted_flops, select
 from sparse_solver._structure import Structure
 
 SECONDS_AT_MOST = 20.0  # for one engine on one pattern; the slow ones are not waited for
@@ -133,7 +133,7 @@ def milliseconds(symbolic: Any, structure: Structure) -> float:
     return statistics.median(samples)
 
 
-Row = tuple[str, int, int | None, float, dict[str, float]]
+Row = tuple[str, int, dict[str, int | None], float, dict[str, float]]
 
 
 def rows(names: list[str]) -> Iterator[Row]:
@@ -144,16 +144,26 @@ def rows(names: list[str]) -> Iterator[Row]:
         torch.manual_seed(0)
         edges, n = PATTERNS[name]()
         structure = laplacian(edges, n)
-        values, times, factor_nnz = fresh_values(structure), {}, None
+        values, times = fresh_values(structure), {}
+        predicted: dict[str, int | None] = {}  # by the engines that are asked for it
         for engine in engines:
             # The first one tells the fill; engines that would take minutes are left out.
-            if factor_nnz is not None and engine != engines[0] and predicted_flops(n, factor_nnz) > 1e9:
+            if predicted and engine != engines[0] and predicted_flops(n, predicted[engines[0]] or 0) > 1e9:
                 continue
             symbolic = _engines.engine_named(engine).analyze(structure, "spd", torch.float64, None)
-            if factor_nnz is None:
-                factor_nnz = symbolic.factor_nnz(values)
+            predicted[engine] = symbolic.factor_nnz(values)
             times[engine] = milliseconds(symbolic, structure)
-        yield name, n, factor_nnz, envelope_flops(structure), times
+        yield name, n, predicted, envelope_flops(structure), times
+
+
+def pick(n: int, present: set[str], predicted: dict[str, int | None], envelope: float) -> Choice | None:
+    """What `_engines.analyze` would take, step by step."""
+    choice = select(n, "spd", torch.float64, present)
+    if choice is not None and choice.provisional:
+        nnz = predicted.get(choice.engine)
+        if nnz is not None:
+            choice = select(n, "spd", torch.float64, present, nnz, envelope if is_close(n, nnz) else None)
+    return choice
 
 
 def main() -> None:
@@ -166,13 +176,14 @@ def main() -> None:
     )
     lines, worst = [], {"all engines": 1.0, f"without {engines[0]}": 1.0}
     table = list(rows(names))
-    for name, n, factor_nnz, envelope, times in table:
+    for name, n, predicted, envelope, times in table:
+        factor_nnz = predicted[engines[0]]
         flops = predicted_flops(n, factor_nnz or 0)
         line = f"{name:<18}{n:>9}{factor_nnz or 0:>11}{flops:>9.0e}{envelope:>10.0e}"
         line += "".join(f"{times[engine]:>10.2f}" if engine in times else f"{'–':>10}" for engine in engines)
         for case, present in zip(worst, (engines, engines[1:]), strict=True):
             known = {engine: times[engine] for engine in present if engine in times}
-            choice = select(n, "spd", torch.float64, set(present), factor_nnz, envelope)
+            choice = pick(n, set(present), predicted, envelope)
             if choice is None or choice.engine not in known:
                 line += f"   {choice.engine if choice else '–'} (alone)"
                 continue

@@ -42,7 +42,8 @@ def solve(
     stands for two and receives the sum of both. Entries at the same place each receive its gradient.
 
     Costs one factorisation and one substitution a right-hand side, and the backward one substitution; the analysis of
-    the pattern is remembered.
+    the pattern is remembered. PARDISO's LU and LDLᵀ, which pivot within limits, cost a test substitution more a
+    factorisation, a residual and where it helps some refinement a solve, and once a second analysis where pivots are bad.
 
     Raises `ShapeError`, `DtypeError`, `DeviceError`, `LayoutError`, `IndexRangeError`, `OptionError`, `TriangleError`,
     `NonFiniteError`, `NotSymmetricError`, `NotPositiveDefiniteError`, `SingularMatrixError`, `EngineUnavailableError`,

@@ -121,7 +121,7 @@ class Pattern:
         returns : x, of the shape that `torch.linalg.solve` gives
 
         The gradient of an entry is −λ_i conj(x_j) with λ = A⁻ᴴ x̄. Costs one factorisation a matrix and one
-        substitution a right-hand side; the backward costs one substitution more.
+        substitution a right-hand side, and the backward one substitution (indefinite and general matrices: see `solve`).
 
         >>> import torch, sparse_solver as ss
         >>> P = ss.Pattern(torch.arange(2), torch.arange(2), (2, 2))

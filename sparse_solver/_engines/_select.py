@@ -1,6 +1,6 @@
 """Which engine factors a matrix: one pure function of what is known about it.
 
-The constants were calibrated by ``python benchmarks/calibrate.py``, which prints the table behind them.
+The constants were calibrated by ``python benchmarks/calibrate.py``; benchmarks/calibrate.txt is the table behind them.
 """
 
 from __future__ import annotations
@@ -83,7 +83,11 @@ def select(
     if kind != "spd" or dtype.is_complex or "qdldl" not in installed:
         if blocked is None:
             return None
-        why = "the fastest one installed" if blocked == "pardiso" else "the only one installed for this kind of matrix"
+        why = (
+            "it takes all matrices, and has an analysis to reuse"
+            if blocked == "pardiso"
+            else "the only one installed for this kind of matrix"
+        )
         return Choice(blocked, why)
     if blocked is None:
         return Choice("qdldl", "the only one installed for this kind of matrix")
