@@ -45,7 +45,7 @@ class Numeric:
             except NotPositiveDefiniteError as error:
                 if self.kind == kinds[-1]:
                     raise
-                self.kind_reason += f", but {error}"
+                self.kind_reason += ", but " + str(error).split(";")[0]
 
     def _factor(self, structure: Structure, canonical: Tensor, options: Options, largest: float) -> Trusted:
         kind, dtype, stored = self.kind, canonical.dtype, options.triangle

@@ -152,7 +152,7 @@ class Trusted:
             if rank < self._n:
                 return f"the matrix is structurally singular: its pattern has rank {rank} of {self._n}, whatever the values"
         return (
-            f"the matrix is singular to working precision: a relative change of its entries by {distance:.0e} makes it "
+            f"the matrix is singular to working precision: changing its entries by {distance:.0e} of themselves makes it "
             f"singular (a graph or mesh Laplacian needs an anchor: a fixed vertex, or a multiple of the identity or of "
             f"the mass matrix added)"
         )

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .._layout import Layout
 from .._structure import Structure
+from ..errors import NotPositiveDefiniteError
 
 # What a matrix is known to be. "spd": symmetric (complex: Hermitian) positive definite.
 # "symmetric" is A = Aᵀ, also for complex values; "hermitian" occurs for complex values only.
@@ -26,6 +27,17 @@ Kind = Literal["spd", "symmetric", "hermitian", "general"]
 def is_hermitian(kind: Kind, dtype: torch.dtype) -> bool:
     """Whether the opposite of an entry is its conjugate rather than the entry itself."""
     return dtype.is_complex and kind in ("spd", "hermitian")
+
+
+def not_positive_definite(engine: str, method: str, row: int | None) -> NotPositiveDefiniteError:
+    """The error for a pivot that is not positive, at the caller's `row` where the engine knows it."""
+    place = "" if row is None else f" at row {row}"
+    return NotPositiveDefiniteError(
+        f"the matrix is not positive definite: {method} met a pivot that is not positive{place}; "
+        f"assume='symmetric' (complex: 'hermitian') or 'auto' factors indefinite matrices, too",
+        row=row,
+        engine=engine,
+    )
 
 
 @dataclass(frozen=True)

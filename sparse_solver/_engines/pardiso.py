@@ -29,8 +29,8 @@ from torch import Tensor
 from .._layout import Layout, layout_of
 from .._structure import Structure
 from .._sync import ForkSafeLock
-from ..errors import EngineError, NotPositiveDefiniteError, SingularMatrixError
-from ._protocol import Availability, Kind, is_hermitian
+from ..errors import EngineError, SingularMatrixError
+from ._protocol import Availability, Kind, is_hermitian, not_positive_definite
 
 LIBRARY_VARIABLE = "SPARSE_SOLVER_MKL"  # the path of libmkl_rt, for an MKL that is not the wheel's
 
@@ -360,12 +360,7 @@ class PardisoFactor:
         kind = self._symbolic.kind
         code, iparm, self.smallest_pivot = handle.factor(slot, self.values, pivots=kind == "spd")
         if code == -4 and kind == "spd":
-            row = iparm[29] - 1  # (30): the equation, counted from one
-            raise NotPositiveDefiniteError(
-                f"the matrix is not positive definite: Cholesky met a pivot that is not positive at row {row}",
-                row=row,
-                engine="pardiso",
-            )
+            raise not_positive_definite("pardiso", "Cholesky", iparm[29] - 1)  # (30): the equation, counted from one
         if code:
             raise _error(code, "factorisation")
         self.nnz = self._symbolic.nnz

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from .._layout import layout_of
 from .._structure import Structure
-from ..errors import NotPositiveDefiniteError
-from ._protocol import Availability, Kind
+from ._protocol import Availability, Kind, not_positive_definite
 
 # What idle solvers of one pattern may hold in all; a time-stepping loop with a hundred live factors finds them again.
 _IDLE_BYTES = 256 * 2**20
@@ -87,15 +86,9 @@ class QdldlFactor:
         _, pivots, order = solver.factors()
         # `update` says nothing when it meets a zero pivot: it leaves that one in place and stops.
         if not (pivots > 0).all():
-            row = int(order[np.argmin(pivots > 0)])
-            raise NotPositiveDefiniteError(
-                f"the matrix is not positive definite: LDLᵀ met a pivot that is not positive at row {row}",
-                row=row,
-                engine="qdldl",
-            )
-        diagonal = (
-            values[self.layout.crow[1:] - 1].to(torch.float64).numpy()
-        )  # a row of the lower triangle ends with it
+            raise not_positive_definite("qdldl", "LDLᵀ", int(order[np.argmin(pivots > 0)]))
+        # A row of the lower triangle ends with its diagonal entry.
+        diagonal = values[self.layout.crow[1:] - 1].to(torch.float64).numpy()
         self.smallest_pivot: float | None = float((pivots / diagonal[order]).min())
 
     def solve(self, rhs: Tensor, transpose: bool) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from .._layout import Layout, layout_of
 from .._structure import Structure
 from ..errors import EngineError, EngineUnsupportedError, NotPositiveDefiniteError, SingularMatrixError
-from ._protocol import Availability, Kind, is_hermitian
+from ._protocol import Availability, Kind, is_hermitian, not_positive_definite
 
 
 class SuperluSymbolic:
@@ -55,9 +55,7 @@ class SuperluSymbolic:
             if "singular" not in str(error):
                 raise EngineError(f"SuperLU failed: {error}", engine="superlu", code=None) from error
             if spd:  # the message does not say where, and a definite matrix cannot be singular
-                raise NotPositiveDefiniteError(
-                    "the matrix is not positive definite: SuperLU met a zero pivot", row=None, engine="superlu"
-                ) from error
+                raise not_positive_definite("superlu", "LU without row exchanges", None) from error
             raise SingularMatrixError("SuperLU met a zero pivot: the matrix is singular", engine="superlu") from error
         return SuperluFactor(decomposed, self.layout, values, spd)
 
@@ -83,12 +81,7 @@ class SuperluFactor:
         bad = ~(pivots.real > 0)
         if bad.any() or not np.array_equal(decomposed.perm_r, decomposed.perm_c):
             row = int(row_of_pivot[np.argmax(bad)]) if bad.any() else None
-            raise NotPositiveDefiniteError(
-                "the matrix is not positive definite: SuperLU met a pivot that is not positive"
-                + (f" at row {row}" if row is not None else ""),
-                row=row,
-                engine="superlu",
-            )
+            raise not_positive_definite("superlu", "LU without row exchanges", row)
         diagonal = values[layout.rows == layout.col].numpy().real
         self.smallest_pivot = float((pivots.real / diagonal[row_of_pivot]).min())
 
