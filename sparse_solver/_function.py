@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ._factors import Factors, Problem, factors_of, token_of
-from ._rules import apply, apply_adjoint
+from ._rules import adjoint, tangent
 from ._untraced import untraced
 from .errors import TransformError
 
@@ -38,20 +38,25 @@ class Solve(Function):
     @staticmethod
     def backward(ctx: Any, x_bar: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         values, x, token = ctx.saved_tensors
-        lam = Solve.apply(values, x_bar.conj(), token, ctx.problem, not ctx.transpose, False).conj()
-        values_bar = None
-        if ctx.needs_input_grad[0]:
-            values_bar = -apply_adjoint(lam, x, _places(ctx, values))
-        return values_bar, lam, None, None, None, None
+        values_bar, rhs_bar = adjoint(
+            lambda g: Solve.apply(values, g, token, ctx.problem, not ctx.transpose, False),
+            x_bar,
+            x,
+            ctx.problem.places(values.dtype).of(ctx.transpose),
+            ctx.needs_input_grad[0],
+        )
+        return values_bar, rhs_bar, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, values_dot: Tensor | None, rhs_dot: Tensor | None, *_: None) -> Tensor:  # type: ignore[override]
         values, x, token = ctx.saved_tensors
-        right = torch.zeros_like(x) if rhs_dot is None else rhs_dot
-        if values_dot is not None:
-            right = right - apply(values_dot, x, _places(ctx, values))
-        x_dot: Tensor = Solve.apply(values, right, token, ctx.problem, ctx.transpose, False)
-        return x_dot
+        return tangent(
+            lambda right: Solve.apply(values, right, token, ctx.problem, ctx.transpose, False),
+            values_dot,
+            rhs_dot,
+            x,
+            ctx.problem.places(values.dtype).of(ctx.transpose),
+        )
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], values: Tensor, rhs: Tensor, token: Tensor, problem: Problem,
@@ -61,11 +66,6 @@ class Solve(Function):
             token = token_of(factors_of(token, problem).batched())
         values, rhs, unfold = fold(info.batch_size, values, values_dim, rhs, rhs_dim)
         return unfold(Solve.apply(values, rhs, token, problem, transpose, strict)), 0
-
-
-def _places(ctx: Any, values: Tensor) -> Any:
-    places = ctx.problem.places(values.dtype)
-    return places.transposed() if ctx.transpose else places
 
 
 def fold(

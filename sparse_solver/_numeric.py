@@ -14,8 +14,6 @@ from ._structure import Structure
 from ._trust import Trusted
 from .errors import NonFiniteError, NotPositiveDefiniteError, SingularMatrixError
 
-DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
-
 
 class Numeric:
     """The factorisation of the matrix with the given contiguous values (nnz,); raises where there is none.

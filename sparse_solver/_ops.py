@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ._factors import Factors, Problem, factors_of, no_token, token_of
+from ._factors import Problem, factors_of, no_token, token_of
 from ._function import fold
 from ._kinds import Options
-from ._rules import Places, apply_adjoint
+from ._rules import Places, adjoint
 from ._structure import structure_at
 from .errors import TransformError
 
@@ -31,7 +31,7 @@ def _solve(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     n = rhs.shape[-1]
     problem = Problem(structure_at(rows, cols, (n, n)), _options(assume, triangle, engine))
-    factors = Factors(problem) if int(token) == 0 else factors_of(token, problem)
+    factors = factors_of(token, problem)
     return factors.solve(values, rhs, transpose, strict), token_of(factors)
 
 
@@ -48,13 +48,14 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, x_bar: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     values, x, rows, cols, token = ctx.saved_tensors
-    lam, _ = _solve(values, x_bar.conj().resolve_conj(), rows, cols, *ctx.options, not ctx.transpose, False, token)
-    lam = lam.conj()
-    values_bar = None
-    if ctx.needs_input_grad[0]:
-        places = Places(rows, cols, _options(*ctx.options).mirror(values.dtype))
-        values_bar = -apply_adjoint(lam, x, places.transposed() if ctx.transpose else places)
-    return values_bar, lam, *[None] * 8
+    values_bar, rhs_bar = adjoint(
+        lambda g: _solve(values, g.resolve_conj(), rows, cols, *ctx.options, not ctx.transpose, False, token)[0],
+        x_bar,
+        x,
+        Places(rows, cols, _options(*ctx.options).mirror(values.dtype)).of(ctx.transpose),
+        ctx.needs_input_grad[0],
+    )
+    return values_bar, rhs_bar, *[None] * 8
 
 
 torch.library.register_autograd("sparse_solver::solve", _backward, setup_context=_setup_context)

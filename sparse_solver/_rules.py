@@ -30,6 +30,7 @@ forward and reverse mode algorithmic differentiation", 2008, section 2.3.1.)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,9 @@ class Places:
     rows: Tensor
     cols: Tensor
     mirror: str | None = None
+
+    def of(self, transpose: bool) -> Places:
+        return self.transposed() if transpose else self
 
     def transposed(self) -> Places:
         """The places of the entries of A(v)ᵀ: also right for a Hermitian triangle, whose transpose has the
@@ -74,6 +78,22 @@ def apply_adjoint(lam: Tensor, x: Tensor, places: Places) -> Tensor:
         mirrored = _sampled_product(lam, x, cols, rows).masked_fill(rows == cols, 0)
         values_bar = values_bar + (mirrored.conj() if places.mirror == "hermitian" else mirrored)
     return values_bar
+
+
+def adjoint(
+    solve_transposed: Callable[[Tensor], Tensor], x_bar: Tensor, x: Tensor, places: Places, wants_values: bool
+) -> tuple[Tensor | None, Tensor]:
+    """(v̄, b̄) from x̄; `solve_transposed` applies A⁻ᵀ, and v̄ is None unless it is wanted."""
+    lam = solve_transposed(x_bar.conj()).conj()
+    return (-apply_adjoint(lam, x, places) if wants_values else None), lam
+
+
+def tangent(
+    solve: Callable[[Tensor], Tensor], values_dot: Tensor | None, rhs_dot: Tensor | None, x: Tensor, places: Places
+) -> Tensor:
+    """dx from (dv, db), where None stands for zeros; `solve` applies A⁻¹."""
+    right = torch.zeros_like(x) if rhs_dot is None else rhs_dot
+    return solve(right if values_dot is None else right - apply(values_dot, x, places))
 
 
 def _sampled_product(lam: Tensor, x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:

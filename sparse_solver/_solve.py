@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._engines import DTYPES
 from ._factors import Factors, Problem
 from ._function import solve_eagerly
 from ._kinds import Options
-from ._numeric import DTYPES
 from ._ops import solve_compiled
 from ._structure import Structure
 from .errors import DeviceError, DtypeError, LayoutError, OptionError, ShapeError
@@ -81,10 +81,9 @@ def solve_values(
     order = [*own, *shared, len(full), len(full) + 1]
     rhs = rhs.expand(*full, k, n).permute(order)
     permuted = rhs.shape
-    count = 1
+    count, rows_each = 1, k  # by loops: Dynamo does not trace math.prod
     for d in own:
         count *= full[d]
-    rows_each = k
     for d in shared:
         rows_each *= full[d]
     if own:

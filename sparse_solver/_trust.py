@@ -134,11 +134,11 @@ class Trusted:
         return (2 * torch.frac(i * i * 0.6180339887498949) - 0.75).unsqueeze(0).to(self._dtype)
 
     def _apply(self, x: Tensor, transpose: bool) -> Tensor:
-        return apply(self.factor.values, x, self._places.transposed() if transpose else self._places)
+        return apply(self.factor.values, x, self._places.of(transpose))
 
     def _magnitude(self, x: Tensor, transpose: bool) -> Tensor:
         """|A||x|."""
-        return apply(self.factor.values.abs(), x.abs(), self._places.transposed() if transpose else self._places)
+        return apply(self.factor.values.abs(), x.abs(), self._places.of(transpose))
 
     def _describe_singular(self, distance: float) -> str:
         from scipy.sparse import csr_matrix

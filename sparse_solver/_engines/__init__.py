@@ -16,10 +16,11 @@ from torch import Tensor
 
 from .._structure import Structure
 from ..errors import EngineUnavailableError, EngineUnsupportedError, OptionError
-from ._protocol import Availability, Engine, Factor, Kind, Symbolic, is_hermitian
+from ._protocol import DTYPES, Availability, Engine, Factor, Kind, Symbolic, is_hermitian
 from ._select import Choice, envelope_flops, is_close, select
 
 __all__ = [
+    "DTYPES",
     "Analysis",
     "Availability",
     "Engine",

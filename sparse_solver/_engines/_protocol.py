@@ -24,6 +24,10 @@ from ..errors import NotPositiveDefiniteError
 Kind = Literal["spd", "symmetric", "hermitian", "general"]
 
 
+# What can be solved with; an engine may take fewer.
+DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+
+
 def is_hermitian(kind: Kind, dtype: torch.dtype) -> bool:
     """Whether the opposite of an entry is its conjugate rather than the entry itself."""
     return dtype.is_complex and kind in ("spd", "hermitian")

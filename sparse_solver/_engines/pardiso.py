@@ -30,7 +30,7 @@ from .._layout import Layout, layout_of
 from .._structure import Structure
 from .._sync import ForkSafeLock
 from ..errors import EngineError, SingularMatrixError
-from ._protocol import Availability, Kind, is_hermitian, not_positive_definite
+from ._protocol import DTYPES, Availability, Kind, is_hermitian, not_positive_definite
 
 LIBRARY_VARIABLE = "SPARSE_SOLVER_MKL"  # the path of libmkl_rt, for an MKL that is not the wheel's
 
@@ -343,13 +343,11 @@ class PardisoSymbolic:
 
 class PardisoFactor:
     flops: int | None = None  # the two-level method does not count them
-    smallest_pivot: float | None = None
-    stable = False  # LU and LDLᵀ; Cholesky is
 
     def __init__(self, symbolic: PardisoSymbolic, values: Tensor):
         # PARDISO keeps a pointer to `values` for its iterative refinement.
         self._symbolic, self.values, self.layout = symbolic, values, symbolic.layout
-        self.stable = symbolic.kind == "spd"
+        self.stable = symbolic.kind == "spd"  # LU and LDLᵀ pivot within limits
         self._lock = ForkSafeLock()
         self._place = self._factor()
 
@@ -392,7 +390,7 @@ class Pardiso:
         return Availability(missing=library) if isinstance(library, str) else Availability(version=library.version)
 
     def supports(self, kind: Kind, dtype: torch.dtype) -> bool:
-        return dtype in (torch.float32, torch.float64, torch.complex64, torch.complex128)
+        return dtype in DTYPES
 
     def analyze(self, structure: Structure, kind: Kind, dtype: torch.dtype, stored: str | None) -> PardisoSymbolic:
         library = _library()

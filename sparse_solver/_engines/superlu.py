@@ -17,7 +17,7 @@ from torch import Tensor
 from .._layout import Layout, layout_of
 from .._structure import Structure
 from ..errors import EngineError, EngineUnsupportedError, NotPositiveDefiniteError, SingularMatrixError
-from ._protocol import Availability, Kind, is_hermitian, not_positive_definite
+from ._protocol import DTYPES, Availability, Kind, is_hermitian, not_positive_definite
 
 
 class SuperluSymbolic:
@@ -108,7 +108,7 @@ class Superlu:
         return self._availability()
 
     def supports(self, kind: Kind, dtype: torch.dtype) -> bool:
-        return dtype in (torch.float32, torch.float64, torch.complex64, torch.complex128)
+        return dtype in DTYPES
 
     def analyze(self, structure: Structure, kind: Kind, dtype: torch.dtype, stored: str | None) -> SuperluSymbolic:
         return SuperluSymbolic(structure, kind, dtype, stored)
