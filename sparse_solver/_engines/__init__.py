@@ -12,11 +12,11 @@ from functools import cache
 from importlib import import_module
 
 import torch
-from torch import Tensor
 
+from .._matrix import Matrix
 from .._structure import Structure
 from ..errors import EngineUnavailableError, EngineUnsupportedError, OptionError
-from ._protocol import DTYPES, Availability, Engine, Factor, Kind, Symbolic, is_hermitian
+from ._protocol import DTYPES, Availability, Engine, Factor, KeepsMemory, Kind, Symbolic, is_hermitian, scattered
 from ._select import Choice, envelope_flops, is_close, select
 
 __all__ = [
@@ -32,6 +32,8 @@ __all__ = [
     "engine_named",
     "is_hermitian",
     "names",
+    "release_idle",
+    "scattered",
 ]
 
 # In the order in which `engines()` lists them. Modules are imported, and libraries loaded, on first use.
@@ -56,6 +58,14 @@ def available() -> dict[str, Availability]:
     return {name: engine_named(name).availability() for name in _MODULES}
 
 
+def release_idle() -> None:
+    """Has the engines give back the memory that they keep for factors to come."""
+    for name in _MODULES:
+        engine = engine_named(name)
+        if isinstance(engine, KeepsMemory):
+            engine.release_idle()
+
+
 def _installed() -> list[str]:
     return [name for name, found in available().items() if found.installed]
 
@@ -70,10 +80,9 @@ class Analysis:
     seconds: float
 
 
-def analyze(
-    structure: Structure, kind: Kind, dtype: torch.dtype, stored: str | None, engine: str | None, canonical: Tensor
-) -> Analysis:
+def analyze(matrix: Matrix, kind: Kind, stored: str | None, engine: str | None) -> Analysis:
     """The analysis of a pattern by the engine asked for or, if that is None, by the one that suits; made once."""
+    structure, dtype = matrix.structure, matrix.dtype
     started, fresh = time.perf_counter(), []
 
     def symbolic_of(name: str) -> Symbolic:
@@ -87,7 +96,7 @@ def analyze(
         able = {name for name in _installed() if engine_named(name).supports(kind, dtype)}
         choice = select(structure.shape[0], kind, dtype, able)
         if choice is not None and choice.provisional:
-            factor_nnz = symbolic_of(choice.engine).factor_nnz(canonical)
+            factor_nnz = symbolic_of(choice.engine).factor_nnz(matrix)
             if factor_nnz is not None:
                 envelope = envelope_flops(structure) if is_close(structure.shape[0], factor_nnz) else None
                 choice = select(structure.shape[0], kind, dtype, able, factor_nnz, envelope)

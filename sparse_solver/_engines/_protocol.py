@@ -10,12 +10,15 @@ libraries read, and a single vector needs no copy.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from functools import lru_cache
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from .._layout import Layout
+from .._matrix import Matrix
+from .._plain import plainly
 from .._structure import Structure
 from ..errors import NotPositiveDefiniteError
 
@@ -44,6 +47,25 @@ def not_positive_definite(engine: str, method: str, row: int | None) -> NotPosit
     )
 
 
+def is_doubtful(smallest_pivot: float, dtype: torch.dtype) -> bool:
+    """Whether a pivot of this size, relative to its diagonal entry, may be a rounding error.
+
+    Singular matrices rarely give a zero pivot, mostly up to 600 ε (seen on Laplacians of 10⁴ unknowns).
+    """
+    return not smallest_pivot > 1e4 * torch.finfo(dtype).eps
+
+
+@lru_cache(maxsize=4)
+def scattered(n: int, dtype: torch.dtype, mean: float) -> Tensor:
+    """(1, n) scattered numbers between mean − 1 and mean + 1, always the same ones.
+
+    vmap forbids torch's generators where this may be called.
+    """
+    with plainly():
+        i = torch.arange(1, n + 1, dtype=torch.float64)
+        return (2 * torch.frac(i * i * 0.6180339887498949) - (1 - mean)).unsqueeze(0).to(dtype)
+
+
 @dataclass(frozen=True)
 class Availability:
     """Whether an engine can be used here: its `version`, or why it is `missing` and what to install."""
@@ -70,9 +92,9 @@ class Factor(Protocol):
     perturbed_pivots: int | None
     # Whether the method is backward stable for its kind of matrix, so that residuals need not be looked at.
     stable: bool
-    # The smallest pivot relative to the diagonal entry that it came from (LU: to the largest entry), a scale
-    # on which rounding errors are multiples of the machine epsilon; None: not known.
-    smallest_pivot: float | None
+    # Whether pivots are so small beside the diagonal entries that they came from (LU: beside the largest entry) that the
+    # matrix may be singular, or nothing is known about them.
+    doubtful: bool
 
     def solve(self, rhs: Tensor, transpose: bool) -> Tensor:
         """A⁻¹ or A⁻ᵀ applied to the rows of the contiguous (k, n) `rhs`, k ≥ 1, n ≥ 1, in a new tensor."""
@@ -81,16 +103,16 @@ class Factor(Protocol):
 class Symbolic(Protocol):
     """The analysis of a pattern: orderings, elimination tree, where the fill is."""
 
-    def factor_nnz(self, canonical: Tensor) -> int | None:
+    def factor_nnz(self, matrix: Matrix) -> int | None:
         """The entries of a Cholesky factor; an engine that can only learn them by factoring uses these values."""
 
-    def factor(self, canonical: Tensor) -> Factor:
-        """Factor the matrix with these finite, contiguous, canonical (canonical_nnz,) values.
+    def factor(self, matrix: Matrix) -> Factor:
+        """Factor the matrix, whose values are finite.
 
         Raises NotPositiveDefiniteError (kind "spd") or SingularMatrixError.
         """
 
-    def retry(self, canonical: Tensor) -> Symbolic | None:
+    def retry(self, matrix: Matrix) -> Symbolic | None:
         """A slower analysis that looks at these values, for when pivots had to be perturbed; None: no better one."""
 
 
@@ -106,3 +128,10 @@ class Engine(Protocol):
 
     def analyze(self, structure: Structure, kind: Kind, dtype: torch.dtype, stored: str | None) -> Symbolic:
         """`stored`: "lower" or "upper" if the structure holds only that triangle, else None."""
+
+
+@runtime_checkable
+class KeepsMemory(Protocol):
+    """An engine that keeps memory of dead factors for those to come."""
+
+    def release_idle(self) -> None: ...

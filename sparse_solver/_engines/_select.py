@@ -1,6 +1,6 @@
 """Which engine factors a matrix: one pure function of what is known about it.
 
-The constants were calibrated by ``python benchmarks/calibrate.py``; benchmarks/calibrate.txt is the table behind them.
+The constants were calibrated by ``python -m benchmarks.calibrate``; benchmarks/calibrate.txt is the table behind them.
 """
 
 from __future__ import annotations

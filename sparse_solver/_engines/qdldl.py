@@ -1,100 +1,143 @@
 """QDLDL: LDLᵀ by simple loops after an AMD ordering; nothing is faster where there is little fill.
 
-Real symmetric positive definite matrices; it works in float64, and float32 goes through that.
-The binding's `Solver` holds one analysis and one factorisation, and `update` overwrites the latter. So that a
-factor belongs to one owner, each has a `Solver` of its own, which goes back to a pool when its owner dies.
-Source: B. Stellato et al., "OSQP: an operator splitting solver for quadratic programs", 2020, and the `qdldl` package.
+Real symmetric positive definite matrices; it works in float64, and float32 goes through that. The `qdldl` package brings
+the C library, whose functions are called here directly: its Python classes keep one factorisation each, hide whether it
+succeeded, and hold Python's global lock. Only the ordering is asked of them.
+Source: B. Stellato et al., "OSQP: an operator splitting solver for quadratic programs", 2020; qdldl.h.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
-import weakref
-from collections import deque
+from ctypes import c_int64, c_void_p
 from functools import cache
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .._layout import layout_of
-from .._structure import Structure
-from ._protocol import Availability, Kind, not_positive_definite
+from .._layout import Layout, layout_of
+from .._matrix import Matrix
+from .._plain import plainly
+from .._structure import Structure, row_major, row_pointers
+from ._protocol import Availability, Kind, is_doubtful, not_positive_definite
 
-# What idle solvers of one pattern may hold in all; a time-stepping loop with a hundred live factors finds them again.
-_IDLE_BYTES = 256 * 2**20
+
+class _Library:
+    """The C functions, with their argument types; pointers are to 64-bit integers and to doubles."""
+
+    def __init__(self) -> None:
+        import qdldl
+
+        library = ctypes.CDLL(qdldl.__file__)
+        self.etree, self.factor, self.solve = library.QDLDL_etree, library.QDLDL_factor, library.QDLDL_solve
+        #                     n        Ap        Ai        work      Lnz       etree
+        self.etree.argtypes = [c_int64, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p]
+        #                      n, then Ap, Ai, Ax, Lp, Li, Lx, D, Dinv, Lnz, etree, and work of bytes, integers, doubles
+        self.factor.argtypes = [c_int64, *[c_void_p] * 13]
+        #                     n        Lp        Li        Lx        Dinv      x
+        self.solve.argtypes = [c_int64, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p]
+        self.etree.restype, self.factor.restype, self.solve.restype = c_int64, c_int64, None
+        self.new_solver = qdldl.Solver
+
+    def ordering(self, layout: Layout, n: int) -> Tensor:
+        """The AMD ordering (n,) of a matrix whose upper triangle, with all of the diagonal, is given."""
+        from scipy.sparse import csr_matrix
+
+        # The constructor factors what it is given: the identity cannot fail.
+        identity = (layout.rows == layout.col).double().numpy()
+        matrix = csr_matrix((identity, layout.col.numpy(), layout.crow.numpy()), shape=(n, n)).tocsc()
+        return torch.from_numpy(self.new_solver(matrix, upper=True).factors()[2]).to(torch.int64)
+
+
+@cache
+def _library() -> _Library | str:
+    """The library, or why there is none."""
+    try:
+        library = _Library()
+    except ImportError as error:
+        return f"{error}; pip install qdldl"
+    except (OSError, AttributeError) as error:
+        return f"this build of the qdldl package hides its C functions ({error})"
+    # Nothing but a try tells whether it was built with the same kinds of numbers.
+    with plainly():
+        structure = Structure(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), (2, 2))
+        matrix = Matrix(structure, torch.tensor([4.0, 1.0, 3.0], dtype=torch.float64))
+        factor = QdldlSymbolic(library, structure, "upper").factor(matrix)
+        x = factor.solve(torch.tensor([[6.0, 7.0]], dtype=torch.float64), False)
+    if not torch.allclose(x, torch.tensor([[1.0, 2.0]], dtype=torch.float64)):
+        return "this build of the qdldl package calculates with other kinds of numbers"
+    return library
 
 
 class QdldlSymbolic:
-    def __init__(self, structure: Structure, stored: str | None):
-        # The lower triangle by rows is, to the letter, the upper triangle by columns that QDLDL reads.
-        self.layout = layout_of(structure, "lower", stored)
-        self._n = structure.shape[0]
-        self._idle: deque[Any] = deque()
-        solver = self._new_solver()
-        columns = np.diff(solver.factors()[0].indptr).astype(np.int64) + 1  # entries of each, with the diagonal
-        self.nnz, self.flops = int(columns.sum()), int((columns**2).sum())
-        # An integer and a float an entry of the factor; the permuted matrix has a map besides.
-        self.bytes_each = 16 * (self.nnz + 2 * self.layout.nnz)
-        self._idle.append(solver)
+    def __init__(self, library: _Library, structure: Structure, stored: str | None):
+        self.library, self.n = library, structure.shape[0]
+        self.layout = layout_of(structure, "upper", stored)
+        self.order = library.ordering(self.layout, self.n)
+        self.inverse = torch.empty_like(self.order)
+        self.inverse[self.order] = torch.arange(self.n)
+        # The reordered matrix: its upper triangle by columns is its lower triangle by rows.
+        i, j = self.inverse[self.layout.rows], self.inverse[self.layout.col]
+        low, high = torch.minimum(i, j), torch.maximum(i, j)
+        self.source = row_major(high, low)  # among the values in the layout
+        self.Ap, self.Ai = row_pointers(high[self.source], self.n), low[self.source]
+        self.Lnz, self.etree = torch.empty((2, self.n), dtype=torch.int64)
+        work = torch.empty_like(self.Lnz)
+        below = library.etree(self.n, *(t.data_ptr() for t in (self.Ap, self.Ai, work, self.Lnz, self.etree)))
+        assert below >= 0, "the diagonal and the upper triangle are there"
+        # Each factorisation finds the same places and writes them again; so they are shared.
+        self.Lp, self.Li = torch.empty(self.n + 1, dtype=torch.int64), torch.empty(below, dtype=torch.int64)
+        self.nnz: int = below + self.n
+        self.flops = int(((self.Lnz + 1) ** 2).sum())
+        self.at_diagonal = self.layout.crow[:-1][
+            self.order
+        ]  # a row of the upper triangle begins with its diagonal entry
+        self.pattern = (self.n, self.Ap.data_ptr(), self.Ai.data_ptr())
+        self.tree = (self.Lnz.data_ptr(), self.etree.data_ptr())
 
-    def factor_nnz(self, canonical: Tensor) -> int | None:
+    def factor_nnz(self, matrix: Matrix) -> int | None:
         return self.nnz
 
-    def matrix(self, values: np.ndarray[Any, Any]) -> Any:
-        from scipy.sparse import csc_matrix
+    def factor(self, matrix: Matrix) -> QdldlFactor:
+        return QdldlFactor(self, matrix.arranged(self.layout, hermitian=False))
 
-        crow, col = self.layout.crow.numpy(), self.layout.col.numpy()
-        return csc_matrix((values, col, crow), shape=(self._n, self._n))
-
-    def _new_solver(self) -> Any:
-        import qdldl
-
-        # The constructor factors what it is given: the identity cannot fail, and has the same pattern.
-        identity = (self.layout.rows == self.layout.col).to(torch.float64).numpy()
-        return qdldl.Solver(self.matrix(identity), upper=True)
-
-    def factor(self, canonical: Tensor) -> QdldlFactor:
-        values = self.layout.gather(canonical, hermitian=False)
-        try:
-            solver = self._idle.pop()
-        except IndexError:
-            solver = self._new_solver()
-        return QdldlFactor(self, solver, values)
-
-    def retry(self, canonical: Tensor) -> None:
+    def retry(self, matrix: Matrix) -> None:
         return None
-
-    def give_back(self, solver: Any) -> None:
-        if (len(self._idle) + 1) * self.bytes_each <= _IDLE_BYTES or not self._idle:
-            self._idle.append(solver)
 
 
 class QdldlFactor:
     perturbed_pivots: int | None = 0
     stable = True
 
-    def __init__(self, symbolic: QdldlSymbolic, solver: Any, values: Tensor):
-        self._solver, self.values, self.layout = solver, values, symbolic.layout
-        self.nnz: int | None = symbolic.nnz
-        self.flops: int | None = symbolic.flops
-        self.memory_bytes: int | None = symbolic.bytes_each
-        weakref.finalize(self, symbolic.give_back, solver).atexit = False
-        matrix = symbolic.matrix(values.to(torch.float64).numpy())
-        solver.update(matrix, upper=True)
-        _, pivots, order = solver.factors()
-        # `update` says nothing when it meets a zero pivot: it leaves that one in place and stops.
-        if not (pivots > 0).all():
-            raise not_positive_definite("qdldl", "LDLᵀ", int(order[np.argmin(pivots > 0)]))
-        # A row of the lower triangle ends with its diagonal entry.
-        diagonal = values[self.layout.crow[1:] - 1].to(torch.float64).numpy()
-        self.smallest_pivot: float | None = float((pivots / diagonal[order]).min())
+    def __init__(self, symbolic: QdldlSymbolic, values: Tensor):
+        self._symbolic, self.values, self.layout = symbolic, values, symbolic.layout
+        n, self.nnz, self.flops = symbolic.n, symbolic.nnz, symbolic.flops
+        self.memory_bytes = 8 * (symbolic.nnz + n)
+        ordered = values.index_select(0, symbolic.source).to(torch.float64)
+        self._L = ordered.new_empty(symbolic.nnz - n)
+        pivots, self._inverse_pivots, work = ordered.new_empty((3, n))
+        integers = ordered.new_empty(4 * n, dtype=torch.int64)  # three numbers and a byte a row
+        address = integers.data_ptr()
+        positive = symbolic.library.factor(
+            *symbolic.pattern, ordered.data_ptr(), symbolic.Lp.data_ptr(), symbolic.Li.data_ptr(), self._L.data_ptr(),
+            pivots.data_ptr(), self._inverse_pivots.data_ptr(), *symbolic.tree, address + 24 * n, address, work.data_ptr(),
+        )  # fmt: skip
+        if positive != n:  # −1: it stopped at a pivot of zero
+            bad = int(torch.nonzero(~(pivots > 0) if positive >= 0 else pivots == 0)[0])
+            raise not_positive_definite("qdldl", "LDLᵀ", int(symbolic.order[bad]))
+        diagonal = values.index_select(0, symbolic.at_diagonal)
+        self.doubtful = is_doubtful(float((pivots / diagonal).min()), values.dtype)
+        self._factor = (
+            n, symbolic.Lp.data_ptr(), symbolic.Li.data_ptr(), self._L.data_ptr(), self._inverse_pivots.data_ptr(),
+        )  # fmt: skip
 
     def solve(self, rhs: Tensor, transpose: bool) -> Tensor:
         x = torch.empty_like(rhs)
-        for source, target in zip(rhs, x, strict=True):
-            target.copy_(torch.from_numpy(self._solver.solve(source.to(torch.float64).numpy())))
+        for b, row in zip(rhs, x, strict=True):  # which index_select takes far faster than a matrix
+            ordered = b.index_select(0, self._symbolic.order).to(torch.float64)
+            self._symbolic.library.solve(*self._factor, ordered.data_ptr())
+            row.copy_(ordered.index_select(0, self._symbolic.inverse))
         return x
 
 
@@ -104,12 +147,10 @@ class Qdldl:
     @staticmethod
     @cache
     def _availability() -> Availability:
-        try:
-            import qdldl  # noqa: F401
-
-            return Availability(version=importlib.metadata.version("qdldl"))
-        except ImportError as error:
-            return Availability(missing=f"{error}; pip install qdldl")
+        library = _library()
+        if isinstance(library, str):
+            return Availability(missing=library)
+        return Availability(version=importlib.metadata.version("qdldl"))
 
     def availability(self) -> Availability:
         return self._availability()
@@ -118,7 +159,9 @@ class Qdldl:
         return kind == "spd" and dtype in (torch.float32, torch.float64)
 
     def analyze(self, structure: Structure, kind: Kind, dtype: torch.dtype, stored: str | None) -> QdldlSymbolic:
-        return QdldlSymbolic(structure, stored)
+        library = _library()
+        assert isinstance(library, _Library)  # nothing is analysed by an engine that is not available
+        return QdldlSymbolic(library, structure, stored)
 
 
 ENGINE = Qdldl()

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from .._layout import Layout, layout_of
+from .._matrix import Matrix
 from .._structure import Structure
 from ..errors import EngineError, EngineUnsupportedError, NotPositiveDefiniteError, SingularMatrixError
-from ._protocol import DTYPES, Availability, Kind, is_hermitian, not_positive_definite
+from ._protocol import DTYPES, Availability, Kind, is_doubtful, is_hermitian, not_positive_definite
 
 
 class SuperluSymbolic:
@@ -30,17 +31,17 @@ class SuperluSymbolic:
         self._crow, self._col = self.layout.crow.to(torch.int32).numpy(), self.layout.col.to(torch.int32).numpy()
         self._shape = structure.shape
 
-    def factor_nnz(self, canonical: Tensor) -> int | None:
+    def factor_nnz(self, matrix: Matrix) -> int | None:
         try:
-            return (self.factor(canonical).nnz + self._shape[0]) // 2
+            return (self.factor(matrix).nnz + self._shape[0]) // 2
         except (NotPositiveDefiniteError, SingularMatrixError):
             return None
 
-    def factor(self, canonical: Tensor) -> SuperluFactor:
+    def factor(self, matrix: Matrix) -> SuperluFactor:
         from scipy.sparse import csc_matrix
         from scipy.sparse.linalg import splu
 
-        values = self.layout.gather(canonical, is_hermitian(self._kind, self._dtype))
+        values = matrix.arranged(self.layout, is_hermitian(self._kind, self._dtype))
         transposed = csc_matrix((values.numpy(), self._col, self._crow), shape=self._shape)
         spd = self._kind == "spd"
         options = {"SymmetricMode": True, "Equil": False} if spd else {}
@@ -59,7 +60,7 @@ class SuperluSymbolic:
             raise SingularMatrixError("SuperLU met a zero pivot: the matrix is singular", engine="superlu") from error
         return SuperluFactor(decomposed, self.layout, values, spd)
 
-    def retry(self, canonical: Tensor) -> None:
+    def retry(self, matrix: Matrix) -> None:
         return None
 
 
@@ -75,7 +76,7 @@ class SuperluFactor:
         upper = decomposed.U
         pivots = upper.diagonal()
         if not spd:
-            self.smallest_pivot: float | None = float(np.abs(pivots).min() / np.abs(upper.data).max())
+            self.doubtful = is_doubtful(float(np.abs(pivots).min() / np.abs(upper.data).max()), values.dtype)
             return
         row_of_pivot = np.argsort(decomposed.perm_c)
         bad = ~(pivots.real > 0)
@@ -83,7 +84,7 @@ class SuperluFactor:
             row = int(row_of_pivot[np.argmax(bad)]) if bad.any() else None
             raise not_positive_definite("superlu", "LU without row exchanges", row)
         diagonal = values[layout.rows == layout.col].numpy().real
-        self.smallest_pivot = float((pivots.real / diagonal[row_of_pivot]).min())
+        self.doubtful = is_doubtful(float((pivots.real / diagonal[row_of_pivot]).min()), values.dtype)
 
     def solve(self, rhs: Tensor, transpose: bool) -> Tensor:
         # Factored was Aᵀ. SuperLU takes the n-by-k array by columns, which is what the rows of `rhs` are.
