@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function
 
 from ._factors import Factors, Problem, factors_of, token_of
+from ._plain import is_plain, is_transformed
 from ._rules import adjoint, tangent
 from ._untraced import untraced
 from .errors import TransformError
@@ -21,6 +23,14 @@ class Solve(Function):
     `values` (nnz,) with `rhs` (k, n), or (B, nnz) with (B, k, n). `token` leads to the factors; the solves of the
     derivatives pass it on, which is why they factor nothing. `strict`: see `Numeric.solve`.
     """
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:  # type: ignore[override]
+        """What torch does outside of transforms, without looking up the defaults of `forward`, which has none: on small
+        systems that takes longer than the solve."""
+        if torch._C._are_functorch_transforms_active():
+            return super().apply(*args)
+        return super(Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
 
     @staticmethod
     def forward(values: Tensor, rhs: Tensor, token: Tensor, problem: Problem, transpose: bool, strict: bool) -> Tensor:
@@ -38,8 +48,10 @@ class Solve(Function):
     @staticmethod
     def backward(ctx: Any, x_bar: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         values, x, token = ctx.saved_tensors
+        # Where nothing is recorded, `forward` is all there is to a solve.
+        solve = Solve.forward if is_plain(values, x, x_bar) else Solve.apply
         values_bar, rhs_bar = adjoint(
-            lambda g: Solve.apply(values, g, token, ctx.problem, not ctx.transpose, False),
+            lambda g: solve(values, g, token, ctx.problem, not ctx.transpose, False),
             x_bar,
             x,
             ctx.problem.places(values.dtype).of(ctx.transpose),
@@ -132,5 +144,8 @@ def solve_eagerly(values: Tensor, rhs: Tensor, factors: Factors | None, problem:
         raise TransformError("torch.jit.trace would record the solution as a constant; use torch.compile")
     _refuse_nested_forward_mode(values, rhs)
     factors = Factors(problem) if factors is None else factors
+    recorded = torch.is_grad_enabled() and (values.requires_grad or rhs.requires_grad)
+    if not recorded and not is_transformed(values, rhs):  # no graph, and nothing else that the Function is for
+        return factors.solve(values, rhs, transpose, True)
     x: Tensor = Solve.apply(values, rhs, token_of(factors), problem, transpose, True)
     return x

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
 
 from . import _engines
 from ._engines import Kind, is_hermitian
+from ._matrix import Matrix
 from ._structure import Structure
 from .errors import (
     NotPositiveDefiniteError,
@@ -76,23 +76,23 @@ def check_places(structure: Structure, triangle: Triangle | None) -> None:
         )
 
 
-def kinds_of(structure: Structure, canonical: Tensor, options: Options) -> tuple[tuple[Kind, ...], str]:
-    """The kinds to try, in order, and why; raises if the values are not what the options say."""
+def kinds_of(matrix: Matrix, options: Options) -> tuple[tuple[Kind, ...], str]:
+    """The kinds to try, in order, and why; raises if the values are not what the options say, or not finite."""
     if options.assume == "general":
         return ("general",), "asked for"
     if options.assume == "auto":
-        return _found(structure, canonical, options.triangle)
-    dtype = canonical.dtype
+        return _found(matrix, options.triangle)
+    dtype = matrix.dtype
     kind: Kind = "symmetric" if options.assume == "hermitian" and not dtype.is_complex else options.assume
     hermitian = is_hermitian(kind, dtype)
     if options.triangle is None:
-        _require_symmetric(structure, canonical, options.assume, hermitian)
+        _require_symmetric(matrix, options.assume, hermitian)
     elif hermitian:
-        _require_real_diagonal(structure, canonical, options.assume)
-    if kind == "spd" and structure.shape[0]:
-        diagonal = structure.diagonal_of(canonical).real
-        row = int(diagonal.argmin())
-        if float(diagonal[row]) <= 0:
+        _require_real_diagonal(matrix, options.assume)
+    if kind == "spd" and matrix.structure.shape[0]:
+        diagonal = matrix.diagonal.real
+        if float(diagonal.min()) <= 0:
+            row = int(diagonal.argmin())
             raise NotPositiveDefiniteError(
                 f"assume='spd', but the diagonal entry of row {row} is {float(diagonal[row]):g}; "
                 f"a positive definite matrix has a positive diagonal",
@@ -102,41 +102,38 @@ def kinds_of(structure: Structure, canonical: Tensor, options: Options) -> tuple
     return (kind,), "asked for"
 
 
-def _found(structure: Structure, canonical: Tensor, triangle: Triangle | None) -> tuple[tuple[Kind, ...], str]:
+def _found(matrix: Matrix, triangle: Triangle | None) -> tuple[tuple[Kind, ...], str]:
     """``assume="auto"``."""
     indefinite: Kind
-    if not canonical.is_complex():
-        if triangle is None and (worst := _asymmetry(structure, canonical, conjugate=False)) is not None:
+    if not matrix.dtype.is_complex:
+        if triangle is None and (worst := _asymmetry(matrix, conjugate=False)) is not None:
             return ("general",), f"not symmetric at ({worst[0]}, {worst[1]})"
         what, indefinite = "symmetric", "symmetric"
-    elif (worst := _asymmetry(structure, canonical, conjugate=True)) is None:
+    elif (worst := _asymmetry(matrix, conjugate=True)) is None:
         what, indefinite = "Hermitian", "hermitian"
-    elif _asymmetry(structure, canonical, conjugate=False) is None:
+    elif _asymmetry(matrix, conjugate=False) is None:
         return ("symmetric",), "complex symmetric"
     else:
         return ("general",), f"neither symmetric nor Hermitian at ({worst[0]}, {worst[1]})"
-    if structure.shape[0] and float(structure.diagonal_of(canonical).real.min()) <= 0:
+    if matrix.structure.shape[0] and float(matrix.diagonal.real.min()) <= 0:
         return (indefinite,), f"{what} with a diagonal that is not positive"
     return ("spd", indefinite), f"{what} with a positive diagonal"
 
 
-def _asymmetry(structure: Structure, canonical: Tensor, conjugate: bool) -> tuple[int, int, float] | None:
+def _asymmetry(matrix: Matrix, conjugate: bool) -> tuple[int, int, float] | None:
     """The place and size of the worst violation of A = Aᵀ (or Aᴴ), None if there is none.
 
     Equal up to rounding is equal: |a_ij − a_ji| ≤ 64 ε max(|a_ij|, |a_ji|, √|a_ii a_jj|), a perturbation below
     the error bound of a factorisation, entry by entry, and however the matrix is scaled.
     """
-    if canonical.numel() == 0:
+    if matrix.values.numel() == 0 or matrix.is_mirrored(conjugate):
         return None
+    structure, canonical = matrix.structure, matrix.canonical
+    _ = matrix.largest  # raises where there is NaN, with which nothing can be compared
     at = structure.transpose_map
-    if structure.remember("structurally symmetric", lambda: bool((at >= 0).all())):
-        opposite = canonical[at]
-    else:
-        opposite = canonical[at.clamp(min=0)].masked_fill(at < 0, 0)
-    if conjugate and canonical.is_complex():
+    opposite = canonical.index_select(0, at.clamp(min=0)).masked_fill(at < 0, 0)
+    if conjugate and opposite.is_complex():
         opposite = opposite.conj().resolve_conj()
-    if torch.equal(canonical, opposite):
-        return None
     root = structure.diagonal_of(canonical).abs().sqrt()
     scale = torch.maximum(canonical.abs(), opposite.abs())
     scale = torch.maximum(scale, root[structure.canonical_rows] * root[structure.col])
@@ -148,8 +145,8 @@ def _asymmetry(structure: Structure, canonical: Tensor, conjugate: bool) -> tupl
     return int(structure.canonical_rows[worst]), int(structure.col[worst]), float(difference[worst])
 
 
-def _require_symmetric(structure: Structure, canonical: Tensor, assume: Assume, conjugate: bool) -> None:
-    found = _asymmetry(structure, canonical, conjugate)
+def _require_symmetric(matrix: Matrix, assume: Assume, conjugate: bool) -> None:
+    found = _asymmetry(matrix, conjugate)
     if found is not None:
         row, col, difference = found
         other = "the conjugate of " if conjugate else ""
@@ -162,8 +159,8 @@ def _require_symmetric(structure: Structure, canonical: Tensor, assume: Assume, 
         )
 
 
-def _require_real_diagonal(structure: Structure, canonical: Tensor, assume: Assume) -> None:
-    diagonal = structure.diagonal_of(canonical)
+def _require_real_diagonal(matrix: Matrix, assume: Assume) -> None:
+    diagonal = matrix.diagonal
     if diagonal.numel() and bool((diagonal.imag != 0).any()):
         row = int(diagonal.imag.abs().argmax())
         raise NotSymmetricError(

@@ -1,8 +1,8 @@
 """The arrangement of a structure's entries that an engine wants: everything, or one triangle.
 
 Matrices are stored in full, or as one triangle (`stored` = "lower" or "upper") whose off-diagonal entries
-stand for two. Engines want the `part` "full", "upper" or "lower", in CSR; a triangle with every diagonal
-entry present, since PARDISO and QDLDL both insist on that.
+stand for two. Engines want the `part` "full" or "upper", in CSR; the triangle with every diagonal entry present,
+since PARDISO and QDLDL both insist on that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ._structure import Structure, row_major, row_pointers
 class Layout:
     """CSR indices, and where each value comes from.
 
-    `part` : "full", "upper" or "lower".
+    `part` : "full" or "upper"
     `source` : (nnz,) position among the canonical values, -1 for a zero that is not stored; None: the identity.
     `mirrored` : (nnz,) whether the value is that of the opposite entry; None: nowhere.
     `has_gaps` : whether some are zeros that are not stored.
@@ -68,7 +68,7 @@ def _arrange(structure: Structure, part: str, stored: str | None) -> Layout:
         source = torch.cat((source, off))
         mirrored = torch.cat((mirrored, torch.ones_like(off, dtype=torch.bool)))
     if part != "full":
-        kept = torch.nonzero(rows <= cols if part == "upper" else rows >= cols).squeeze(-1)
+        kept = torch.nonzero(rows <= cols).squeeze(-1)
         missing = torch.nonzero(structure.diagonal < 0).squeeze(-1)
         rows, cols = torch.cat((rows[kept], missing)), torch.cat((cols[kept], missing))
         source = torch.cat((source[kept], torch.full_like(missing, -1)))

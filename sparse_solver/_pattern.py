@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _engines
 from ._factorization import Factorization
 from ._kinds import Assume, Options, Triangle
 from ._solve import check_values, solve_values
@@ -50,7 +51,7 @@ class Pattern:
     def __init__(self, rows: Tensor, cols: Tensor, shape: Sequence[int]):
         checked = square(shape)
         check_coo(rows, cols, checked)
-        self._set(structure_of(rows, cols, checked))
+        self._set(structure_of(rows, cols, checked, lambda rows, cols: check_coo(rows, cols, checked)))
 
     def _set(self, structure: Structure) -> None:
         self._structure = structure
@@ -82,7 +83,11 @@ class Pattern:
     def _from_compressed(cls, kind: str, compressed: Tensor, plain: Tensor, shape: Sequence[int]) -> Pattern:
         checked = square(shape)
         check_compressed(kind, compressed, plain, checked)
-        return cls._of(structure_of_compressed(kind, compressed, plain, checked))
+        return cls._of(
+            structure_of_compressed(
+                kind, compressed, plain, checked, lambda a, b: check_compressed(kind, a, b, checked)
+            )
+        )
 
     @classmethod
     def from_tensor(cls, A: Tensor) -> Pattern:
@@ -182,7 +187,10 @@ class Pattern:
 def clear_cache() -> None:
     """Forget the patterns that were seen, and with them their analyses; a live `Pattern` keeps its own.
 
+    Memory that was kept for factorisations to come is given back, too.
+
     >>> import sparse_solver as ss
     >>> ss.clear_cache()
     """
     cache.clear()
+    _engines.release_idle()

@@ -1,4 +1,4 @@
-"""A place outside of whatever mode or transform of torch the caller is in."""
+"""Whether the caller is in some mode or transform of torch, and a place outside of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 
 @contextmanager
@@ -19,3 +21,17 @@ def plainly() -> Iterator[None]:
 
     with torch.inference_mode(False), torch.device("cpu"), temporarily_clear_interpreter_stack():
         yield
+
+
+def is_plain(*tensors: Tensor) -> bool:
+    """Whether torch does nothing here but compute: it records no graph, and transforms none of these tensors."""
+    return not torch.is_grad_enabled() and not is_transformed(*tensors)
+
+
+def is_transformed(*tensors: Tensor) -> bool:
+    """Whether a transform of `torch.func`, forward mode, or torch's first vmap may have to do with these tensors."""
+    return (
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors)
+    )

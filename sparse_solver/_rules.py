@@ -36,6 +36,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ._blocks import blocks_of, joined
+from ._plain import is_plain
+from ._structure import Structure
+
+_SMALL = 2**17  # products that are not worth the arrangements for a sparse kernel
+
 
 @dataclass(frozen=True)
 class Places:
@@ -43,11 +49,14 @@ class Places:
 
     `mirror` : what an off-diagonal entry also stands for at the opposite place: None (nothing),
     "symmetric" or "hermitian".
+    `structure` : the structure whose entries these are, or with `is_transposed` those opposite to them, if there is one.
     """
 
     rows: Tensor
     cols: Tensor
     mirror: str | None = None
+    structure: Structure | None = None
+    is_transposed: bool = False
 
     def of(self, transpose: bool) -> Places:
         return self.transposed() if transpose else self
@@ -55,7 +64,7 @@ class Places:
     def transposed(self) -> Places:
         """The places of the entries of A(v)ᵀ: also right for a Hermitian triangle, whose transpose has the
         stored value v at (c, r) and conj(v) at (r, c)."""
-        return Places(self.cols, self.rows, self.mirror)
+        return Places(self.cols, self.rows, self.mirror, self.structure, not self.is_transposed)
 
 
 def apply(values: Tensor, x: Tensor, places: Places) -> Tensor:
@@ -70,12 +79,11 @@ def apply(values: Tensor, x: Tensor, places: Places) -> Tensor:
     return y
 
 
-def apply_adjoint(lam: Tensor, x: Tensor, places: Places) -> Tensor:
-    """The adjoint of `apply` in the values: (..., nnz) from the rows of `lam` and `x` (..., k, n)."""
-    rows, cols = places.rows, places.cols
-    values_bar = _sampled_product(lam, x, rows, cols)
+def apply_adjoint(lam: Tensor, x: Tensor, places: Places, scale: float = 1.0) -> Tensor:
+    """`scale` times the adjoint of `apply` in the values: (..., nnz) from the rows of `lam` and `x` (..., k, n)."""
+    values_bar = _sampled_product(lam, x, places, scale)
     if places.mirror is not None:
-        mirrored = _sampled_product(lam, x, cols, rows).masked_fill(rows == cols, 0)
+        mirrored = _sampled_product(lam, x, places.transposed(), scale).masked_fill(places.rows == places.cols, 0)
         values_bar = values_bar + (mirrored.conj() if places.mirror == "hermitian" else mirrored)
     return values_bar
 
@@ -85,7 +93,7 @@ def adjoint(
 ) -> tuple[Tensor | None, Tensor]:
     """(v̄, b̄) from x̄; `solve_transposed` applies A⁻ᵀ, and v̄ is None unless it is wanted."""
     lam = solve_transposed(x_bar.conj()).conj()
-    return (-apply_adjoint(lam, x, places) if wants_values else None), lam
+    return (apply_adjoint(lam, x, places, -1.0) if wants_values else None), lam
 
 
 def tangent(
@@ -96,8 +104,21 @@ def tangent(
     return solve(right if values_dot is None else right - apply(values_dot, x, places))
 
 
-def _sampled_product(lam: Tensor, x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-    """Σ_k λ_{k,r} conj(x_{k,c}): the entries (r, c) of the outer product, without forming it."""
+def _sampled_product(lam: Tensor, x: Tensor, places: Places, scale: float) -> Tensor:
+    """scale · Σ_k λ_{k,r} conj(x_{k,c}): the entries (r, c) of the outer product, without forming it."""
+    if lam.dim() == 3 and places.structure is not None and is_plain(lam, x):
+        product = lam.new_empty(lam.shape[0], places.rows.numel())
+        for part, block in blocks_of(places.structure, lam.shape[0]):
+            rows, cols = (block.cols, block.rows) if places.is_transposed else (block.rows, block.cols)
+            of_block = Places(rows, cols, None, block, places.is_transposed)
+            product[part] = _sampled_product(joined(lam[part]), joined(x[part]), of_block, scale).view_as(product[part])
+        return product
+    structure, right = places.structure, x.conj()
+    small = lam.numel() == 0 or (lam.shape[-2] == 1 and places.rows.numel() < _SMALL)
+    if structure is not None and lam.dim() == 2 and not small and is_plain(lam, x):
+        sides = (right, lam) if places.is_transposed else (lam, right)
+        return structure.sampled_product(*sides, scale)
+    scaled = scale * lam if scale != 1 else lam
     if lam.shape[-2] == 1:
-        return lam.squeeze(-2).index_select(-1, rows) * x.squeeze(-2).index_select(-1, cols).conj()
-    return (lam.index_select(-1, rows) * x.index_select(-1, cols).conj()).sum(-2)
+        return scaled.squeeze(-2).index_select(-1, places.rows) * right.squeeze(-2).index_select(-1, places.cols)
+    return (scaled.index_select(-1, places.rows) * right.index_select(-1, places.cols)).sum(-2)

@@ -59,13 +59,18 @@ def solve_values(
         raise OptionError(f"transpose={transpose!r}: expected True or False")
     n, batch = structure.shape[0], values.shape[:-1]
 
+    if not batch and 1 <= b.dim() <= 2:  # the common case, and on small systems the rest below would be felt
+        if b.shape[0] != n:
+            raise _mismatch(b, batch, n)
+        if b.dim() == 1:
+            return _solved(structure, values, b.unsqueeze(0), options, transpose, factors).squeeze(0)
+        return _solved(structure, values, b.mT, options, transpose, factors).mT
+
     # torch.linalg.solve(A, b) takes b for a vector if it has one dimension, or if its shape is A's without the last.
     is_vector = b.dim() == 1 or (b.dim() == values.dim() and b.shape == (*batch, n))
     rhs = b.unsqueeze(-2) if is_vector else b.mT if b.dim() >= 2 else b  # vectors as rows: (..., k, n)
     if b.dim() == 0 or rhs.shape[-1] != n:
-        raise ShapeError(
-            f"b has shape {tuple(b.shape)} for a matrix of shape {(*batch, n, n)}; expected (..., {n}) or (..., {n}, k)"
-        )
+        raise _mismatch(b, batch, n)
     try:
         full = torch.broadcast_shapes(batch, rhs.shape[:-2])
     except RuntimeError:
@@ -91,12 +96,25 @@ def solve_values(
     else:
         values, rhs = values.reshape(structure.nnz), rhs.reshape(rows_each, n)
 
-    if torch.compiler.is_compiling() and factors is None:
-        x = solve_compiled(values, rhs, structure.rows, structure.cols, options, transpose)
-    else:
-        x = solve_eagerly(values, rhs, factors, Problem(structure, options), transpose)
+    x = _solved(structure, values, rhs, options, transpose, factors)
     inverse = [0] * len(order)
     for position, d in enumerate(order):
         inverse[d] = position
     x = x.reshape(permuted).permute(inverse)
     return x.squeeze(-2) if is_vector else x.mT
+
+
+def _mismatch(b: Tensor, batch: torch.Size, n: int) -> ShapeError:
+    return ShapeError(
+        f"b has shape {tuple(b.shape)} for a matrix of shape {(*batch, n, n)}; expected (..., {n}) or (..., {n}, k)"
+    )
+
+
+def _solved(
+    structure: Structure, values: Tensor, rhs: Tensor, options: Options, transpose: bool, factors: Factors | None
+) -> Tensor:
+    """The rows of x by the door that is open: `values` (nnz,) and `rhs` (k, n), or (B, nnz) and (B, k, n)."""
+    if torch.compiler.is_compiling() and factors is None:
+        return solve_compiled(values, rhs, structure.rows, structure.cols, options, transpose)
+    x: Tensor = solve_eagerly(values, rhs, factors, Problem(structure, options), transpose)
+    return x

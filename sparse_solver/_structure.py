@@ -6,9 +6,11 @@ A `Structure` is immutable, holds private copies of its indices, and is found ag
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from functools import cache as cache_once
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +20,10 @@ from ._plain import plainly
 from ._sync import ForkSafeLock
 
 T = TypeVar("T")
+Check = Callable[[Tensor, Tensor], None]
+
+_BLOCK = 2**22  # numbers
+_MISSING: Any = object()
 
 
 class Structure:
@@ -36,7 +42,9 @@ class Structure:
         self._lock = ForkSafeLock(reentrant=True)  # what is built may ask for other things that are remembered
 
         self.position: Tensor | None = None
-        self._entry_of: Tensor | None = None  # the inverse of `position`, where there is one
+        self.entry_of: Tensor | None = (
+            None  # the inverse of `position`, where there is one and that is not the identity
+        )
         self.has_duplicates = False
         self.canonical_rows, self.col = rows, cols
         order = _row_major_order(rows, cols)
@@ -48,18 +56,21 @@ class Structure:
             self.position[order] = first.cumsum(0) - 1
             self.canonical_rows, self.col = sorted_rows[first], sorted_cols[first]
             self.has_duplicates = self.col.numel() != self.nnz
-            self._entry_of = None if self.has_duplicates else order
+            self.entry_of = None if self.has_duplicates else order
         self.canonical_nnz = self.col.numel()
         self.crow = row_pointers(self.canonical_rows, shape[0])
         _by_storage[rows.data_ptr()] = self
 
     def remember(self, key: Hashable, build: Callable[[], T]) -> T:
         """What `build` made at the first call with this key; threads that ask at once wait for one of them."""
+        value: T = self._memory.get(key, _MISSING)
+        if value is not _MISSING:
+            return value
         with self._lock:
             if key not in self._memory:
                 with plainly():
                     self._memory[key] = build()
-            value: T = self._memory[key]
+            value = self._memory[key]
             return value
 
     def replace(self, key: Hashable, value: object) -> None:
@@ -75,11 +86,27 @@ class Structure:
         """The caller's values (..., nnz) in canonical order, duplicates summed. May alias `values`."""
         if self.position is None:
             return values
-        if self._entry_of is not None:
-            return values.index_select(-1, self._entry_of)
-        zeros = values.new_zeros((*values.shape[:-1], self.canonical_nnz))
-        summed: Tensor = zeros.index_add(-1, self.position, values)
-        return summed
+        if self.entry_of is not None:
+            return values.index_select(-1, self.entry_of)
+        summed: Tensor = values.new_zeros((*values.shape[:-1], self.canonical_nnz))
+        return summed.index_add_(-1, self.position, values)
+
+    def sampled_product(self, left: Tensor, right: Tensor, scale: float) -> Tensor:
+        """(nnz,) scale · Σ_k left_{k,r} right_{k,c}, the entries of a product at the caller's places (r, c).
+
+        Of plain tensors (k, n). Each place is computed once, by a kernel that reads (n, k) arrays: copies, made block by
+        block, since large new arrays take the system longer to provide than the product takes.
+        """
+        _silence_notice()
+        entries = torch.zeros(self.canonical_nnz, dtype=left.dtype, device=self.device)
+        product = torch.sparse_csr_tensor(
+            self.crow, self.col, entries, self.shape, device=self.device, check_invariants=False
+        )
+        width = max(1, _BLOCK // self.shape[0])
+        for block, other in zip(left.split(width), right.split(width), strict=True):
+            block, other = (side.resolve_conj().mT.contiguous() for side in (block, other))
+            torch.sparse.sampled_addmm(product, block, other.mT, beta=1.0, alpha=scale, out=product)
+        return entries if self.position is None else entries.index_select(0, self.position)
 
     # Not cached properties, which on some versions of Python hold one lock for all objects, and through a fork.
     @property
@@ -118,6 +145,8 @@ class Structure:
         if canonical.numel() == 0:
             return canonical.new_zeros(min(self.shape))
         at: Tensor = self.diagonal
+        if self.remember("whole diagonal", lambda: bool((at >= 0).all())):
+            return canonical.index_select(0, at)
         return canonical.index_select(0, at.clamp(min=0)).masked_fill(at < 0, 0)
 
     def empty_line(self, triangle: str | None) -> tuple[str, int] | None:
@@ -136,6 +165,15 @@ class Structure:
         """The first entry that the named triangle ("lower" or "upper", diagonal included) does not contain."""
         wrong = torch.nonzero(self.rows < self.cols if triangle == "lower" else self.rows > self.cols)
         return (int(self.rows[wrong[0]]), int(self.cols[wrong[0]])) if wrong.numel() else None
+
+
+@cache_once
+def _silence_notice() -> None:
+    """torch tells once a process that its CSR tensors are new: nothing to a user who sees none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        empty = torch.zeros(0, dtype=torch.int64, device="cpu")
+        torch.sparse_csr_tensor(empty.new_zeros(1), empty, empty.double(), (0, 0), device="cpu", check_invariants=False)
 
 
 def _row_major_order(rows: Tensor, cols: Tensor) -> Tensor | None:
@@ -171,10 +209,14 @@ class StructureCache:
         self,
         kind: str,
         shape: tuple[int, int],
-        indices: tuple[Tensor, ...],
+        indices: tuple[Tensor, Tensor],
         build: Callable[[tuple[Tensor, ...]], Structure],
+        check: Check,
     ) -> Structure:
-        """The structure made from equal `indices` of the same `kind` ("coo", "csr", "csc"), or a new one."""
+        """The structure made from equal `indices` of the same `kind` ("coo", "csr", "csc"), or a new one.
+
+        `check` raises where two indices are none of a matrix; those that are known already have passed it.
+        """
         signature = (kind, shape, *((tuple(i.shape), i.dtype, i.device) for i in indices))
         with self._lock:
             candidates = [(k, e) for k, e in reversed(self._entries.items()) if e[0] == signature]
@@ -186,6 +228,7 @@ class StructureCache:
                 return structure
         with plainly():  # copies, since the caller may write to the originals at any time
             known = tuple(i.detach().clone(memory_format=torch.contiguous_format) for i in indices)
+            check(*known)
             structure = build(known)
         with self._lock:
             self._entries[self._next] = (signature, known, structure)
@@ -210,17 +253,19 @@ _by_storage: weakref.WeakValueDictionary[int, Structure] = weakref.WeakValueDict
 cache = StructureCache(capacity=16)
 
 
-def structure_of(rows: Tensor, cols: Tensor, shape: tuple[int, int]) -> Structure:
-    """The structure of validated COO indices, shared with every earlier equal one that is still cached."""
+def structure_of(rows: Tensor, cols: Tensor, shape: tuple[int, int], check: Check) -> Structure:
+    """The structure of COO indices that pass `check`, shared with every earlier equal one that is still cached."""
 
     def build(indices: tuple[Tensor, ...]) -> Structure:
         return Structure(indices[0].to(torch.int64), indices[1].to(torch.int64), shape)
 
-    return cache.find("coo", shape, (rows, cols), build)
+    return cache.find("coo", shape, (rows, cols), build, check)
 
 
-def structure_of_compressed(kind: str, compressed: Tensor, plain: Tensor, shape: tuple[int, int]) -> Structure:
-    """The structure of validated CSR (`kind` "csr": row pointers, columns) or CSC (column pointers, rows) indices."""
+def structure_of_compressed(
+    kind: str, compressed: Tensor, plain: Tensor, shape: tuple[int, int], check: Check
+) -> Structure:
+    """The same of CSR (`kind` "csr": row pointers, columns) or CSC (column pointers, rows) indices."""
 
     def build(indices: tuple[Tensor, ...]) -> Structure:
         pointers, inner = (i.to(torch.int64) for i in indices)
@@ -228,7 +273,7 @@ def structure_of_compressed(kind: str, compressed: Tensor, plain: Tensor, shape:
         rows, cols = (outer, inner) if kind == "csr" else (inner, outer)
         return Structure(rows, cols, shape)
 
-    return cache.find(kind, shape, (compressed, plain), build)
+    return cache.find(kind, shape, (compressed, plain), build, check)
 
 
 def structure_at(rows: Tensor, cols: Tensor, shape: tuple[int, int]) -> Structure:
@@ -243,4 +288,4 @@ def structure_at(rows: Tensor, cols: Tensor, shape: tuple[int, int]) -> Structur
         and owner.cols.stride() == cols.stride()
     ):
         return owner
-    return structure_of(rows, cols, shape)
+    return structure_of(rows, cols, shape, lambda rows, cols: None)  # copies of those of a structure

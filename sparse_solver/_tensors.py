@@ -166,8 +166,7 @@ def structure_in(skeleton: Skeleton) -> Structure:
     shape = square(skeleton.size[-2:])
     if skeleton.layout == torch.sparse_coo:
         rows, cols = skeleton.indices[0]
-        check_coo(rows, cols, shape)
-        return structure_of(rows, cols, shape)
+        return structure_of(rows, cols, shape, lambda rows, cols: check_coo(rows, cols, shape))
     compressed, plain = skeleton.indices
     if compressed.dim() > 1:
         compressed, plain = (i.reshape(-1, i.shape[-1]) for i in (compressed, plain))
@@ -177,8 +176,7 @@ def structure_in(skeleton: Skeleton) -> Structure:
             raise LayoutError("the matrices of the batch have different patterns; solve with them one by one")
         compressed, plain = compressed[0], plain[0]
     kind = "csr" if skeleton.layout == torch.sparse_csr else "csc"
-    check_compressed(kind, compressed, plain, shape)
-    return structure_of_compressed(kind, compressed, plain, shape)
+    return structure_of_compressed(kind, compressed, plain, shape, lambda a, b: check_compressed(kind, a, b, shape))
 
 
 def square(shape: Iterable[int]) -> tuple[int, int]:

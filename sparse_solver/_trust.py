@@ -11,53 +11,70 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._engines import Factor, Kind, is_hermitian
-from ._rules import Places, apply
+from ._engines import Factor, Kind, is_hermitian, scattered
+from ._matrix import largest_modulus
+from ._products import Products
+from ._structure import Structure
 from .errors import EngineError, NonFiniteError, SingularMatrixError
 
 _INFINITY = float("inf")
 
 
 class Trusted:
-    """A factor of an n-by-n matrix of this kind, whose largest entry is `largest`, and the checks on it."""
+    """A factor of a matrix of this kind, whose largest entry is `largest`, and the checks on it.
 
-    def __init__(self, factor: Factor, n: int, kind: Kind, largest: float, engine: str):
-        self.factor, self._n, self._kind, self._largest, self._engine = factor, n, kind, largest, engine
+    `stored` : the triangle that the structure holds, if it is one only
+    `blocks` : the number of equal blocks on the diagonal of the matrix, each a system of its own
+    """
+
+    def __init__(
+        self,
+        factor: Factor,
+        structure: Structure,
+        stored: str | None,
+        kind: Kind,
+        largest: float,
+        engine: str,
+        blocks: int,
+    ):
+        self.factor, self._structure, self._stored = factor, structure, stored
+        self._n, self._kind, self._largest, self._engine = structure.shape[0], kind, largest, engine
         self._dtype = factor.values.dtype
         self._eps = torch.finfo(self._dtype).eps
-        layout = factor.layout
-        mirror = None
-        if layout.part != "full":
-            mirror = "hermitian" if is_hermitian(kind, self._dtype) else "symmetric"
-        self._places = Places(layout.rows, layout.col, mirror)
+        self._made: Products | None = None
+        self._blocks = blocks
         self._singular: str | None = None  # the verdict of `refuse_singular`, once it was asked: "" or a message
         self._growth: float | None = None  # that of `is_accurate`
 
-    def solve(self, rhs: Tensor, size: Tensor, transpose: bool, strict: bool) -> Tensor:
-        """A⁻¹ or A⁻ᵀ applied to the rows of `rhs`, which are finite and have the largest entries `size`.
+    def solve(self, rhs: Tensor, size: float, transpose: bool, strict: bool) -> Tensor:
+        """A⁻¹ or A⁻ᵀ applied to the rows of `rhs`, whose largest entry, which is finite, is `size`.
 
         A backward stable method leaves a residual of ε‖A‖‖x‖, which is small beside ‖b‖ unless A is nearly singular:
         then, and for methods that are not stable, the residual is formed.
         """
         x, eps = self.factor.solve(rhs, transpose), self._eps
-        x_size = torch.linalg.vector_norm(x, _INFINITY, dim=-1)
-        if not bool(torch.isfinite(x_size).all()):
+        x_size = largest_modulus(x)
+        if not x_size < _INFINITY:
             self.refuse_singular()
             if not strict:  # a derivative that overflows is passed on as what it is
                 return x
             raise NonFiniteError(f"the solution is too large for {self._dtype}", argument="x", index=None)
         if self.factor.stable:
-            if bool((eps * self._largest * x_size <= eps**0.4 * size).all()):
+            growth, most = eps * self._largest, eps**0.4
+            if rhs.shape[0] * self._blocks == 1 and growth * x_size <= most * size:  # quickly, for small systems
                 return x
-            residual = torch.linalg.vector_norm(rhs - self._apply(x, transpose), _INFINITY, dim=-1)
-            if not bool((residual <= eps**0.5 * size).all()):
+            sizes = self._sizes(rhs)
+            if bool((growth * self._sizes(x) <= most * sizes).all()):
+                return x
+            residual = self._sizes(rhs - self._products.apply(x, transpose))
+            if not bool((residual <= eps**0.5 * sizes).all()):
                 self.refuse_singular()
             return x
-        x, error = self._refined(x, rhs, transpose)
+        x, error = self._refined(x, rhs, transpose, 64 * eps)
         # Entry by entry is too strict where x has zeros; then as small as a stable method would leave it will do.
         if error > 1e4 * eps:
-            residual = torch.linalg.vector_norm(rhs - self._apply(x, transpose), _INFINITY, dim=-1)
-            if bool((residual > 64 * eps * (self._largest * x_size + size)).any()):
+            residual = self._sizes(rhs - self._products.apply(x, transpose))
+            if bool((residual > 64 * eps * (self._scales(rhs.shape[0]) * self._sizes(x) + self._sizes(rhs))).any()):
                 self.refuse_singular()
                 raise EngineError(
                     f"{self._engine} could not factor this {self._kind} matrix accurately (backward error {error:.0e}); "
@@ -71,10 +88,25 @@ class Trusted:
         """Whether the factor solves a system with scattered numbers on the right to a small backward error, refinement allowed."""
         rhs = self._scattered()
         x = self.factor.solve(rhs, False)
-        self._growth = float(torch.linalg.vector_norm(x, _INFINITY)) * self._largest
+        self._growth = largest_modulus(x) * self._largest
         if self._growth == _INFINITY or self._growth != self._growth:
             return False
-        return self._refined(x, rhs, False)[1] <= 1e3 * self._eps
+        enough = 1e3 * self._eps
+        return self._refined(x, rhs, False, enough)[1] <= enough
+
+    def is_beyond_doubt(self) -> bool:
+        """Whether nothing at all suggests that the matrix, or a block of it, may be singular, or is factored badly.
+
+        Measured on the whole, which is stricter than on any block.
+        """
+        if self.factor.stable:
+            return not self.factor.doubtful
+        accurate = self.is_accurate()
+        return accurate and not self.factor.perturbed_pivots and self._is_far_from_singular()
+
+    def _is_far_from_singular(self) -> bool:
+        """Whether a vector of scattered numbers hardly grew; asked after `is_accurate`."""
+        return self._growth is not None and self._growth < self._eps**-0.6
 
     def refuse_singular(self) -> None:
         """Raises if the matrix is singular to working precision."""
@@ -92,53 +124,76 @@ class Trusted:
         Each v gives one, its backward error as a solution of A v = 0. Inverse iteration leads to a vector that A nearly
         annihilates, but only as nearly as the factor F is that of A: perturbed pivots put it off. Then v − F⁻¹ A v leads
         further: it maps null vectors of A to themselves, and shrinks the rest.
+
+        A null vector that belongs to a part of A that nothing else depends on is zero elsewhere, where inverse iteration
+        leaves noise, of which the relative residual is not small. So v is tried without its small entries, too.
         """
-        if self._growth is not None and not self.factor.perturbed_pivots and self._growth < self._eps**-0.6:
-            return 1.0  # far from it: a scattered vector hardly grows
-        best = _INFINITY
+        if not self.factor.perturbed_pivots and self._is_far_from_singular():
+            return 1.0
+        best = torch.full((self._blocks,), _INFINITY, dtype=torch.float64, device="cpu")
         v = self._scattered()
         Av = v
         for step in range(8):
             v = self.factor.solve(v, False) if step < 2 else v - self.factor.solve(Av, False)
-            size = float(torch.linalg.vector_norm(v, _INFINITY))
-            if size != size or size in (0.0, _INFINITY):
-                return 0.0 if step < 2 else best
-            v = v / size
-            Av = self._apply(v, False)
-            distance = _largest_ratio(Av, self._magnitude(v, False))
-            if step > 2 and not distance < best / 2:
-                return min(best, distance)
-            best = min(best, distance)
-        return best
+            size = self._sizes(v)
+            if not bool(((size > 0) & (size < _INFINITY)).all()):
+                return 0.0 if step < 2 else float(best.min())
+            v = (v.view(self._blocks, -1) / size.unsqueeze(1)).view_as(v)
+            Av = self._products.apply(v, False)
+            large = v.masked_fill(v.abs() < self._eps**0.5, 0)
+            distance = torch.minimum(
+                self._ratios(Av, self._products.magnitude(v, False)),
+                self._ratios(self._products.apply(large, False), self._products.magnitude(large, False)),
+            )
+            stagnates = step > 2 and not bool((distance < best / 2).any())
+            best = torch.minimum(best, distance)
+            if stagnates:
+                break
+        return float(best.min())
 
-    def _refined(self, x: Tensor, rhs: Tensor, transpose: bool) -> tuple[Tensor, float]:
-        """`x` after as many steps of iterative refinement as help, at most three, and its backward error."""
+    def _refined(self, x: Tensor, rhs: Tensor, transpose: bool, enough: float) -> tuple[Tensor, float]:
+        """`x` and its backward error, after as many steps of iterative refinement as help, at most three, if that is
+        more than `enough`."""
         best, error = x, _INFINITY
         for step in range(4):
-            residual = rhs - self._apply(x, transpose)
-            found = _largest_ratio(residual, self._magnitude(x, transpose) + rhs.abs())
+            residual = rhs - self._products.apply(x, transpose)
+            found = float(self._ratios(residual, self._products.magnitude(x, transpose) + rhs.abs()).max())
             helped = found < error / 2
             if found < error:
                 best, error = x, found
-            if not helped or error <= 8 * self._eps or step == 3:
+            if not helped or error <= enough or step == 3:
                 break
             x = x + self.factor.solve(residual, transpose)
         return best, error
 
     def _scattered(self) -> Tensor:
-        """(1, n) scattered numbers, always the same ones; vmap forbids torch's generators where this may be called.
+        # Of a mean that is not zero, since the vectors that singular matrices annihilate are often constant.
+        return scattered(self._n, self._dtype, mean=0.25)
 
-        Their mean is not zero, since the vectors that singular matrices annihilate are often constant.
-        """
-        i = torch.arange(1, self._n + 1, dtype=torch.float64, device="cpu")
-        return (2 * torch.frac(i * i * 0.6180339887498949) - 0.75).unsqueeze(0).to(self._dtype)
+    def _sizes(self, vectors: Tensor) -> Tensor:
+        """(k · blocks,) the largest modulus in what belongs to one system."""
+        return row_sizes(vectors.reshape(-1, self._n // self._blocks))
 
-    def _apply(self, x: Tensor, transpose: bool) -> Tensor:
-        return apply(self.factor.values, x, self._places.of(transpose))
+    def _scales(self, k: int) -> Tensor:
+        """(k · blocks,) the largest entry of the matrix of each system: the entries of a block lie together."""
+        return row_sizes(self.factor.values.view(self._blocks, -1)).repeat(k)
 
-    def _magnitude(self, x: Tensor, transpose: bool) -> Tensor:
-        """|A||x|."""
-        return apply(self.factor.values.abs(), x.abs(), self._places.of(transpose))
+    def _ratios(self, numerator: Tensor, denominator: Tensor) -> Tensor:
+        """(k · blocks,) max_i |numerator_i| / denominator_i of each system, with 0 / 0 = 0; infinite where something
+        overflowed."""
+        ratio = (numerator.abs() / denominator).reshape(-1, self._n // self._blocks)
+        largest = ratio.amax(-1).double()
+        if bool(largest.isnan().any()):
+            ratio = ratio.masked_fill(denominator.view_as(ratio) == 0, 0).nan_to_num(nan=_INFINITY)
+            largest = ratio.amax(-1).double()
+        return largest
+
+    @property
+    def _products(self) -> Products:
+        if self._made is None:
+            factor, hermitian = self.factor, is_hermitian(self._kind, self._dtype)
+            self._made = Products(self._structure, self._stored, factor.layout, factor.values, hermitian)
+        return self._made
 
     def _describe_singular(self, distance: float) -> str:
         from scipy.sparse import csr_matrix
@@ -158,7 +213,10 @@ class Trusted:
         )
 
 
-def _largest_ratio(numerator: Tensor, denominator: Tensor) -> float:
-    """max_i |numerator_i| / denominator_i with 0 / 0 = 0; infinite where something overflowed."""
-    ratio = numerator.abs() / denominator
-    return float(ratio.masked_fill(denominator == 0, 0).nan_to_num(nan=_INFINITY).max())
+def row_sizes(vectors: Tensor) -> Tensor:
+    """(k,) the largest modulus in each row of (k, n) numbers, NaN where there is one."""
+    if vectors.is_complex():
+        largest: Tensor = torch.linalg.vector_norm(vectors, _INFINITY, dim=-1)
+        return largest
+    largest = torch.maximum(-vectors.amin(-1), vectors.amax(-1))
+    return largest

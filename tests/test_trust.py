@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from counting import count, installed
-from problems import grid, laplacian_places, laplacian_values, rhs
+from problems import generator, grid, laplacian_places, laplacian_values, rhs
 from torch import Tensor
 
 import sparse_solver as ss
@@ -77,6 +77,55 @@ def test_structurally_singular_matrices_are_named_as_such() -> None:
     for engine in GENERAL:
         with pytest.raises(ss.SingularMatrixError) as caught:
             ss.solve(coo(hidden), torch.ones(3), engine=engine)
+
+
+@pytest.mark.parametrize(("engine", "assume"), CASES, ids=NAMES)
+@pytest.mark.parametrize("first", [True, False])
+def test_one_component_without_an_anchor_is_enough(engine: str, assume: str, first: bool) -> None:
+    """Inverse iteration finds the null vector, which is zero in the other component only up to rounding errors."""
+    edges, n = grid(5)
+    P = ss.Pattern(*laplacian_places(torch.cat((edges, edges + n), 1), 2 * n), (2 * n, 2 * n))
+    for seed in range(10):
+        weights = 0.5 + torch.rand(2 * edges.shape[1], dtype=torch.float64, generator=generator(seed))
+        values = laplacian_values(weights, 2 * n)
+        values[:n] = 0.0 if first else 1.0
+        values[n : 2 * n] = 1.0 if first else 0.0
+        with pytest.raises((ss.SingularMatrixError, ss.NotPositiveDefiniteError, ss.EngineUnsupportedError)):
+            P.solve(values, torch.ones(2 * n).double(), assume=assume, engine=engine)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("engine", installed("spd"))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_no_laplacian_slips_through(engine: str, dtype: torch.dtype) -> None:
+    """Right-hand sides that the null vector is orthogonal to give solutions of ordinary size; what gives a singular
+    matrix away are its pivots, of which each engine has its own way to know."""
+    for n in [*range(60, 100), *range(190, 230)]:  # rings with equal weights
+        i = torch.arange(n)
+        edges = torch.stack((i, (i + 1) % n))
+        refuses(edges, torch.ones(n, dtype=dtype), n, engine)
+    for seed in range(300):
+        g, n = generator(seed), 60
+        edges = torch.randint(0, n, (2, 6 * n), generator=g)
+        edges = torch.cat((edges[:, edges[0] != edges[1]], torch.stack((torch.arange(n - 1), torch.arange(1, n)))), 1)
+        refuses(edges, torch.rand(edges.shape[1], dtype=dtype, generator=g) + 0.1, n, engine)
+
+
+def refuses(edges: Tensor, weights: Tensor, n: int, engine: str) -> None:
+    P = ss.Pattern(*laplacian_places(edges, n), (n, n))
+    b = torch.randn(n, dtype=weights.dtype, generator=generator(n))
+    with pytest.raises((ss.SingularMatrixError, ss.NotPositiveDefiniteError)):
+        P.solve(laplacian_values(weights, n, anchor=0.0), b - b.mean(), assume="spd", engine=engine)
+
+
+def test_a_pivot_that_is_not_a_number() -> None:
+    P = ss.Pattern(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1]), (2, 2))
+    values = torch.tensor([1e-310, 0.0, 0.0, 1.0], dtype=torch.float64)
+    for engine in installed("spd"):
+        try:
+            x = P.solve(values, torch.ones(2).double(), assume="spd", engine=engine)
+            assert x[1] == 1
+        except ss.SparseSolverError:
+            pass
 
 
 @pytest.mark.parametrize("engine", installed("spd"))

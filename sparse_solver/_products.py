@@ -1,0 +1,59 @@
+"""Products with the matrix that an engine has factored, for residuals: by SciPy's compiled loops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._layout import Layout
+from ._structure import Structure
+
+
+class Products:
+    """A x and |A||x|, and the same with Aᵀ, for the rows of `x` (k, n).
+
+    `layout` and `values` : the arrangement of A that was factored; `stored` : the triangle that the structure holds.
+    `hermitian` : if the layout is a triangle, whether the other one is its conjugate.
+    """
+
+    def __init__(self, structure: Structure, stored: str | None, layout: Layout, values: Tensor, hermitian: bool):
+        self._indices = structure.remember(("SciPy indices", layout.part, stored), lambda: _indices(layout))
+        self._shape, self._values = structure.shape, values
+        self._triangle, self._hermitian = layout.part != "full", hermitian
+        self._at_diagonal = layout.crow[:-1]  # a row of the upper triangle begins with its diagonal entry
+        self._moduli: Tensor | None = None
+
+    def apply(self, x: Tensor, transpose: bool) -> Tensor:
+        return self._product(self._values, x, transpose, self._hermitian)
+
+    def magnitude(self, x: Tensor, transpose: bool) -> Tensor:
+        if self._moduli is None:
+            self._moduli = self._values.abs()
+        return self._product(self._moduli, x.abs(), transpose, False)
+
+    def _product(self, values: Tensor, x: Tensor, transpose: bool, hermitian: bool) -> Tensor:
+        if hermitian and transpose:  # Aᵀ = conj(A)
+            return self._product(values, x.conj().resolve_conj(), False, True).conj().resolve_conj()
+        if not self._triangle:
+            return self._multiply(values, x, transpose)
+        opposite = values.conj().resolve_conj() if hermitian else values
+        twice = values.index_select(0, self._at_diagonal) * x
+        return self._multiply(values, x, False) + self._multiply(opposite, x, True) - twice
+
+    def _multiply(self, values: Tensor, x: Tensor, transpose: bool) -> Tensor:
+        from scipy.sparse import csc_matrix, csr_matrix
+
+        matrix = (csc_matrix if transpose else csr_matrix)((values.numpy(), *self._indices), shape=self._shape)
+        if x.shape[0] == 1:
+            return torch.from_numpy(matrix @ x[0].numpy()).unsqueeze(0)
+        return torch.from_numpy(np.ascontiguousarray((matrix @ x.numpy().T).T))
+
+
+def _indices(layout: Layout) -> tuple[Any, Any]:
+    """Column indices and row pointers as SciPy wants them: it converts what has more bits than it needs, at each call."""
+    fits = max(layout.nnz, layout.crow.numel()) <= np.iinfo(np.int32).max
+    dtype = torch.int32 if fits else torch.int64
+    return layout.col.to(dtype).numpy(), layout.crow.to(dtype).numpy()
