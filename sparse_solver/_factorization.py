@@ -112,7 +112,7 @@ class Factorization:
             raise TransformError(
                 "inside of torch.vmap a factorisation is one of many; factorize the batch outside of it"
             )
-        return _info(self._structure, self._factors.made)
+        return _info(self._structure, [numeric for numeric, _ in self._factors.made])
 
     def solve(self, b: Tensor, *, transpose: bool = False) -> Tensor:
         """x = A⁻¹ b, or A⁻ᵀ b with ``transpose=True`` (never A⁻ᴴ).

@@ -11,16 +11,19 @@ from __future__ import annotations
 import itertools
 import math
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ._blocks import blocks_of, joined, parted
 from ._kinds import Options
-from ._numeric import Numeric
+from ._numeric import Doubtful, Numeric
 from ._rules import Places
 from ._structure import Structure
+from .errors import SparseSolverError
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Problem:
     options: Options
 
     def places(self, dtype: torch.dtype) -> Places:
-        return Places(self.structure.rows, self.structure.cols, self.options.mirror(dtype))
+        return Places(self.structure.rows, self.structure.cols, self.options.mirror(dtype), self.structure)
 
 
 class Factors:
@@ -42,28 +45,42 @@ class Factors:
 
     def __init__(self, problem: Problem, compare: bool = False):
         self.problem = problem
-        self.made: list[Numeric] | None = None
+        self.made: list[tuple[Numeric, slice]] | None = None  # with the part of the batch that each is for
         self._compare = compare
         self._values: Tensor | None = None
         self._batched: Factors | None = None
 
-    def numerics(self, values: Tensor) -> list[Numeric]:
-        """The factorisation of each matrix: of the values at the first call, whatever became of the tensor since."""
+    def numerics(self, values: Tensor) -> list[tuple[Numeric, slice]]:
+        """The factorisations: of the values at the first call, whatever became of the tensor since."""
         if self.made is None or (self._values is not None and not torch.equal(self._values, values)):
             values = values.detach().resolve_conj().resolve_neg()
             matrices = values.reshape(math.prod(values.shape[:-1]), values.shape[-1]).contiguous()
-            self.made = [Numeric(self.problem.structure, matrix, self.problem.options) for matrix in matrices]
+            blocks = blocks_of(self.problem.structure, matrices.shape[0])
+            self.made = [found for part, block in blocks for found in self._factor(matrices[part], block, part)]
             self._values = values.clone() if self._compare else None
         return self.made
+
+    def _factor(self, matrices: Tensor, block: Structure, part: slice) -> Iterator[tuple[Numeric, slice]]:
+        """The factorisation of the block-diagonal matrix, or if there is none, those of its blocks, one of which will
+        know what is wrong."""
+        structure, options = self.problem.structure, self.problem.options
+        if block is not structure:
+            try:
+                yield Numeric(block, matrices.reshape(-1), options, blocks=matrices.shape[0]), part
+                return
+            except (SparseSolverError, Doubtful):
+                pass
+        for at, matrix in enumerate(matrices, part.start):
+            yield Numeric(structure, matrix, options), slice(at, at + 1)
 
     def solve(self, values: Tensor, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
         rhs = rhs.detach().resolve_conj().resolve_neg().contiguous()
         numerics = self.numerics(values)
         if values.dim() == 1:
-            return numerics[0].solve(rhs, transpose, strict)
+            return numerics[0][0].solve(rhs, transpose, strict)
         x = torch.empty_like(rhs)
-        for numeric, one_rhs, one_x in zip(numerics, rhs, x, strict=True):
-            one_x.copy_(numeric.solve(one_rhs, transpose, strict))
+        for numeric, part in numerics:
+            x[part] = parted(numeric.solve(joined(rhs[part]), transpose, strict), part.stop - part.start)
         return x
 
     def batched(self) -> Factors:

@@ -68,10 +68,11 @@ def test_info_is_frozen_and_complete() -> None:
 
 def test_info_of_a_batch() -> None:
     P2 = ss.Pattern(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1]), (2, 2))
-    values = torch.tensor([[2.0, 1.0, 1.0, 2.0], [1.0, 2.0, 2.0, 1.0]])
+    values = torch.tensor([[2.0, 1.0, 1.0, 2.0], [1.0, 2.0, 2.0, 1.0], [2.0, 1.0, 1.0, 2.0]])
     info = P2.factorize(values).info
-    assert info.assume == "mixed"
+    assert info.assume == "mixed"  # the first two are factored together, the third is alone
     assert info.perturbed_pivots == 0
+    assert P2.factorize(values[:2]).info.assume == "symmetric"
     assert P2.factorize(values[:1]).info.assume == "spd"
 
 
