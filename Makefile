@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: demo test lint types tests without-pardiso format clean
+.PHONY: demo test lint types tests without-pardiso benchmark format clean
 
 demo: .venv/installed
 	$(RUN) examples/minimal.py
@@ -22,6 +22,11 @@ tests: .venv/test-installed
 # The same tests as on a machine for which there is no MKL.
 without-pardiso: .venv/test-installed
 	SPARSE_SOLVER_MKL=/nowhere $(RUN) -m pytest -q
+
+# Ten to twenty minutes; --quick and the names of workloads can be given in ARGUMENTS.
+benchmark: .venv/test-installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-peers.txt
+	$(RUN) -m benchmarks --peers --json benchmark.json --plot benchmark.png $(ARGUMENTS)
 
 format: .venv/test-installed
 	$(RUN) -m ruff check --fix .

@@ -1,6 +1,6 @@
 """Times every engine on patterns from 10² to 10⁶ unknowns, and how far from the best the selection is.
 
-    python benchmarks/calibrate.py [--quick]
+    python -m benchmarks.calibrate [--quick]
 
 A row is one pattern: milliseconds of a numeric factorisation and two solves on an analysed pattern (medians over
 fresh values), the engine that `_engines/_select.py` picks, and its time over that of the best engine, first with all
@@ -21,42 +21,12 @@ from tqdm import tqdm
 
 from sparse_solver import _engines
 from sparse_solver._engines._select import Choice, envelope_flops, is_close, predicted_flops, select
+from sparse_solver._matrix import Matrix
 from sparse_solver._structure import Structure
 
+from .graphs import band, grid, random, ring, tree
+
 SECONDS_AT_MOST = 20.0  # for one engine on one pattern; the slow ones are not waited for
-
-
-def grid(*sides: int) -> tuple[Tensor, int]:
-    """The edges (2, ·) of a grid of two or three dimensions, and the number of its nodes."""
-    node = torch.arange(int(torch.tensor(sides).prod())).reshape(sides)
-    edges = []
-    for axis in range(len(sides)):
-        count = sides[axis] - 1
-        edges.append(torch.stack((node.narrow(axis, 0, count).reshape(-1), node.narrow(axis, 1, count).reshape(-1))))
-    return torch.cat(edges, 1), node.numel()
-
-
-def ring(n: int, chords: int = 0) -> tuple[Tensor, int]:
-    """A ring with random chords over two to five nodes."""
-    i = torch.arange(n)
-    start, length = torch.randint(0, n, (chords,)), torch.randint(2, 6, (chords,))
-    return torch.stack((torch.cat((i, start)), torch.cat(((i + 1) % n, (start + length) % n)))), n
-
-
-def tree(n: int) -> tuple[Tensor, int]:
-    child = torch.arange(1, n)
-    return torch.stack((child, (torch.rand(n - 1) * child).long())), n
-
-
-def band(n: int, width: int) -> tuple[Tensor, int]:
-    i = torch.arange(n)
-    pairs = [torch.stack((i[:-k], i[k:])) for k in range(1, width + 1)]
-    return torch.cat(pairs, 1), n
-
-
-def random(n: int, each: int) -> tuple[Tensor, int]:
-    edges = torch.randint(0, n, (2, n * each))
-    return edges[:, edges[0] != edges[1]], n
 
 
 PATTERNS: dict[str, Callable[[], tuple[Tensor, int]]] = {
@@ -99,7 +69,8 @@ QUICK = ("ring 10²", "ring 10⁴, chords", "tree 10³", "grid 20²", "grid 40²
 def laplacian(edges: Tensor, n: int) -> Structure:
     i, j = edges
     nodes = torch.arange(n)
-    return Structure(torch.cat((nodes, i, j)), torch.cat((nodes, j, i)), (n, n))
+    places = Structure(torch.cat((nodes, i, j)), torch.cat((nodes, j, i)), (n, n))
+    return Structure(places.canonical_rows, places.col, (n, n))  # duplicates once, in order
 
 
 def fresh_values(structure: Structure) -> Tensor:
@@ -123,7 +94,7 @@ def milliseconds(symbolic: Any, structure: Structure) -> float:
     while len(samples) < 3 or (time.perf_counter() - began < 0.3 and len(samples) < 50):
         values = fresh_values(structure)
         start = time.perf_counter()
-        factor = symbolic.factor(values)
+        factor = symbolic.factor(Matrix(structure, values))
         x, y = factor.solve(b, False), factor.solve(b, True)
         samples.append(1e3 * (time.perf_counter() - start))
         assert torch.allclose(x, b)
@@ -151,7 +122,7 @@ def rows(names: list[str]) -> Iterator[Row]:
             if predicted and engine != engines[0] and predicted_flops(n, predicted[engines[0]] or 0) > 1e9:
                 continue
             symbolic = _engines.engine_named(engine).analyze(structure, "spd", torch.float64, None)
-            predicted[engine] = symbolic.factor_nnz(values)
+            predicted[engine] = symbolic.factor_nnz(Matrix(structure, values))
             times[engine] = milliseconds(symbolic, structure)
         yield name, n, predicted, envelope_flops(structure), times
 

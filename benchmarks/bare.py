@@ -1,0 +1,250 @@
+"""The limit: engines called directly on prepared arrays, with nothing around them. One factorisation, two solves.
+
+Everything that can be done once a pattern, and the conversion of the values, is done before the clock starts. None of
+this is shared with sparse_solver: what it would do wrong, this would not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .problems import Absent, Problem
+
+Array = NDArray[Any]
+_TYPES = {"spd": (2, 4), "symmetric": (-2, 6), "general": (11, 13)}
+
+
+class Matrices:
+    """The values of a problem's matrices in the arrangement that an engine reads, through SciPy."""
+
+    def __init__(self, problem: Problem, part: str):
+        from scipy.sparse import coo_matrix
+
+        self.problem = problem
+        rows, cols, n = problem.rows.numpy(), problem.cols.numpy(), problem.n
+        keep = rows <= cols if part == "upper" else np.ones_like(rows, dtype=bool)
+        self._keep = torch.from_numpy(np.flatnonzero(keep))
+        self._rows, self._cols, node = rows[keep], cols[keep], np.arange(n)
+        # PARDISO wants the diagonal of symmetric matrices stored, zeros included.
+        places = (np.concatenate((self._rows, node)), np.concatenate((self._cols, node)))
+        pattern = coo_matrix((np.ones(len(places[0])), places), shape=(n, n)).tocsr()
+        pattern.sort_indices()
+        self.crow, self.col = pattern.indptr.astype(np.int64), pattern.indices.astype(np.int64)
+        key = np.repeat(np.arange(n), np.diff(pattern.indptr)) * n + pattern.indices
+        self._at = torch.from_numpy(np.searchsorted(key, self._rows * n + self._cols))
+
+    def of(self, values: Tensor) -> Tensor:
+        values = values.detach()
+        out = torch.zeros((*values.shape[:-1], len(self.col)), dtype=values.dtype)
+        return out.index_add_(-1, self._at, values[..., self._keep])
+
+
+class BarePardiso:
+    """`pardiso_64` with the parameters that were found best on two cores: see `iparm` below."""
+
+    name = "bare PARDISO"
+
+    def __init__(self, problem: Problem):
+        self._problem = problem
+        self._matrices = Matrices(problem, "full" if problem.kind == "general" else "upper")
+        self._pardiso = _pardiso()
+        self._pt = (ctypes.c_int64 * 64)()
+        self._iparm = (ctypes.c_int64 * 64)()
+        # (1) no defaults, (2) parallel nested dissection, (10) small pivots, (21) 2×2 pivots, (24) two-level factorisation,
+        # (35) count from zero.
+        for number, value in ((1, 1), (2, 3), (10, 13 if problem.kind == "general" else 8), (21, 1), (24, 1), (35, 1)):
+            self._iparm[number - 1] = value
+        self._type = _TYPES[problem.kind][int(problem.rhs.is_complex())]
+        vectors = problem.rhs if problem.batch or problem.rhs.dim() == 1 else problem.rhs.T
+        self.b = vectors.reshape(-1, problem.n).contiguous()
+        self._k = 1 if problem.batch else self.b.shape[0]
+        self._call(11, None, None, None)
+        example = self.fresh(problem.fresh()).reshape(-1, len(self._matrices.col))[0]
+        self.factor(example)
+        if self._iparm[13]:  # (14): perturbed pivots, which scaling (11) and matching (13) avoid, without (24)
+            self.close()
+            self._iparm[10], self._iparm[12], self._iparm[23] = 1, 1, 0
+            self._call(11, example, None, None)
+
+    def _call(self, phase: int, values: Tensor | None, b: Tensor | None, x: Tensor | None) -> None:
+        def by(value: int) -> Any:
+            return ctypes.byref(ctypes.c_int64(value))
+
+        error = ctypes.c_int64(0)
+        address = [None if t is None else ctypes.c_void_p(t.data_ptr()) for t in (values, b, x)]
+        self._pardiso(
+            self._pt, by(1), by(1), by(self._type), by(phase), by(self._problem.n), address[0],
+            ctypes.c_void_p(self._matrices.crow.ctypes.data), ctypes.c_void_p(self._matrices.col.ctypes.data), None,
+            by(self._k), self._iparm, by(0), address[1], address[2], ctypes.byref(error),
+        )  # fmt: skip
+        if error.value:
+            raise RuntimeError(f"PARDISO: phase {phase}, error {error.value}")
+
+    def fresh(self, theta: Tensor) -> Tensor:
+        return self._matrices.of(self._problem.values(theta))
+
+    def run(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """x = A⁻¹ b and y = A⁻ᵀ 2x̄, for each matrix."""
+        x, y = torch.empty_like(self.b), torch.empty_like(self.b)
+        matrices = [(values, self.b, x, y)] if values.dim() == 1 else zip(values, self.b, x, y, strict=True)
+        for matrix, b, one_x, one_y in matrices:
+            self.factor(matrix)
+            self.solve(b, one_x)
+            self.solve(2 * one_x.conj() if one_x.is_complex() else 2 * one_x, one_y, transpose=True)
+        return x, y
+
+    def factor(self, values: Tensor) -> None:
+        self._values = values
+        self._call(22, values, None, None)
+
+    def solve(self, b: Tensor, x: Tensor, transpose: bool = False) -> Tensor:
+        """For the rows of `b`, into `x`."""
+        self._iparm[11] = 2 if transpose and self._type in (11, 13) else 0  # (12): with the transpose
+        self._call(33, self._values, b.resolve_conj(), x)
+        return x
+
+    def answer(self, theta: Tensor, result: tuple[Tensor, Tensor]) -> Tensor:
+        return gradient_by_hand(self._problem, theta, *result)
+
+    def close(self) -> None:
+        self._call(-1, None, None, None)
+
+
+class BareQdldl:
+    """The C functions of the qdldl package on arrays in the order of elimination."""
+
+    name = "bare QDLDL"
+
+    def __init__(self, problem: Problem):
+        import qdldl
+        from scipy.sparse import csc_matrix
+
+        if problem.kind != "spd" or problem.rhs.is_complex():
+            raise Absent("real symmetric matrices only")
+        if problem.n > 2000 and problem.workload not in ("chain", "batch"):
+            raise Absent("far too slow where there is fill")
+        self._problem, n = problem, problem.n
+        self._matrices = Matrices(problem, "upper")
+        col = self._matrices.col
+        row = np.repeat(np.arange(n), np.diff(self._matrices.crow))
+        identity = csc_matrix(((row == col) * 1.0, (row, col)), shape=(n, n))
+        order = qdldl.Solver(identity, upper=True).factors()[2]
+        place = np.empty(n, dtype=np.int64)
+        place[order] = np.arange(n)
+        i, j = np.minimum(place[row], place[col]), np.maximum(place[row], place[col])
+        source = np.lexsort((i, j))
+        self._order, self._place, self._source = (torch.from_numpy(a.astype(np.int64)) for a in (order, place, source))
+        self._Ai = torch.from_numpy(i[source])
+        self._Ap = torch.from_numpy(np.concatenate(([0], np.bincount(j, minlength=n).cumsum())).astype(np.int64))
+        library = ctypes.CDLL(qdldl.__file__)
+        self._factor, self._solve = library.QDLDL_factor, library.QDLDL_solve
+        self._factor.restype, library.QDLDL_etree.restype = ctypes.c_int64, ctypes.c_int64
+        self._Lnz, self._etree, work = (torch.empty(n, dtype=torch.int64) for _ in range(3))
+        below = library.QDLDL_etree(
+            ctypes.c_int64(n), *map(_pointer, (self._Ap, self._Ai, work, self._Lnz, self._etree))
+        )
+        self._Lp, self._Li = torch.empty(n + 1, dtype=torch.int64), torch.empty(below, dtype=torch.int64)
+        self._Lx, self._work = torch.empty(below, dtype=torch.float64), torch.empty(3, n, dtype=torch.float64)
+        self._integers = torch.empty(4 * n, dtype=torch.int64)
+        vectors = problem.rhs if problem.batch or problem.rhs.dim() == 1 else problem.rhs.T
+        self._b = vectors.reshape(-1, n)[:, self._order].contiguous()
+        self._k = 1 if problem.batch else self._b.shape[0]
+        n64, (pivots, inverse, numbers) = ctypes.c_int64(n), self._work
+        self._pattern = (n64, _pointer(self._Ap), _pointer(self._Ai))
+        self._rest = (
+            *map(_pointer, (self._Lp, self._Li, self._Lx, pivots, inverse, self._Lnz, self._etree)),
+            ctypes.c_void_p(self._integers.data_ptr() + 24 * n), _pointer(self._integers), _pointer(numbers),
+        )  # fmt: skip
+        self._L = (n64, *map(_pointer, (self._Lp, self._Li, self._Lx, inverse)))
+
+    def fresh(self, theta: Tensor) -> Tensor:
+        values = self._matrices.of(self._problem.values(theta))
+        return values.reshape(-1, values.shape[-1])[:, self._source].contiguous()
+
+    def run(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """x and y in the order of elimination."""
+        n, x = self._problem.n, self._b.clone()
+        y = torch.empty_like(x)
+        at = 0
+        for matrix in values:
+            if self._factor(*self._pattern, _pointer(matrix), *self._rest) != n:
+                raise RuntimeError("QDLDL: the matrix is not positive definite")
+            for i in range(at, at + self._k):
+                self._solve(*self._L, ctypes.c_void_p(x.data_ptr() + 8 * n * i))
+                torch.mul(x[i], 2, out=y[i])
+                self._solve(*self._L, ctypes.c_void_p(y.data_ptr() + 8 * n * i))
+            at += self._k
+        return x, y
+
+    def answer(self, theta: Tensor, result: tuple[Tensor, Tensor]) -> Tensor:
+        x, y = (solution[:, self._place] for solution in result)
+        return gradient_by_hand(self._problem, theta, x, y)
+
+    def close(self) -> None:
+        pass
+
+
+def _pointer(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def reference(problem: Problem, theta: Tensor) -> Tensor:
+    """The gradient by hand from SciPy's solutions, where there is no bare engine to ask."""
+    from scipy.sparse import csc_matrix
+    from scipy.sparse.linalg import splu
+
+    batch, n = max(1, problem.batch), problem.n
+    vectors = problem.rhs if problem.batch or problem.rhs.dim() == 1 else problem.rhs.T
+    values = problem.values(theta.detach()).reshape(batch, -1)
+    x, y = [], []
+    for matrix, b in zip(values, vectors.reshape(batch, -1, n), strict=True):
+        places = (problem.rows.numpy(), problem.cols.numpy())
+        lu = splu(csc_matrix((matrix.numpy(), places), shape=(n, n)))
+        x.append(torch.from_numpy(lu.solve(b.numpy().T).T.copy()))
+        y.append(torch.from_numpy(lu.solve(2 * x[-1].conj().resolve_conj().numpy().T, "T").T.copy()))
+    return gradient_by_hand(problem, theta, torch.cat(x), torch.cat(y))
+
+
+def gradient_by_hand(problem: Problem, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """The gradient of ‖x‖² from x and y = A⁻ᵀ 2 conj(x), whose residuals are checked before they are believed."""
+    from scipy.sparse import csr_matrix
+
+    theta = theta.detach().requires_grad_()
+    values = problem.values(theta)
+    batch, n = max(1, problem.batch), problem.n
+    vectors = problem.rhs if problem.batch or problem.rhs.dim() == 1 else problem.rhs.T
+    b, xs, ys = (v.reshape(batch, -1, n) for v in (vectors, x, y))
+    places = (problem.rows.numpy(), problem.cols.numpy())
+    lam = ys.conj()
+    for matrix, one_b, one_x, one_y in zip(values.detach().reshape(batch, -1).numpy(), b, xs, ys, strict=True):
+        A = csr_matrix((matrix, places), shape=(n, n))
+        for M, solution, right in ((A, one_x, one_b), (A.T, one_y, 2 * one_x.conj())):
+            residual = M @ solution.numpy().T - right.resolve_conj().numpy().T
+            scale = abs(M).max() * solution.abs().max() + right.abs().max()
+            if not np.abs(residual).max() <= 1e-9 * float(scale):
+                raise AssertionError(f"the bare engine is wrong: {problem.name}")
+    values_bar = -(lam[..., problem.rows] * xs[..., problem.cols].conj()).sum(1).reshape(values.shape)
+    return torch.autograd.grad(values, theta, values_bar)[0]
+
+
+def _pardiso() -> Callable[..., None]:
+    try:
+        files = importlib.metadata.files("mkl") or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    names = [f for f in files if f.name.startswith(("libmkl_rt.so", "mkl_rt."))]
+    if not names:
+        raise Absent("libmkl_rt is not installed")
+    library = ctypes.CDLL(str(Path(str(names[0].locate())).resolve()))
+    function = library.pardiso_64
+    function.restype = None
+    return cast("Callable[..., None]", function)

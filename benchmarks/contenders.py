@@ -1,0 +1,152 @@
+"""Who takes part: the doors of sparse_solver, and the libraries that it is measured against.
+
+A contender is made for a problem, `fresh` prepares its input from θ before the clock starts, `run` is timed, and
+`answer` tells what came out, to be checked: the gradient in θ. A contender that cannot take part raises `Absent` when it
+is made.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+import sparse_solver as ss
+
+from .bare import BarePardiso, BareQdldl
+from .problems import Absent, Problem
+
+
+class Contender(Protocol):
+    name: str
+
+    def __init__(self, problem: Problem): ...
+
+    def fresh(self, theta: Tensor) -> Any: ...
+
+    def run(self, prepared: Any) -> Any: ...
+
+    def answer(self, theta: Tensor, result: Any) -> Tensor: ...
+
+    def close(self) -> None: ...
+
+
+class Step:
+    """A whole training step: values of θ, solve, loss, and the gradient in θ. To be completed by `solve`."""
+
+    name = "step"
+    needs: str | None = None  # a package
+
+    def __init__(self, problem: Problem):
+        if self.needs is not None and importlib.util.find_spec(self.needs) is None:
+            raise Absent(f"{self.needs} is not installed")
+        self.problem = problem
+
+    def solve(self, values: Tensor, b: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def fresh(self, theta: Tensor) -> Any:
+        return theta.clone().requires_grad_()
+
+    def run(self, prepared: Any) -> Any:
+        return self.problem.solved_by(self.solve, prepared)
+
+    def answer(self, theta: Tensor, result: Any) -> Tensor:
+        gradient: Tensor = result
+        return gradient
+
+    def close(self) -> None:
+        pass
+
+
+class Ours(Step):
+    name = "sparse_solver"
+
+    def __init__(self, problem: Problem):
+        super().__init__(problem)
+        self.pattern = ss.Pattern(problem.rows, problem.cols, (problem.n, problem.n))
+
+    def solve(self, values: Tensor, b: Tensor) -> Tensor:
+        return self.pattern.solve(values, b, assume=self.problem.kind)
+
+
+class OursFromValues(Ours):
+    """`Pattern.solve` alone: from values to their gradient."""
+
+    name = "Pattern.solve"
+
+    def fresh(self, theta: Tensor) -> Any:
+        return self.problem.values(theta).detach().requires_grad_()
+
+    def run(self, values: Any) -> Any:
+        x = self.solve(values, self.problem.rhs)
+        return torch.autograd.grad(x, values, 2 * x.detach())[0]
+
+    def answer(self, theta: Tensor, result: Any) -> Tensor:
+        theta = theta.detach().requires_grad_()
+        return torch.autograd.grad(self.problem.values(theta), theta, result)[0]
+
+
+class OursFromTensor(Ours):
+    """`solve(A, b)`: from a sparse tensor to its gradient."""
+
+    layout: torch.layout
+
+    def __init__(self, problem: Problem):
+        super().__init__(problem)
+        if problem.batch:
+            raise Absent("batches are solved as values")
+
+    def fresh(self, theta: Tensor) -> Any:
+        return self.pattern.tensor(self.problem.values(theta).detach(), layout=self.layout).requires_grad_()
+
+    def run(self, A: Any) -> Any:
+        x = ss.solve(A, self.problem.rhs, assume=self.problem.kind)
+        return torch.autograd.grad(x, A, 2 * x.detach())[0]
+
+    def answer(self, theta: Tensor, result: Any) -> Tensor:
+        import numpy as np
+        from scipy.sparse import coo_matrix, csr_matrix
+
+        shape = tuple(result.shape)
+        if self.layout == torch.sparse_csr:
+            indices = (result.col_indices().numpy(), result.crow_indices().numpy())
+            A_bar = csr_matrix((result.values().numpy(), *indices), shape=shape)
+        else:
+            A_bar = coo_matrix((result._values().numpy(), tuple(result._indices().numpy())), shape=shape).tocsr()
+        sampled = np.asarray(A_bar[self.problem.rows.numpy().copy(), self.problem.cols.numpy().copy()]).ravel()
+        theta = theta.detach().requires_grad_()
+        return torch.autograd.grad(self.problem.values(theta), theta, torch.from_numpy(sampled))[0]
+
+
+class OursFromCSR(OursFromTensor):
+    name, layout = "solve(CSR)", torch.sparse_csr
+
+
+class OursFromCOO(OursFromTensor):
+    name, layout = "solve(COO)", torch.sparse_coo
+
+
+class Dense(Step):
+    name = "dense torch"
+
+    def __init__(self, problem: Problem):
+        super().__init__(problem)
+        if problem.n > 4096 or max(1, problem.batch) * problem.n**2 > 2e8:
+            raise Absent("too large")
+
+    def solve(self, values: Tensor, b: Tensor) -> Tensor:
+        problem, n = self.problem, self.problem.n
+        zeros = values.new_zeros((*values.shape[:-1], n, n))
+        if not problem.batch:
+            A = zeros.index_put((problem.rows, problem.cols), values, accumulate=True)
+        else:
+            A = zeros.flatten(1).index_add(1, problem.rows * n + problem.cols, values).unflatten(1, (n, n))
+        x: Tensor = torch.linalg.solve(A, b)
+        return x
+
+
+OURS: tuple[type[Contender], ...] = (Ours, OursFromValues, OursFromCSR, OursFromCOO)
+BARE: tuple[type[Contender], ...] = (BarePardiso, BareQdldl)

@@ -1,0 +1,203 @@
+"""Other ways to solve differentiably with sparse matrices in PyTorch: libraries, and what people write themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .contenders import Contender, Dense, Step
+from .problems import Absent, Problem
+
+
+class _Splu(Function):
+    """SciPy's SuperLU, factored at each call, the factor kept for the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, b: Tensor, problem: Problem) -> Tensor:
+        from scipy.sparse import csc_matrix
+        from scipy.sparse.linalg import splu
+
+        places = (problem.rows.numpy(), problem.cols.numpy())
+        A = csc_matrix((values.numpy(), places), shape=(problem.n, problem.n))
+        if problem.kind == "spd":
+            lu = splu(A, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
+        else:
+            lu = splu(A)
+        x = torch.from_numpy(lu.solve(b.numpy()))
+        ctx.lu, ctx.problem = lu, problem
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, x_bar: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        lam = torch.from_numpy(ctx.lu.solve(x_bar.resolve_conj().numpy(), "H"))
+        return _entries_bar(lam, x, ctx.problem), lam, None
+
+
+def _entries_bar(lam: Tensor, x: Tensor, problem: Problem) -> Tensor:
+    product = -lam[problem.rows] * x[problem.cols].conj()
+    return product if product.dim() == 1 else product.sum(-1)
+
+
+def _one_by_one(function: Any, values: Tensor, b: Tensor, problem: Problem) -> Tensor:
+    if not problem.batch:
+        solution: Tensor = function.apply(values, b, problem)
+        return solution
+    return torch.stack([function.apply(v, one_b, problem) for v, one_b in zip(values, b, strict=True)])
+
+
+class Splu(Step):
+    name, needs = "SciPy splu", "scipy"
+
+    def solve(self, values: Tensor, b: Tensor) -> Tensor:
+        return _one_by_one(_Splu, values, b, self.problem)
+
+
+class _Cholespy(Function):
+    """The way of the library that this one grew from: a COO tensor, and a CHOLMOD solver made at each call."""
+
+    @staticmethod
+    def forward(ctx: Any, A: Tensor, b: Tensor) -> Tensor:
+        from cholespy import CholeskySolverD, MatrixType
+
+        rows, cols = A.indices()
+        solver = CholeskySolverD(A.shape[0], rows, cols, A.values(), MatrixType.COO)
+        x = torch.empty_like(b)
+        solver.solve(b, x)
+        ctx.solver = solver
+        ctx.save_for_backward(A, x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, x_bar: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        A, x = ctx.saved_tensors
+        lam = torch.empty_like(x)
+        ctx.solver.solve(x_bar.contiguous(), lam)
+        rows, cols = A.indices()
+        values_bar = -lam[rows] * x[cols]
+        values_bar = values_bar if values_bar.dim() == 1 else values_bar.sum(-1)
+        return torch.sparse_coo_tensor(A.indices(), values_bar, A.shape), lam
+
+
+class Cholespy(Step):
+    name, needs = "cholespy", "cholespy"
+
+    def __init__(self, problem: Problem):
+        super().__init__(problem)
+        if problem.kind != "spd" or problem.rhs.is_complex():
+            raise Absent("real symmetric positive definite matrices only")
+        self._indices = torch.stack((problem.rows, problem.cols))
+
+    def solve(self, values: Tensor, b: Tensor) -> Tensor:
+        if self.problem.batch:
+            return torch.stack([self._solve(v, one_b) for v, one_b in zip(values, b, strict=True)])
+        return self._solve(values, b)
+
+    def _solve(self, values: Tensor, b: Tensor) -> Tensor:
+        n = self.problem.n
+        x: Tensor = _Cholespy.apply(torch.sparse_coo_tensor(self._indices, values, (n, n)).coalesce(), b)
+        return x
+
+
+class TorchSla(Step):
+    name, needs = "torch-sla", "torch_sla"
+
+    def __init__(self, problem: Problem):
+        super().__init__(problem)
+        if problem.batch:
+            raise Absent("no direct method for batches")
+
+    def solve(self, values: Tensor, b: Tensor) -> Tensor:
+        import torch_sla
+
+        problem, shape = self.problem, (self.problem.n, self.problem.n)
+        x: Tensor = torch_sla.spsolve(values, problem.rows, problem.cols, shape, b, backend="scipy", method="lu")
+        return x
+
+
+class TorchSlaCg(Step):
+    """Its conjugate gradients, to its own tolerance: the one contender that iterates."""
+
+    name, needs = "torch-sla, CG", "torch_sla"
+
+    def __init__(self, problem: Problem):
+        super().__init__(problem)
+        if problem.kind != "spd" or problem.rhs.is_complex():
+            raise Absent("real symmetric positive definite matrices only")
+        if problem.rhs.dim() == 2 and not problem.batch:
+            raise Absent("one right-hand side")
+
+    def solve(self, values: Tensor, b: Tensor) -> Tensor:
+        import torch_sla
+        from torch_sla.batch_solve import spsolve_batch_same_layout
+
+        problem, shape = self.problem, (self.problem.n, self.problem.n)
+        x: Tensor
+        if problem.batch:
+            x = spsolve_batch_same_layout(values, problem.rows, problem.cols, shape, b, method="cg", atol=1e-10)
+        else:
+            x = torch_sla.spsolve(
+                values, problem.rows, problem.cols, shape, b, backend="pytorch", method="cg", is_spd=True
+            )
+        return x
+
+
+class _Pypardiso(Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, b: Tensor, peer: Pypardiso) -> Tensor:
+        ctx.A, ctx.peer = peer.matrix(values), peer
+        peer.solver.factorize(ctx.A)
+        x = torch.from_numpy(np.ascontiguousarray(peer.solver.solve(ctx.A, _columns(b))))
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, x_bar: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        A, peer = ctx.A, ctx.peer
+        if peer.problem.kind == "general":  # no solve with the transpose of what was factored
+            A = A.T.tocsr()
+            peer.solver.factorize(A)
+        lam = torch.from_numpy(np.ascontiguousarray(peer.solver.solve(A, _columns(x_bar))))
+        return _entries_bar(lam, x, peer.problem), lam, None
+
+
+def _columns(b: Tensor) -> Any:
+    return np.asfortranarray(b.numpy())
+
+
+class Pypardiso(Step):
+    """The same oneMKL PARDISO through pypardiso, a binding for SciPy matrices: LU, analysed at each call."""
+
+    name, needs = "pypardiso", "pypardiso"
+
+    def __init__(self, problem: Problem):
+        super().__init__(problem)
+        if problem.rhs.is_complex():
+            raise Absent("real matrices only")
+        if problem.batch:
+            raise Absent("no batches")
+        from pypardiso import PyPardisoSolver
+
+        self.solver = PyPardisoSolver()
+
+    def matrix(self, values: Tensor) -> Any:
+        from scipy.sparse import csr_matrix
+
+        places = (self.problem.rows.numpy(), self.problem.cols.numpy())
+        return csr_matrix((values.numpy(), places), shape=(self.problem.n, self.problem.n))
+
+    def solve(self, values: Tensor, b: Tensor) -> Tensor:
+        x: Tensor = _Pypardiso.apply(values, b, self)
+        return x
+
+    def close(self) -> None:
+        self.solver.free_memory(everything=True)
+
+
+PEERS: tuple[type[Contender], ...] = (Dense, Splu, Cholespy, TorchSla, TorchSlaCg, Pypardiso)

@@ -1,0 +1,232 @@
+"""What is timed: systems A(θ) x = b with one pattern each, and fresh θ for every sample."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from . import graphs
+
+Kind = Literal["spd", "symmetric", "general"]
+
+
+class Absent(Exception):
+    """Raised by a contender that cannot take part, with the reason."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Systems A(values(θ)) x = b with the loss ‖x‖².
+
+    rows, cols : (nnz,) the places of the values; duplicates are summed, as users write them
+    fresh : makes a new θ
+    values : θ to (nnz,) or (batch, nnz) values
+    rhs : (n,), (n, k) or (batch, n)
+    """
+
+    workload: str
+    name: str
+    n: int
+    rows: Tensor
+    cols: Tensor
+    fresh: Callable[[], Tensor]
+    values: Callable[[Tensor], Tensor]
+    rhs: Tensor
+    kind: Kind = "spd"
+    batch: int = 0
+
+    def loss(self, x: Tensor) -> Tensor:
+        return (x * x).sum() if not x.is_complex() else (x * x.conj()).real.sum()
+
+    def solved_by(self, step: Callable[[Tensor, Tensor], Tensor], theta: Tensor) -> Tensor:
+        """The gradient of the loss with respect to θ where `step` solves: one training step, from θ to θ̄."""
+        x = step(self.values(theta), self.rhs)
+        return torch.autograd.grad(self.loss(x), theta)[0]
+
+
+def laplacian(edges: Tensor, n: int) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """The places of the graph Laplacian plus a diagonal, and the map from (edge weights) to its values."""
+    i, j = edges
+    nodes = torch.arange(n)
+    one = torch.ones(n, dtype=torch.float64)
+
+    def values(w: Tensor) -> Tensor:
+        return torch.cat((one.expand(*w.shape[:-1], n), -w, -w, w, w), -1)
+
+    return torch.cat((nodes, i, j, i, j)), torch.cat((nodes, j, i, i, j)), values
+
+
+def on_graph(workload: str, name: str, edges: Tensor, n: int, batch: int = 0) -> Problem:
+    """A = I + L(θ), θ the weights of the edges."""
+    rows, cols, values = laplacian(edges, n)
+    shape = (batch, edges.shape[1]) if batch else (edges.shape[1],)
+    rhs = torch.randn((batch, n) if batch else (n,), dtype=torch.float64)
+    return Problem(
+        workload, name, n, rows, cols, lambda: 0.5 + torch.rand(shape, dtype=torch.float64), values, rhs, batch=batch
+    )
+
+
+def chain(n: int) -> Problem:
+    return on_graph("chain", f"chain {n}", *graphs.ring(n))
+
+
+def graph(n: int) -> Problem:
+    return on_graph("graph", f"graph {n}", *graphs.random(n, 6))
+
+
+def grid(*sides: int) -> Problem:
+    power = {2: "²", 3: "³"}[len(sides)]
+    return on_graph(f"grid{len(sides)}d", f"grid {sides[0]}{power}", *graphs.grid(*sides))
+
+
+def batch(count: int, side: int) -> Problem:
+    return on_graph("batch", f"{count} × grid {side}²", *graphs.grid(side, side), batch=count)
+
+
+@functools.lru_cache(maxsize=1)
+def _mesh(rings: int, segments: int) -> tuple[Tensor, Tensor, Tensor]:
+    return graphs.cotangent_weights(*graphs.torus(rings, segments))
+
+
+def mesh(rings: int, segments: int, k: int, squared: bool = False) -> Problem:
+    """Smoothing on a mesh: (M + t L(θ)) x = b with the cotangent weights θ, or (M + t² L M⁻¹ L + diag θ) x = b."""
+    edges, weights, masses = _mesh(rings, segments)
+    n, t = rings * segments, 1e-2
+    masses = masses / masses.mean()
+    rhs = torch.randn((n, k) if k > 1 else (n,), dtype=torch.float64)
+    name = f"{'bi-Laplacian' if squared else 'Laplacian'} {n}, {k} rhs"
+    rows, cols, of_weights = laplacian(edges, n)
+    if not squared:
+
+        def values(theta: Tensor) -> Tensor:
+            scaled = of_weights(theta)
+            return torch.cat((masses, t * scaled[n:]))
+
+        return Problem("mesh", name, n, rows, cols, lambda: weights * (1 + 0.1 * torch.rand_like(weights)), values, rhs)
+    from scipy.sparse import coo_matrix, diags
+
+    L = coo_matrix((of_weights(weights)[n:].numpy(), (rows[n:].numpy(), cols[n:].numpy())), shape=(n, n)).tocsr()
+    squared_laplacian = (t**2 * L @ diags(1 / masses.numpy()) @ L).tocoo()
+    # Equal to its transpose to the last bit, which products of floating-point numbers are not.
+    half = (squared_laplacian + squared_laplacian.T).tocoo()
+    entries = torch.from_numpy(half.data / 2)
+    nodes = torch.arange(n)
+    return Problem(
+        "mesh", name, n,
+        torch.cat((torch.from_numpy(half.row).long(), nodes)),
+        torch.cat((torch.from_numpy(half.col).long(), nodes)),
+        lambda: masses * (0.5 + torch.rand(n, dtype=torch.float64)),
+        lambda theta: torch.cat((entries, theta)),
+        rhs,
+    )  # fmt: skip
+
+
+def convection(side: int) -> Problem:
+    """Convection and diffusion: each edge carries different weights in its two directions. Not symmetric."""
+    edges, n = graphs.grid(side, side)
+    i, j = edges
+    nodes = torch.arange(n)
+    one = torch.ones(n, dtype=torch.float64)
+
+    def values(w: Tensor) -> Tensor:
+        there, back = w
+        return torch.cat((one, -there, -back, there, back))
+
+    return Problem(
+        "general", f"convection–diffusion {side}²", n,
+        torch.cat((nodes, i, j, i, j)), torch.cat((nodes, j, i, i, j)),
+        lambda: 0.5 + torch.rand(2, edges.shape[1], dtype=torch.float64), values,
+        torch.randn(n, dtype=torch.float64), kind="general",
+    )  # fmt: skip
+
+
+def saddle_point(side: int) -> Problem:
+    """The KKT matrix [I + L(θ), Bᵀ; B, 0] of a quadratic with a linear constraint on every fourth node and its neighbour."""
+    edges, n = graphs.grid(side, side)
+    rows, cols, of_weights = laplacian(edges, n)
+    held = torch.arange(0, n - 1, 4)
+    multiplier = n + torch.arange(held.numel())
+    one = torch.ones(held.numel(), dtype=torch.float64)
+    pairs = (torch.cat((multiplier, multiplier)), torch.cat((held, held + 1)))
+    constraint = torch.cat((one, -0.5 * one))
+    return Problem(
+        "indefinite", f"KKT {side}²", n + held.numel(),
+        torch.cat((rows, *pairs)), torch.cat((cols, pairs[1], pairs[0])),
+        lambda: 0.5 + torch.rand(edges.shape[1], dtype=torch.float64),
+        lambda w: torch.cat((of_weights(w), constraint, constraint)),
+        torch.randn(n + held.numel(), dtype=torch.float64), kind="symmetric",
+    )  # fmt: skip
+
+
+def helmholtz(side: int) -> Problem:
+    """The Helmholtz equation with damping: −Δ − k²(1 + 0.1 i), θ the real squared slowness of every node. Complex symmetric."""
+    edges, n = graphs.grid(side, side)
+    i, j = edges
+    nodes = torch.arange(n)
+    stencil = torch.cat((-torch.ones(2 * edges.shape[1]), torch.full((n,), 4.0))).to(torch.complex128)
+    k2 = (2 * torch.pi / 12) ** 2  # twelve nodes a wavelength
+
+    def values(slowness: Tensor) -> Tensor:
+        return torch.cat((stencil[:-n], stencil[-n:] - k2 * slowness * (1 + 0.1j)))
+
+    return Problem(
+        "complex", f"Helmholtz {side}²", n,
+        torch.cat((i, j, nodes)), torch.cat((j, i, nodes)),
+        lambda: 0.9 + 0.2 * torch.rand(n, dtype=torch.float64), values,
+        torch.randn(n, dtype=torch.complex128), kind="symmetric",
+    )  # fmt: skip
+
+
+def repeated(side: int, count: int, at_once: bool) -> Problem:
+    """One matrix, factored before the clock starts, and fresh right-hand sides θ (count, n)."""
+    one = grid(side, side)
+    fixed = one.values(one.fresh())
+    return Problem(
+        "repeat", f"grid {side}², {count} rhs {'at once' if at_once else 'one by one'}", one.n, one.rows, one.cols,
+        lambda: torch.randn(count, one.n, dtype=torch.float64), lambda theta: fixed,
+        torch.empty(one.n, count if at_once else 1, dtype=torch.float64),
+    )  # fmt: skip
+
+
+Makers = list[Callable[[], Problem]]
+
+
+def table(quick: bool) -> dict[str, Makers]:
+    """The workloads: by name, the problems from small to large, each made when it is its turn."""
+
+    def each(make: Callable[..., Problem], *arguments: Any) -> Makers:
+        return [functools.partial(make, *(a if isinstance(a, tuple) else (a,))) for a in arguments]
+
+    if quick:
+        return {
+            "chain": each(chain, 2**8, 2**10),
+            "graph": each(graph, 100, 300),
+            "grid2d": each(grid, (30, 30)),
+            "grid3d": each(grid, (8, 8, 8)),
+            "mesh": each(mesh, (20, 20, 1), (20, 20, 3), (20, 20, 3, True)),
+            "batch": each(batch, (5, 8)),
+            "repeat": each(repeated, (20, 10, False), (20, 4, True)),
+            "general": each(convection, 15),
+            "indefinite": each(saddle_point, 15),
+            "complex": each(helmholtz, 15),
+        }
+    meshes = [(100, 100), (300, 333), (550, 550)]
+    return {
+        "chain": each(chain, *(2**p for p in range(8, 21))),
+        "graph": each(graph, 100, 300, 1000, 3000, 10_000),
+        "grid2d": each(grid, *((side, side) for side in (100, 300, 500, 1000))),
+        "grid3d": each(grid, *((side, side, side) for side in (20, 40, 60))),
+        "mesh": each(
+            mesh, *((*size, k) for size in meshes for k in (1, 3, 32)), *((*size, 3, True) for size in meshes)
+        ),
+        "batch": each(batch, (256, 20), (4096, 10)),
+        "repeat": each(repeated, (300, 1000, False), (300, 64, True)),
+        "general": each(convection, 100, 300),
+        "indefinite": each(saddle_point, 100, 300),
+        "complex": each(helmholtz, 100, 300),
+    }

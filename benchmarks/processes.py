@@ -1,0 +1,69 @@
+"""What takes a process of its own to measure: peak memory, and the time of the first import.
+
+`python -m benchmarks.processes NAME SIDES...` prints the bytes by which the memory of a process grew at most while the
+contender of that name solved on a grid.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+STATUS = Path("/proc/self/status")
+
+
+def peak_memory(name: str, sides: tuple[int, ...]) -> int | None:
+    """The bytes for two training steps by the contender `name`, beside the interpreter, torch and the problem itself.
+
+    None where the system does not tell (it is asked through /proc, which Linux has).
+    """
+    if not STATUS.exists():
+        return None
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.processes", name, *map(str, sides)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+def import_seconds(samples: int = 7) -> tuple[float, float]:
+    """The median seconds of `import torch`, and those that `import sparse_solver` adds to it."""
+    alone, together = [], []
+    for _ in range(samples):
+        alone.append(_seconds("import torch"))
+        together.append(_seconds("import torch, sparse_solver"))
+    return statistics.median(alone), statistics.median(b - a for a, b in zip(alone, together, strict=True))
+
+
+def _seconds(statement: str) -> float:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-W", "ignore", "-c", statement], cwd=ROOT, check=True)
+    return time.perf_counter() - start
+
+
+def _kilobytes(key: str) -> int:
+    lines = [line for line in STATUS.read_text().splitlines() if line.startswith(key)]
+    return int(lines[0].split()[1])
+
+
+def main() -> None:
+    from . import contenders, problems
+
+    name, *sides = sys.argv[1:]
+    problem = problems.grid(*map(int, sides))
+    make = {make.name: make for make in (*contenders.BARE, *contenders.OURS)}[name]
+    prepared = [problem.fresh() for _ in range(2)]
+    if os.access("/proc/self/clear_refs", os.W_OK):
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = _kilobytes("VmRSS")
+    contender = make(problem)
+    for theta in prepared:
+        contender.run(contender.fresh(theta))
+    print(1024 * (_kilobytes("VmHWM") - before))
+
+
+if __name__ == "__main__":
+    main()

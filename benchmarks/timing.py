@@ -1,0 +1,107 @@
+"""Medians of interleaved samples: in every round each contender runs once, in a new order, on the same fresh θ."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .bare import reference
+from .contenders import Contender
+from .problems import Absent, Problem
+
+SLOW = 5.0  # seconds: another library that needs more for one sample takes part once
+GIVE_UP = 4.0  # ... and after one of this length it is not waited for at larger sizes
+
+
+@dataclass
+class Timed:
+    """What became of a contender: its milliseconds, or why there are none."""
+
+    milliseconds: list[float] = field(default_factory=list)
+    absent: str | None = None
+    error: float | None = None  # of the answer, relative to its largest entry
+
+    @property
+    def is_right(self) -> bool:
+        return self.error is not None and self.error < 1e-5
+
+    @property
+    def median(self) -> float | None:
+        """None for those that did not take part, and for those that were wrong."""
+        return statistics.median(self.milliseconds) if self.milliseconds and self.is_right else None
+
+
+def measure(
+    problem: Problem,
+    bare: Sequence[type[Contender]],
+    ours: Sequence[type[Contender]],
+    others: Sequence[type[Contender]],
+    hopeless: set[tuple[str, str]],
+    seconds: float,
+    tell: Callable[[str], object],
+) -> dict[str, Timed]:
+    """Times the contenders against what the bare engines (without them, SciPy) say is right.
+
+    `hopeless` collects (family of problems, other contender) pairs that are not worth waiting for at larger sizes. What
+    one of the others raises counts as absence; what ours raise is raised.
+    """
+    found: dict[str, Timed] = {}
+    taking_part: dict[str, Contender] = {}
+    family = problem.name if problem.workload == "repeat" else problem.workload + problem.name.split()[0]
+    torch.manual_seed(0)
+    theta = problem.fresh()
+    expected: Tensor | None = None
+    for make in (*bare, *ours, *others):
+        timed = found[make.name] = Timed()
+        tell(f"{problem.name}: {make.name}")
+        if (family, make.name) in hopeless:
+            timed.absent = "too slow"
+            continue
+        try:
+            contender = make(problem)
+            elapsed, result = _run(contender, theta)
+            answer = contender.answer(theta, result)
+        except Absent as reason:
+            timed.absent = str(reason)
+            continue
+        except Exception as error:
+            if make not in others:
+                raise
+            timed.absent = f"failed: {type(error).__name__}: {error}"
+            continue
+        if expected is None:
+            expected = answer if make in bare else reference(problem, theta)
+        timed.error = float((answer - expected).abs().max() / expected.abs().max())
+        # The first run warms up; it counts only for others that would take too long for another one.
+        if make in others and elapsed > GIVE_UP:
+            hopeless.add((family, make.name))
+        if not timed.is_right or (make in others and elapsed > SLOW):
+            timed.milliseconds = [1e3 * elapsed]
+            contender.close()
+        else:
+            taking_part[make.name] = contender
+
+    began, rounds, order = time.perf_counter(), 0, random.Random(0)
+    names = list(taking_part)
+    while rounds < 3 or (rounds < 200 and time.perf_counter() - began < seconds):
+        theta = problem.fresh()
+        order.shuffle(names)
+        for name in names:
+            found[name].milliseconds.append(1e3 * _run(taking_part[name], theta)[0])
+        rounds += 1
+    for contender in taking_part.values():
+        contender.close()
+    return found
+
+
+def _run(contender: Contender, theta: Tensor) -> tuple[float, object]:
+    prepared = contender.fresh(theta)
+    start = time.perf_counter()
+    result = contender.run(prepared)
+    return time.perf_counter() - start, result

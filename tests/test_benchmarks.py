@@ -1,0 +1,196 @@
+"""The benchmark measures right answers, and says so where they are not. No test looks at a time."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import contenders, problems, processes, repeat, targets, timing  # noqa: E402
+from benchmarks.__main__ import main, wrong  # noqa: E402
+from benchmarks.peers import PEERS  # noqa: E402
+
+
+def has_mkl() -> bool:
+    try:
+        importlib.metadata.version("mkl")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+needs_mkl = pytest.mark.skipif(not has_mkl(), reason="the bare engine is PARDISO")
+
+
+def test_the_quick_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every workload with every contender that is installed: all our gradients are right, and so are the others'."""
+    found, picture = tmp_path / "found.json", tmp_path / "images" / "chain.png"
+    assert main(["--quick", "--peers", "--json", str(found), "--plot", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    rows = json.loads(found.read_text())["rows"]
+    assert {row["workload"] for row in rows} == set(problems.table(quick=True))
+    for row in rows:
+        for name, timed in row["contenders"].items():
+            if timed["absent"] is None:
+                assert timed["error"] < 1e-5, (row["problem"], name)
+                assert timed["milliseconds"]
+    printed = capsys.readouterr().out
+    assert "| chain 256 |" in printed
+    assert "4 rhs at once |" in printed
+
+
+def test_workloads_that_do_not_exist_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["chian"])
+    assert "no workload chian; there are chain, graph" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["graph", "--plot", "plot.png"])
+    assert "--plot draws the chain" in capsys.readouterr().err
+
+
+@needs_mkl
+def test_a_wrong_gradient_disqualifies() -> None:
+    class Wrong(contenders.Ours):
+        def solve(self, values: Tensor, b: Tensor) -> Tensor:
+            return super().solve(values, b).detach() + 0 * values.sum()
+
+    problem = problems.chain(64)
+    times = timing.measure(problem, contenders.BARE, (Wrong,), (), set(), 0.0, lambda text: None)
+    row = targets.Row("chain", problem.name, problem.n, times)
+    assert row.bare is not None
+    assert row.of("sparse_solver") is None
+    assert wrong([row]) == ["chain 64: sparse_solver is wrong by 1.0e+00"]
+    values = [target.values for target in targets.targets([row], set(), None, None)]
+    assert not any(values)
+
+
+@needs_mkl
+def test_a_fresh_theta_for_every_sample() -> None:
+    seen: list[Tensor] = []
+
+    class Watching(contenders.Ours):
+        def fresh(self, theta: Tensor) -> Any:
+            seen.append(theta)
+            return super().fresh(theta)
+
+    timing.measure(problems.chain(64), (), (Watching,), (), set(), 0.05, lambda text: None)
+    assert len(seen) > 3
+    assert len({tuple(theta.tolist()) for theta in seen}) == len(seen)
+
+
+def test_who_cannot_take_part_is_absent_and_who_fails_too_unless_it_is_ours() -> None:
+    class Broken(contenders.Ours):
+        name = "broken"
+
+        def solve(self, values: Tensor, b: Tensor) -> Tensor:
+            raise MemoryError("too much")
+
+    class Missing(contenders.Ours):
+        name, needs = "missing", "a_package_that_does_not_exist"
+
+    problem = problems.chain(64)
+    times = timing.measure(problem, (), (), (Broken, Missing), set(), 0.0, lambda text: None)
+    assert times["broken"].absent == "failed: MemoryError: too much"
+    assert times["missing"].absent == "a_package_that_does_not_exist is not installed"
+    with pytest.raises(MemoryError):
+        timing.measure(problem, (), (Broken,), (), set(), 0.0, lambda text: None)
+
+
+def test_without_a_bare_engine_scipy_says_what_is_right() -> None:
+    for problem in (problems.convection(6), problems.helmholtz(6), problems.mesh(8, 8, 3), problems.batch(3, 4)):
+        assert problem.batch in (0, 3)
+        times = timing.measure(problem, (), (contenders.Ours,), (), set(), 0.0, lambda text: None)
+        assert 0 <= (times["sparse_solver"].error or 0) < 1e-9
+
+
+@needs_mkl
+def test_the_bare_engine_checks_itself() -> None:
+    problem = problems.grid(6, 6)
+    bare = contenders.BarePardiso(problem)
+    theta = problem.fresh()
+    x, y = bare.run(bare.fresh(theta))
+    with pytest.raises(AssertionError, match="the bare engine is wrong"):
+        bare.answer(theta, (x + 1e-3, y))
+    bare.close()
+
+
+def test_meshes_and_matrices_are_what_they_are_called() -> None:
+    problem = problems.mesh(12, 12, 3)
+    A = dense(problem)
+    torch.testing.assert_close(A, A.mT)
+    masses = A.sum(1)  # of M + t L, as L annihilates constants
+    assert (masses > 0).all()
+    assert float(masses.mean()) == pytest.approx(1.0)
+    assert torch.linalg.eigvalsh(A)[0] > 0
+    squared = dense(problems.mesh(12, 12, 3, True))
+    assert torch.equal(squared, squared.mT)
+    assert torch.linalg.eigvalsh(squared)[0] > 0
+    saddle = torch.linalg.eigvalsh(dense(problems.saddle_point(8)))
+    assert saddle[0] < 0 < saddle[-1]
+    convection = dense(problems.convection(5))
+    assert not torch.equal(convection, convection.mT)
+    helmholtz = dense(problems.helmholtz(5))
+    assert helmholtz.is_complex()
+    assert torch.equal(helmholtz, helmholtz.mT)
+
+
+def dense(problem: problems.Problem) -> Tensor:
+    values = problem.values(problem.fresh())
+    A = torch.zeros(problem.n, problem.n, dtype=values.dtype)
+    return A.index_put((problem.rows, problem.cols), values, accumulate=True)
+
+
+def test_targets_are_judged_by_their_worst_value() -> None:
+    def timed(milliseconds: float) -> timing.Timed:
+        return timing.Timed([milliseconds], error=0.0)
+
+    rows = [
+        targets.Row("grid2d", "grid 300²", 300**2, {"bare PARDISO": timed(10), "Pattern.solve": timed(11)}),
+        targets.Row(
+            "grid2d", "grid 500²", 500**2, {"bare PARDISO": timed(10), "Pattern.solve": timed(12), "x": timed(1)}
+        ),
+        *(targets.Row("chain", f"{n}", n, {"sparse_solver": timed(n**1.5)}) for n in (2**10, 2**12, 2**14)),
+    ]
+    found = {target.what: target for target in targets.targets(rows, {"x"}, 0.1, 1.1)}
+    pattern = next(target for what, target in found.items() if what.startswith("`Pattern.solve` over"))
+    assert pattern.worst == ("grid 500²", pytest.approx(1.2))
+    assert "met by 1 of 2" in str(pattern)
+    growth = next(target for what, target in found.items() if "growth exponent" in what)
+    assert growth.values["chain"] == pytest.approx(1.5)
+
+
+def test_the_first_import_is_measured() -> None:
+    alone, more = processes.import_seconds(samples=1)
+    assert alone > 0
+    assert abs(more) < alone
+
+
+@needs_mkl
+def test_peak_memory_of_a_process() -> None:
+    ours, bare = (processes.peak_memory(name, (20, 20)) for name in ("Pattern.solve", "bare PARDISO"))
+    assert ours is None or (ours > 0 and bare is not None and bare > 0)
+
+
+def test_contenders_have_names_of_their_own() -> None:
+    for group in ((*contenders.BARE, *contenders.OURS, *PEERS), (*repeat.BARE, *repeat.OURS, *repeat.PEERS)):
+        names = [make.name for make in group]
+        assert len(set(names)) == len(names)
+
+
+def test_the_example_runs(tmp_path: Path) -> None:
+    picture = tmp_path / "chain.png"
+    command = [sys.executable, str(ROOT / "examples" / "benchmark.py"), "--quick", "--plot", str(picture)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "| chain 1024 |" in done.stdout
+    assert picture.exists()
