@@ -64,8 +64,7 @@ class BarePardiso:
         for number, value in ((1, 1), (2, 3), (10, 13 if problem.kind == "general" else 8), (21, 1), (24, 1), (35, 1)):
             self._iparm[number - 1] = value
         self._type = _TYPES[problem.kind][int(problem.rhs.is_complex())]
-        vectors = problem.rhs if problem.batch or problem.rhs.dim() == 1 else problem.rhs.T
-        self.b = vectors.reshape(-1, problem.n).contiguous()
+        self.b = problem.rhs_rows.contiguous()
         self._k = 1 if problem.batch else self.b.shape[0]
         self._call(11, None, None, None)
         example = self.fresh(problem.fresh()).reshape(-1, len(self._matrices.col))[0]
@@ -155,8 +154,7 @@ class BareQdldl:
         self._Lp, self._Li = torch.empty(n + 1, dtype=torch.int64), torch.empty(below, dtype=torch.int64)
         self._Lx, self._work = torch.empty(below, dtype=torch.float64), torch.empty(3, n, dtype=torch.float64)
         self._integers = torch.empty(4 * n, dtype=torch.int64)
-        vectors = problem.rhs if problem.batch or problem.rhs.dim() == 1 else problem.rhs.T
-        self._b = vectors.reshape(-1, n)[:, self._order].contiguous()
+        self._b = problem.rhs_rows[:, self._order].contiguous()
         self._k = 1 if problem.batch else self._b.shape[0]
         n64, (pivots, inverse, numbers) = ctypes.c_int64(n), self._work
         self._pattern = (n64, _pointer(self._Ap), _pointer(self._Ai))
@@ -199,16 +197,13 @@ def _pointer(tensor: Tensor) -> ctypes.c_void_p:
 
 def reference(problem: Problem, theta: Tensor) -> Tensor:
     """The gradient by hand from SciPy's solutions, where there is no bare engine to ask."""
-    from scipy.sparse import csc_matrix
     from scipy.sparse.linalg import splu
 
     batch, n = max(1, problem.batch), problem.n
-    vectors = problem.rhs if problem.batch or problem.rhs.dim() == 1 else problem.rhs.T
     values = problem.values(theta.detach()).reshape(batch, -1)
     x, y = [], []
-    for matrix, b in zip(values, vectors.reshape(batch, -1, n), strict=True):
-        places = (problem.rows.numpy(), problem.cols.numpy())
-        lu = splu(csc_matrix((matrix.numpy(), places), shape=(n, n)))
+    for matrix, b in zip(values, problem.rhs_rows.reshape(batch, -1, n), strict=True):
+        lu = splu(problem.scipy_matrix(matrix).tocsc())
         x.append(torch.from_numpy(lu.solve(b.numpy().T).T.copy()))
         y.append(torch.from_numpy(lu.solve(2 * x[-1].conj().resolve_conj().numpy().T, "T").T.copy()))
     return gradient_by_hand(problem, theta, torch.cat(x), torch.cat(y))
@@ -216,17 +211,13 @@ def reference(problem: Problem, theta: Tensor) -> Tensor:
 
 def gradient_by_hand(problem: Problem, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """The gradient of ‖x‖² from x and y = A⁻ᵀ 2 conj(x), whose residuals are checked before they are believed."""
-    from scipy.sparse import csr_matrix
-
     theta = theta.detach().requires_grad_()
     values = problem.values(theta)
     batch, n = max(1, problem.batch), problem.n
-    vectors = problem.rhs if problem.batch or problem.rhs.dim() == 1 else problem.rhs.T
-    b, xs, ys = (v.reshape(batch, -1, n) for v in (vectors, x, y))
-    places = (problem.rows.numpy(), problem.cols.numpy())
+    b, xs, ys = (v.reshape(batch, -1, n) for v in (problem.rhs_rows, x, y))
     lam = ys.conj()
-    for matrix, one_b, one_x, one_y in zip(values.detach().reshape(batch, -1).numpy(), b, xs, ys, strict=True):
-        A = csr_matrix((matrix, places), shape=(n, n))
+    for matrix, one_b, one_x, one_y in zip(values.detach().reshape(batch, -1), b, xs, ys, strict=True):
+        A = problem.scipy_matrix(matrix)
         for M, solution, right in ((A, one_x, one_b), (A.T, one_y, 2 * one_x.conj())):
             residual = M @ solution.numpy().T - right.resolve_conj().numpy().T
             scale = abs(M).max() * solution.abs().max() + right.abs().max()

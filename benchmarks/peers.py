@@ -44,18 +44,14 @@ def _entries_bar(lam: Tensor, x: Tensor, problem: Problem) -> Tensor:
     return product if product.dim() == 1 else product.sum(-1)
 
 
-def _one_by_one(function: Any, values: Tensor, b: Tensor, problem: Problem) -> Tensor:
-    if not problem.batch:
-        solution: Tensor = function.apply(values, b, problem)
-        return solution
-    return torch.stack([function.apply(v, one_b, problem) for v, one_b in zip(values, b, strict=True)])
-
-
 class Splu(Step):
     name, needs = "SciPy splu", "scipy"
 
     def solve(self, values: Tensor, b: Tensor) -> Tensor:
-        return _one_by_one(_Splu, values, b, self.problem)
+        if self.problem.batch:
+            return torch.stack([_Splu.apply(v, one_b, self.problem) for v, one_b in zip(values, b, strict=True)])
+        x: Tensor = _Splu.apply(values, b, self.problem)
+        return x
 
 
 class _Cholespy(Function):
@@ -150,7 +146,7 @@ class TorchSlaCg(Step):
 class _Pypardiso(Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, b: Tensor, peer: Pypardiso) -> Tensor:
-        ctx.A, ctx.peer = peer.matrix(values), peer
+        ctx.A, ctx.peer = peer.problem.scipy_matrix(values), peer
         peer.solver.factorize(ctx.A)
         x = torch.from_numpy(np.ascontiguousarray(peer.solver.solve(ctx.A, _columns(b))))
         ctx.save_for_backward(x)
@@ -185,12 +181,6 @@ class Pypardiso(Step):
         from pypardiso import PyPardisoSolver
 
         self.solver = PyPardisoSolver()
-
-    def matrix(self, values: Tensor) -> Any:
-        from scipy.sparse import csr_matrix
-
-        places = (self.problem.rows.numpy(), self.problem.cols.numpy())
-        return csr_matrix((values.numpy(), places), shape=(self.problem.n, self.problem.n))
 
     def solve(self, values: Tensor, b: Tensor) -> Tensor:
         x: Tensor = _Pypardiso.apply(values, b, self)

@@ -40,6 +40,18 @@ class Problem:
     kind: Kind = "spd"
     batch: int = 0
 
+    @property
+    def rhs_rows(self) -> Tensor:
+        """(·, n) the right-hand sides as rows."""
+        rows = self.rhs if self.batch or self.rhs.dim() == 1 else self.rhs.T
+        return rows.reshape(-1, self.n)
+
+    def scipy_matrix(self, values: Tensor) -> Any:
+        """The CSR matrix of SciPy with these (nnz,) values, duplicates summed."""
+        from scipy.sparse import csr_matrix
+
+        return csr_matrix((values.numpy(), (self.rows.numpy(), self.cols.numpy())), shape=(self.n, self.n))
+
     def loss(self, x: Tensor) -> Tensor:
         return (x * x).sum() if not x.is_complex() else (x * x.conj()).real.sum()
 

@@ -36,12 +36,6 @@ class Repeat(Step):
     def solve_one(self, b: Any) -> Any:
         raise NotImplementedError
 
-    def scipy_matrix(self) -> Any:
-        from scipy.sparse import csc_matrix
-
-        places = (self.problem.rows.numpy(), self.problem.cols.numpy())
-        return csc_matrix((self.values.numpy(), places), shape=(self.problem.n, self.problem.n))
-
 
 class OursRepeat(Repeat):
     name = "sparse_solver"
@@ -71,7 +65,7 @@ class BareRepeat(Repeat):
 
     def answer(self, theta: Tensor, result: Any) -> Tensor:
         x = torch.cat(result)
-        residual = self.scipy_matrix() @ x.numpy().T - theta.numpy().T
+        residual = self.problem.scipy_matrix(self.values) @ x.numpy().T - theta.numpy().T
         if not np.abs(residual).max() <= 1e-9 * float(theta.abs().max()):
             raise AssertionError(f"the bare engine is wrong: {self.problem.name}")
         return x
@@ -88,7 +82,7 @@ class SpluRepeat(Repeat):
 
         super().__init__(problem)
         symmetric = {"diag_pivot_thresh": 0.0, "options": {"SymmetricMode": True}}
-        self._lu = splu(self.scipy_matrix(), permc_spec="MMD_AT_PLUS_A", **symmetric)
+        self._lu = splu(problem.scipy_matrix(self.values).tocsc(), permc_spec="MMD_AT_PLUS_A", **symmetric)
 
     def fresh(self, theta: Tensor) -> Any:
         return [b.numpy() for b in super().fresh(theta)]
@@ -121,7 +115,7 @@ class PypardisoRepeat(Repeat):
         super().__init__(problem)
         from pypardiso import PyPardisoSolver
 
-        self._solver, self._A = PyPardisoSolver(), self.scipy_matrix().tocsr()
+        self._solver, self._A = PyPardisoSolver(), problem.scipy_matrix(self.values)
         self._solver.factorize(self._A)
 
     def fresh(self, theta: Tensor) -> Any:

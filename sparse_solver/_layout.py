@@ -37,6 +37,11 @@ class Layout:
     def nnz(self) -> int:
         return self.col.numel()
 
+    @property
+    def at_diagonal(self) -> Tensor:
+        """(n,) where the diagonal entries are in a triangle: each row of the upper one begins with its own."""
+        return self.crow[:-1]
+
     def gather(self, canonical: Tensor, hermitian: bool) -> Tensor:
         """The values in this arrangement, from (canonical_nnz,) ones. Always a new tensor, never an alias."""
         if self.source is None:

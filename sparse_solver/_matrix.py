@@ -23,7 +23,6 @@ class _Triangles:
     """
 
     layout: Layout
-    diagonal: Tensor
     slot: Tensor | None
     source: Tensor | None
 
@@ -35,7 +34,8 @@ class _Triangles:
             both = values.new_zeros(2 * self.layout.nnz).scatter_add_(0, self.slot, values)
         upper, lower = both[: self.layout.nnz], both[self.layout.nnz :]
         if self.slot is not None:
-            lower.scatter_(0, self.diagonal, upper.index_select(0, self.diagonal))
+            at = self.layout.at_diagonal
+            lower.scatter_(0, at, upper.index_select(0, at))
         return upper, lower
 
 
@@ -55,11 +55,10 @@ def _find_triangles(structure: Structure) -> _Triangles | None:
     slot = torch.empty(structure.canonical_nnz, dtype=torch.int64)
     slot[opposite[source[place]]] = layout.nnz + place
     slot[source[place]] = place  # last: diagonal entries are their own opposites
-    diagonal = layout.crow[:-1]  # a row of the upper triangle begins with its diagonal entry
     if structure.has_duplicates or layout.has_gaps:
-        return _Triangles(layout, diagonal, slot if structure.position is None else slot[structure.position], None)
+        return _Triangles(layout, slot if structure.position is None else slot[structure.position], None)
     both = torch.cat((source, opposite[source]))
-    return _Triangles(layout, diagonal, None, both if structure.entry_of is None else structure.entry_of[both])
+    return _Triangles(layout, None, both if structure.entry_of is None else structure.entry_of[both])
 
 
 class Matrix:
@@ -118,7 +117,7 @@ class Matrix:
         """(n,) the diagonal; zero where it is not stored."""
         triangles = _triangles(self.structure) if self._mirrored else None
         if triangles is not None and self._halves is not None:
-            return self._halves[0].index_select(0, triangles.diagonal)
+            return self._halves[0].index_select(0, triangles.layout.at_diagonal)
         return self.structure.diagonal_of(self.canonical)
 
     def arranged(self, layout: Layout, hermitian: bool) -> Tensor:

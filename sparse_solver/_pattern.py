@@ -12,13 +12,13 @@ from . import _engines
 from ._factorization import Factorization
 from ._kinds import Assume, Options, Triangle
 from ._solve import check_values, solve_values
-from ._structure import Structure, cache, structure_of, structure_of_compressed
+from ._structure import Structure, cache
 from ._tensors import (
     LAYOUTS,
     assemble,
     canonical_skeleton,
-    check_compressed,
-    check_coo,
+    compressed_structure,
+    coo_structure,
     skeleton_of,
     square,
     structure_in,
@@ -49,9 +49,7 @@ class Pattern:
     """
 
     def __init__(self, rows: Tensor, cols: Tensor, shape: Sequence[int]):
-        checked = square(shape)
-        check_coo(rows, cols, checked)
-        self._set(structure_of(rows, cols, checked, lambda rows, cols: check_coo(rows, cols, checked)))
+        self._set(coo_structure(rows, cols, square(shape)))
 
     def _set(self, structure: Structure) -> None:
         self._structure = structure
@@ -81,13 +79,7 @@ class Pattern:
 
     @classmethod
     def _from_compressed(cls, kind: str, compressed: Tensor, plain: Tensor, shape: Sequence[int]) -> Pattern:
-        checked = square(shape)
-        check_compressed(kind, compressed, plain, checked)
-        return cls._of(
-            structure_of_compressed(
-                kind, compressed, plain, checked, lambda a, b: check_compressed(kind, a, b, checked)
-            )
-        )
+        return cls._of(compressed_structure(kind, compressed, plain, square(shape)))
 
     @classmethod
     def from_tensor(cls, A: Tensor) -> Pattern:

@@ -23,7 +23,7 @@ class Products:
         self._indices = structure.remember(("SciPy indices", layout.part, stored), lambda: _indices(layout))
         self._shape, self._values = structure.shape, values
         self._triangle, self._hermitian = layout.part != "full", hermitian
-        self._at_diagonal = layout.crow[:-1]  # a row of the upper triangle begins with its diagonal entry
+        self._at_diagonal = layout.at_diagonal
         self._moduli: Tensor | None = None
 
     def apply(self, x: Tensor, transpose: bool) -> Tensor:

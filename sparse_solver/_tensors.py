@@ -166,7 +166,7 @@ def structure_in(skeleton: Skeleton) -> Structure:
     shape = square(skeleton.size[-2:])
     if skeleton.layout == torch.sparse_coo:
         rows, cols = skeleton.indices[0]
-        return structure_of(rows, cols, shape, lambda rows, cols: check_coo(rows, cols, shape))
+        return coo_structure(rows, cols, shape)
     compressed, plain = skeleton.indices
     if compressed.dim() > 1:
         compressed, plain = (i.reshape(-1, i.shape[-1]) for i in (compressed, plain))
@@ -176,7 +176,7 @@ def structure_in(skeleton: Skeleton) -> Structure:
             raise LayoutError("the matrices of the batch have different patterns; solve with them one by one")
         compressed, plain = compressed[0], plain[0]
     kind = "csr" if skeleton.layout == torch.sparse_csr else "csc"
-    return structure_of_compressed(kind, compressed, plain, shape, lambda a, b: check_compressed(kind, a, b, shape))
+    return compressed_structure(kind, compressed, plain, shape)
 
 
 def square(shape: Iterable[int]) -> tuple[int, int]:
@@ -189,8 +189,8 @@ def square(shape: Iterable[int]) -> tuple[int, int]:
     return int(sizes[0]), int(sizes[1])
 
 
-def check_coo(rows: Tensor, cols: Tensor, shape: tuple[int, int]) -> None:
-    """Raises IndexRangeError unless these are the indices of entries of a matrix of this shape."""
+def coo_structure(rows: Tensor, cols: Tensor, shape: tuple[int, int]) -> Structure:
+    """The structure with these COO indices; raises IndexRangeError or DeviceError where they are none of a matrix."""
     for name, index in (("rows", rows), ("cols", cols)):
         if not isinstance(index, Tensor) or index.dtype not in _INDEX_DTYPES:
             what = index.dtype if isinstance(index, Tensor) else type(index).__name__
@@ -200,22 +200,30 @@ def check_coo(rows: Tensor, cols: Tensor, shape: tuple[int, int]) -> None:
             f"rows and cols have shapes {tuple(rows.shape)} and {tuple(cols.shape)}; expected (nnz,) twice"
         )
     _check_device(rows, cols)
-    for name, index, count in (("row", rows, shape[0]), ("column", cols, shape[1])):
-        _check_range(name, index, count)
+
+    def check(rows: Tensor, cols: Tensor) -> None:
+        _check_range("row", rows, shape[0])
+        _check_range("column", cols, shape[1])
+
+    return structure_of(rows, cols, shape, check)
 
 
-def check_compressed(kind: str, compressed: Tensor, plain: Tensor, shape: tuple[int, int]) -> None:
-    """Raises IndexRangeError unless these are CSR (`kind` "csr") or CSC indices of a matrix of this shape."""
+def compressed_structure(kind: str, compressed: Tensor, plain: Tensor, shape: tuple[int, int]) -> Structure:
+    """The same for CSR (`kind` "csr") or CSC indices."""
     outer, inner, count = ("row", "column", shape[0]) if kind == "csr" else ("column", "row", shape[1])
     for index in (compressed, plain):
         if not isinstance(index, Tensor) or index.dtype not in _INDEX_DTYPES or index.dim() != 1:
             raise IndexRangeError(f"{kind} indices must be one-dimensional tensors of torch.int64 or torch.int32")
     _check_device(compressed, plain)
-    if compressed.numel() != count + 1:
-        raise IndexRangeError(f"{compressed.numel()} {outer} pointers for {count} {outer}s; expected {count + 1}")
-    if int(compressed[0]) != 0 or int(compressed[-1]) != plain.numel() or bool((compressed.diff() < 0).any()):
-        raise IndexRangeError(f"{outer} pointers must rise from 0 to the number of entries, {plain.numel()}")
-    _check_range(inner, plain, shape[1] if kind == "csr" else shape[0])
+
+    def check(compressed: Tensor, plain: Tensor) -> None:
+        if compressed.numel() != count + 1:
+            raise IndexRangeError(f"{compressed.numel()} {outer} pointers for {count} {outer}s; expected {count + 1}")
+        if int(compressed[0]) != 0 or int(compressed[-1]) != plain.numel() or bool((compressed.diff() < 0).any()):
+            raise IndexRangeError(f"{outer} pointers must rise from 0 to the number of entries, {plain.numel()}")
+        _check_range(inner, plain, shape[1] if kind == "csr" else shape[0])
+
+    return structure_of_compressed(kind, compressed, plain, shape, check)
 
 
 def _check_device(*indices: Tensor) -> None:

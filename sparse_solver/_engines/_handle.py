@@ -74,7 +74,7 @@ class _Native:
     """PARDISO's arguments that stay the same from call to call, and the call itself; one thread at a time."""
 
     def __init__(self, library: Library, matrix_type: int, layout: Layout, n: int, iparm: list[int]):
-        self.library, self.layout, self.n = library, layout, n
+        self.library, self.layout, self.n = library, layout, n  # the layout owns the indices that are pointed to
         self.threads, self.pid = _threads(), os.getpid()
         self.slots = _CAREFUL_FACTORS_PER_HANDLE if iparm[55] else _FACTORS_PER_HANDLE
         self.iparm = (c_int64 * 64)()
@@ -122,7 +122,6 @@ class Handle:
     """An analysis, and a slot for each live factor; one thread at a time."""
 
     def __init__(self, library: Library, matrix_type: int, layout: Layout, n: int, iparm: list[int]):
-        self.layout = layout
         self._native = _Native(library, matrix_type, layout, n, iparm)
         self._lock = ForkSafeLock()
         self._free = list(range(self._native.slots, 0, -1))

@@ -114,9 +114,7 @@ class PardisoSymbolic:
                 pass
         with self._lock:
             if self._slower is None:
-                self._slower = PardisoSymbolic(
-                    self._library, self.layout, self._n, self.kind, self._dtype, careful=True
-                )
+                self._slower = self._another(careful=True)
         factor = PardisoFactor(self._slower, values)
         self._prefers_slower = True  # badly scaled matrices come in numbers
         return factor
@@ -125,7 +123,11 @@ class PardisoSymbolic:
         values = self._arranged(matrix)
         if self.kind == "spd" or (self._analysed is not None and torch.equal(values, self._analysed)):
             return None
-        return PardisoSymbolic(self._library, self.layout, self._n, self.kind, self._dtype, values)
+        return self._another(analysed=values)
+
+    def _another(self, analysed: Tensor | None = None, careful: bool = False) -> PardisoSymbolic:
+        """Another analysis of the same pattern."""
+        return PardisoSymbolic(self._library, self.layout, self._n, self.kind, self._dtype, analysed, careful)
 
 
 class _GaveUp(Exception):
@@ -160,10 +162,8 @@ class PardisoFactor:
         self.doubtful = True
         if kind == "spd":
             growth = self._growth(handle, slot)
-            if (
-                growth != growth and not self._symbolic.careful
-            ):  # the root of a negative pivot, as if nothing were wrong
-                raise _GaveUp
+            if growth != growth and not self._symbolic.careful:
+                raise _GaveUp  # the root of a negative pivot, as if nothing were wrong
             self.doubtful = not growth < 0.1 * torch.finfo(self.values.dtype).eps ** -0.3
         return handle, slot
 
@@ -175,9 +175,7 @@ class PardisoFactor:
         relative to its diagonal entry, and r_i is s_i and some combination of the s_j before: of order one, unless they
         happen to cancel. A pivot that is a rounding error (some ε) gives 1 / √ε; on sound matrices |y| is of order one.
         """
-        diagonal = self.values.index_select(
-            0, self.layout.crow[:-1]
-        ).real  # an upper row begins with its diagonal entry
+        diagonal = self.values.index_select(0, self.layout.at_diagonal).real
         y = handle.solve(slot, self.values, self._symbolic.probes() * diagonal.sqrt(), False, phase=FORWARD)
         return largest_modulus(y)
 

@@ -90,9 +90,7 @@ class QdldlSymbolic:
         self.Lp, self.Li = torch.empty(self.n + 1, dtype=torch.int64), torch.empty(below, dtype=torch.int64)
         self.nnz: int = below + self.n
         self.flops = int(((self.Lnz + 1) ** 2).sum())
-        self.at_diagonal = self.layout.crow[:-1][
-            self.order
-        ]  # a row of the upper triangle begins with its diagonal entry
+        self.at_diagonal = self.layout.at_diagonal[self.order]
         self.pattern = (self.n, self.Ap.data_ptr(), self.Ai.data_ptr())
         self.tree = (self.Lnz.data_ptr(), self.etree.data_ptr())
 
