@@ -90,6 +90,7 @@ class Factor(Protocol):
     flops: int | None  # floating-point operations of this factorisation
     memory_bytes: int | None
     perturbed_pivots: int | None
+    negative_eigenvalues: int | None  # of a symmetric or Hermitian matrix
     # Whether the method is backward stable for its kind of matrix, so that residuals need not be looked at.
     stable: bool
     # Whether pivots are so small beside the diagonal entries that they came from (LU: beside the largest entry) that the

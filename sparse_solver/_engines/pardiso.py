@@ -1,7 +1,9 @@
 """oneMKL PARDISO: supernodal Cholesky, LDLᵀ and LU, from the `mkl` wheel, called through ctypes.
 
 The first analysis looks at the pattern alone and serves all values. LU and LDLᵀ: where it leaves pivots so small that
-PARDISO perturbs them, `retry` makes one with scaling and weighted matching, which looks at the values too. Cholesky:
+PARDISO perturbs them, `retry` makes one with scaling and weighted matching, which looks at the values too. Hermitian
+matrices: 2-by-2 pivots of which one is perturbed make MKL 2026.2 write past its own arrays, so that LDLᴴ has to do
+without, and what it cannot factor is factored by LU. Cholesky:
 where a pivot is below an absolute bound (10⁻¹⁶ in double precision) or negative, the fast method gives up without saying
 where, or makes NaN of it; a slower, careful one, which keeps its pivots, then either succeeds or knows the row.
 
@@ -16,7 +18,7 @@ import weakref
 import torch
 from torch import Tensor
 
-from .._layout import Layout, layout_of
+from .._layout import layout_of
 from .._matrix import Matrix, largest_modulus
 from .._structure import Structure
 from .._sync import ForkSafeLock
@@ -44,7 +46,7 @@ def _parameters(kind: Kind, dtype: torch.dtype, matching: bool, careful: bool) -
     iparm[9] = {("general", False): 13, ("general", True): 6}.get((kind, single), 4 if single else 8)
     iparm[10] = iparm[12] = int(matching)  # (11), (13): scaling and weighted matching
     iparm[17] = -1  # (18): report the entries of the factor
-    iparm[20] = 1  # (21): 1-by-1 and 2-by-2 pivots
+    iparm[20] = int(kind != "hermitian")  # (21): 1-by-1 and 2-by-2 pivots, or 1-by-1 pivots only
     # (24): two-level factorisation, without which two right-hand sides cost twenty times one; it excludes matching.
     iparm[23] = 0 if matching else 1
     iparm[27] = int(single)  # (28)
@@ -54,20 +56,24 @@ def _parameters(kind: Kind, dtype: torch.dtype, matching: bool, careful: bool) -
 
 
 class PardisoSymbolic:
-    """`analysed`: the values to scale and match by; None: an analysis of the pattern alone. `careful`: see above."""
+    """`match`: the matrix to scale and match by; None: an analysis of the pattern alone. `careful`: see above."""
 
     def __init__(
         self,
         library: Library,
-        layout: Layout,
-        n: int,
+        structure: Structure,
         kind: Kind,
         dtype: torch.dtype,
-        analysed: Tensor | None = None,
+        stored: str | None,
+        match: Matrix | None = None,
         careful: bool = False,
     ):
-        self._library, self.layout, self._n, self.kind, self._dtype = library, layout, n, kind, dtype
-        self._analysed, self.careful = analysed, careful
+        # Not the structure itself, which remembers this object.
+        self._library, self.kind, self._dtype, self._stored = library, kind, dtype, stored
+        self._n, self.careful = structure.shape[0], careful
+        self._method: Kind = "general" if kind == "hermitian" and match is not None else kind
+        self.layout = layout_of(structure, "full" if self._method == "general" else "upper", stored)
+        self._analysed = None if match is None else self._arranged(match)
         self._probes: Tensor | None = None
         self._slower: PardisoSymbolic | None = None  # the careful method, once it was needed
         self._prefers_slower = False
@@ -76,8 +82,8 @@ class PardisoSymbolic:
         self._handles = [self._analyze()]
 
     def _analyze(self) -> Handle:
-        parameters = _parameters(self.kind, self._dtype, self._analysed is not None, self.careful)
-        handle = Handle(self._library, _matrix_type(self.kind, self._dtype), self.layout, self._n, parameters)
+        parameters = _parameters(self._method, self._dtype, self._analysed is not None, self.careful)
+        handle = Handle(self._library, _matrix_type(self._method, self._dtype), self.layout, self._n, parameters)
         self.nnz = handle.analyze(self._analysed)
         return handle
 
@@ -114,20 +120,19 @@ class PardisoSymbolic:
                 pass
         with self._lock:
             if self._slower is None:
-                self._slower = self._another(careful=True)
+                self._slower = self._another(matrix.structure, careful=True)
         factor = PardisoFactor(self._slower, values)
         self._prefers_slower = True  # badly scaled matrices come in numbers
         return factor
 
     def retry(self, matrix: Matrix) -> PardisoSymbolic | None:
-        values = self._arranged(matrix)
-        if self.kind == "spd" or (self._analysed is not None and torch.equal(values, self._analysed)):
+        if self.kind == "spd" or (self._analysed is not None and torch.equal(self._arranged(matrix), self._analysed)):
             return None
-        return self._another(analysed=values)
+        return self._another(matrix.structure, match=matrix)
 
-    def _another(self, analysed: Tensor | None = None, careful: bool = False) -> PardisoSymbolic:
+    def _another(self, structure: Structure, match: Matrix | None = None, careful: bool = False) -> PardisoSymbolic:
         """Another analysis of the same pattern."""
-        return PardisoSymbolic(self._library, self.layout, self._n, self.kind, self._dtype, analysed, careful)
+        return PardisoSymbolic(self._library, structure, self.kind, self._dtype, self._stored, match, careful)
 
 
 class _GaveUp(Exception):
@@ -159,6 +164,9 @@ class PardisoFactor:
         self.nnz = self._symbolic.nnz
         self.memory_bytes = iparm[16] * 1024 or None  # (17): kilobytes for factorisation and solution
         self.perturbed_pivots = iparm[13]
+        # (23) counts negative eigenvalues, of real symmetric matrices only, and of what the pivots were made.
+        is_real = self.layout.part == "upper" and not self.values.is_complex()
+        self.negative_eigenvalues = 0 if kind == "spd" else iparm[22] if is_real and not iparm[13] else None
         self.doubtful = True
         if kind == "spd":
             growth = self._growth(handle, slot)
@@ -201,8 +209,7 @@ class Pardiso:
     def analyze(self, structure: Structure, kind: Kind, dtype: torch.dtype, stored: str | None) -> PardisoSymbolic:
         library = mkl_library()
         assert isinstance(library, Library)  # nothing is analysed by an engine that is not available
-        layout = layout_of(structure, "full" if kind == "general" else "upper", stored)
-        return PardisoSymbolic(library, layout, structure.shape[0], kind, dtype)
+        return PardisoSymbolic(library, structure, kind, dtype, stored)
 
     def release_idle(self) -> None:
         release_idle()

@@ -106,6 +106,7 @@ class QdldlSymbolic:
 
 class QdldlFactor:
     perturbed_pivots: int | None = 0
+    negative_eigenvalues: int | None = 0
     stable = True
 
     def __init__(self, symbolic: QdldlSymbolic, values: Tensor):

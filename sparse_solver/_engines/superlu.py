@@ -71,6 +71,7 @@ class SuperluFactor:
 
     def __init__(self, decomposed: Any, layout: Layout, values: Tensor, spd: bool):
         self._decomposed, self.layout, self.values = decomposed, layout, values
+        self.negative_eigenvalues: int | None = 0 if spd else None
         self.nnz: int = int(decomposed.nnz)
         self.memory_bytes: int | None = self.nnz * (values.element_size() + 4)
         upper = decomposed.U
