@@ -2,9 +2,10 @@
 
 from ._engines import Availability
 from ._factorization import Factorization, Info
-from ._functional import engines, factorize, solve
+from ._functional import clear_cache, engines, factorize, solve
 from ._legacy import SparseSolver
-from ._pattern import Pattern, clear_cache
+from ._pattern import Pattern
+from ._quadratic import Multipliers, QuadraticProgram, minimize_quadratic
 from ._version import __version__
 from .errors import (
     DeviceError,
@@ -13,11 +14,13 @@ from .errors import (
     EngineUnavailableError,
     EngineUnsupportedError,
     IndexRangeError,
+    InfeasibleConstraintsError,
     LayoutError,
     NonFiniteError,
     NotPositiveDefiniteError,
     NotSymmetricError,
     OptionError,
+    RedundantConstraintsError,
     ShapeError,
     SingularMatrixError,
     SparseSolverError,
@@ -34,13 +37,17 @@ __all__ = [
     "EngineUnsupportedError",
     "Factorization",
     "IndexRangeError",
+    "InfeasibleConstraintsError",
     "Info",
     "LayoutError",
+    "Multipliers",
     "NonFiniteError",
     "NotPositiveDefiniteError",
     "NotSymmetricError",
     "OptionError",
     "Pattern",
+    "QuadraticProgram",
+    "RedundantConstraintsError",
     "ShapeError",
     "SingularMatrixError",
     "SparseSolver",
@@ -51,5 +58,6 @@ __all__ = [
     "clear_cache",
     "engines",
     "factorize",
+    "minimize_quadratic",
     "solve",
 ]

@@ -19,19 +19,25 @@ import torch
 from torch import Tensor
 
 from ._blocks import blocks_of, joined, parted
-from ._kinds import Options
+from ._kinds import Options, check_symmetry, check_triangle
+from ._matrix import Matrix
 from ._numeric import Doubtful, Numeric
 from ._rules import Places
-from ._structure import Structure
+from ._saddle import Minimization, names_of_entries
+from ._structure import Part, Structure
 from .errors import SparseSolverError
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Everything about a matrix besides its values."""
+    """Everything about a matrix besides its values.
+
+    `known` : (k,) rows that, with their columns, take no part in the solve; see `_rules`. None: there are none.
+    """
 
     structure: Structure
     options: Options
+    known: Tensor | None = None
 
     def places(self, dtype: torch.dtype) -> Places:
         return Places(self.structure.rows, self.structure.cols, self.options.mirror(dtype), self.structure)
@@ -48,6 +54,7 @@ class Factors:
         self.made: list[tuple[Numeric, slice]] | None = None  # with the part of the batch that each is for
         self._compare = compare
         self._values: Tensor | None = None
+        self._part: Part | None = None if problem.known is None else problem.structure.without(problem.known)
         self._batched: Factors | None = None
 
     def numerics(self, values: Tensor) -> list[tuple[Numeric, slice]]:
@@ -55,26 +62,53 @@ class Factors:
         if self.made is None or (self._values is not None and not torch.equal(self._values, values)):
             values = values.detach().resolve_conj().resolve_neg()
             matrices = values.reshape(math.prod(values.shape[:-1]), values.shape[-1]).contiguous()
-            blocks = blocks_of(self.problem.structure, matrices.shape[0])
-            self.made = [found for part, block in blocks for found in self._factor(matrices[part], block, part)]
+            with names_of_entries(self.problem.structure, self.problem.options):
+                self.made = self._factored(matrices)
             self._values = values.clone() if self._compare else None
         return self.made
 
-    def _factor(self, matrices: Tensor, block: Structure, part: slice) -> Iterator[tuple[Numeric, slice]]:
+    def _factored(self, matrices: Tensor) -> list[tuple[Numeric, slice]]:
+        structure, part = self.problem.structure, self._part
+        if part is not None:
+            self._check_whole(matrices)
+            structure, matrices = part.structure, matrices.index_select(-1, part.entries)
+        blocks = blocks_of(structure, matrices.shape[0])
+        return [found for at, block in blocks for found in self._factor(matrices[at], structure, block, at)]
+
+    def _check_whole(self, matrices: Tensor) -> None:
+        """The engine sees a part only, in which nothing shows that the rest is not what it should be."""
+        structure, options = self.problem.structure, self.problem.options
+        check_triangle(structure, options.triangle)
+        for values in matrices:
+            matrix = Matrix(structure, values)
+            if options.assume not in ("auto", "general"):
+                check_symmetry(matrix, options)
+            _ = matrix.largest  # raises where there is NaN
+
+    def _factor(
+        self, matrices: Tensor, structure: Structure, block: Structure, part: slice
+    ) -> Iterator[tuple[Numeric, slice]]:
         """The factorisation of the block-diagonal matrix, or if there is none, those of its blocks, one of which will
         know what is wrong."""
-        structure, options = self.problem.structure, self.problem.options
+        options = self.problem.options
+        numeric = Numeric if options.constraints is None else Minimization
         if block is not structure:
             try:
-                yield Numeric(block, matrices.reshape(-1), options, blocks=matrices.shape[0]), part
+                yield numeric(block, matrices.reshape(-1), options, blocks=matrices.shape[0]), part
                 return
             except (SparseSolverError, Doubtful):
                 pass
         for at, matrix in enumerate(matrices, part.start):
-            yield Numeric(structure, matrix, options), slice(at, at + 1)
+            yield numeric(structure, matrix, options), slice(at, at + 1)
 
     def solve(self, values: Tensor, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
         rhs = rhs.detach().resolve_conj().resolve_neg().contiguous()
+        if self._part is None:
+            return self._solve(values, rhs, transpose, strict)
+        x, rows = torch.zeros_like(rhs), self._part.rows
+        return x.index_copy_(-1, rows, self._solve(values, rhs.index_select(-1, rows), transpose, strict))
+
+    def _solve(self, values: Tensor, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
         numerics = self.numerics(values)
         if values.dim() == 1:
             return numerics[0][0].solve(rhs, transpose, strict)

@@ -1,4 +1,4 @@
-"""`solve` and `factorize` for torch sparse tensors, and `engines`."""
+"""`solve` and `factorize` for torch sparse tensors, `engines` and `clear_cache`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from torch import Tensor
 from . import _engines
 from ._factorization import Factorization
 from ._kinds import Assume, Options, Triangle
+from ._quadratic import programs
 from ._solve import solve_values
-from ._structure import Structure
+from ._structure import Structure, cache
 from ._tensors import entries
 from ._untraced import untraced
 
@@ -91,3 +92,16 @@ def engines() -> dict[str, _engines.Availability]:
     True
     """
     return _engines.available()
+
+
+def clear_cache() -> None:
+    """Forget the patterns that were seen, and with them their analyses; a live `Pattern` keeps its own.
+
+    Memory that was kept for factorisations to come is given back, too.
+
+    >>> import sparse_solver as ss
+    >>> ss.clear_cache()
+    """
+    cache.clear()
+    programs.clear()
+    _engines.release_idle()

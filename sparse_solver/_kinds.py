@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 
 from . import _engines
-from ._engines import Kind, is_hermitian
+from ._engines import Kind
 from ._matrix import Matrix
 from ._structure import Structure
 from .errors import (
@@ -25,11 +25,16 @@ Triangle = Literal["lower", "upper"]
 
 @dataclass(frozen=True)
 class Options:
-    """How a matrix is stored, what it is assumed to be, and which engine factors it (None: a suitable one)."""
+    """How a matrix is stored, what it is assumed to be, and which engine factors it (None: a suitable one).
+
+    `constraints` : for the matrix of a minimisation, how many constraints there are, which are its last rows; see
+    `_saddle`.
+    """
 
     assume: Assume = "auto"
     triangle: Triangle | None = None
     engine: str | None = None
+    constraints: int | None = None
 
     def check(self, dtype: torch.dtype) -> None:
         """Raises OptionError where the options contradict each other, or do not exist."""
@@ -55,8 +60,8 @@ class Options:
         return "hermitian" if dtype.is_complex and self.assume in ("spd", "hermitian") else "symmetric"
 
 
-def check_places(structure: Structure, triangle: Triangle | None) -> None:
-    """Raises if the places alone rule a solve out: an entry outside of the triangle, or a row without any."""
+def check_triangle(structure: Structure, triangle: Triangle | None) -> None:
+    """Raises if an entry is outside of the triangle."""
     if triangle is not None:
         outside = structure.remember(("outside", triangle), lambda: structure.outside(triangle))
         if outside is not None:
@@ -67,6 +72,10 @@ def check_places(structure: Structure, triangle: Triangle | None) -> None:
                 row=row,
                 col=col,
             )
+
+
+def check_lines(structure: Structure, triangle: Triangle | None) -> None:
+    """Raises if a row or a column has no entry."""
     empty = structure.remember(("empty", triangle), lambda: structure.empty_line(triangle))
     if empty is not None:
         raise SingularMatrixError(
@@ -82,13 +91,8 @@ def kinds_of(matrix: Matrix, options: Options) -> tuple[tuple[Kind, ...], str]:
         return ("general",), "asked for"
     if options.assume == "auto":
         return _found(matrix, options.triangle)
-    dtype = matrix.dtype
-    kind: Kind = "symmetric" if options.assume == "hermitian" and not dtype.is_complex else options.assume
-    hermitian = is_hermitian(kind, dtype)
-    if options.triangle is None:
-        _require_symmetric(matrix, options.assume, hermitian)
-    elif hermitian:
-        _require_real_diagonal(matrix, options.assume)
+    kind: Kind = "symmetric" if options.assume == "hermitian" and not matrix.dtype.is_complex else options.assume
+    check_symmetry(matrix, options)
     if kind == "spd" and matrix.structure.shape[0]:
         diagonal = matrix.diagonal.real
         if float(diagonal.min()) <= 0:
@@ -100,6 +104,15 @@ def kinds_of(matrix: Matrix, options: Options) -> tuple[tuple[Kind, ...], str]:
                 engine=None,
             )
     return (kind,), "asked for"
+
+
+def check_symmetry(matrix: Matrix, options: Options) -> None:
+    """Raises unless the matrix is symmetric (Hermitian), as ``assume=`` says."""
+    hermitian = matrix.dtype.is_complex and options.assume != "symmetric"
+    if options.triangle is None:
+        _require_symmetric(matrix, options, hermitian)
+    elif hermitian:
+        _require_real_diagonal(matrix, options)
 
 
 def _found(matrix: Matrix, triangle: Triangle | None) -> tuple[tuple[Kind, ...], str]:
@@ -145,26 +158,30 @@ def _asymmetry(matrix: Matrix, conjugate: bool) -> tuple[int, int, float] | None
     return int(structure.canonical_rows[worst]), int(structure.col[worst]), float(difference[worst])
 
 
-def _require_symmetric(matrix: Matrix, assume: Assume, conjugate: bool) -> None:
+def _require_symmetric(matrix: Matrix, options: Options, conjugate: bool) -> None:
     found = _asymmetry(matrix, conjugate)
     if found is not None:
         row, col, difference = found
         other = "the conjugate of " if conjugate else ""
+        what, hint = f"assume={options.assume!r}, but", "use assume='general' for LU"
+        if options.constraints is not None:
+            what = "Q is not Hermitian:" if conjugate else "Q is not symmetric:"
+            hint = "an energy knows its symmetric part only, (Q + Qᵀ) / 2 (complex: Qᴴ): pass that"
         raise NotSymmetricError(
-            f"assume={assume!r}, but the entry at ({row}, {col}) differs from {other}the one at "
-            f"({col}, {row}) by {difference:g}; use assume='general' for LU, or triangle= if one triangle is stored",
+            f"{what} the entry at ({row}, {col}) differs from {other}the one at ({col}, {row}) by {difference:g}; "
+            f"{hint}, or triangle= if one triangle is stored",
             row=row,
             col=col,
             difference=difference,
         )
 
 
-def _require_real_diagonal(matrix: Matrix, assume: Assume) -> None:
+def _require_real_diagonal(matrix: Matrix, options: Options) -> None:
     diagonal = matrix.diagonal
     if diagonal.numel() and bool((diagonal.imag != 0).any()):
         row = int(diagonal.imag.abs().argmax())
         raise NotSymmetricError(
-            f"assume={assume!r}, but the diagonal entry of row {row} is not real",
+            f"assume={options.assume!r}, but the diagonal entry of row {row} is not real",
             row=row,
             col=row,
             difference=2 * abs(float(diagonal.imag[row])),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import _engines
 from ._engines import Kind
-from ._kinds import Options, check_places, kinds_of
+from ._kinds import Options, check_lines, check_triangle, kinds_of
 from ._matrix import Matrix, largest_modulus, raise_non_finite
 from ._structure import Structure
 from ._trust import Trusted, row_sizes
@@ -34,7 +34,8 @@ class Numeric:
         self.analysis_seconds = self.factorization_seconds = 0.0
         self.trusted: Trusted | None = None
 
-        check_places(structure, options.triangle)
+        check_triangle(structure, options.triangle)
+        check_lines(structure, options.triangle)
         matrix = Matrix(structure, values)
         kinds, self.kind_reason = kinds_of(matrix, options)
         self.kind: Kind = kinds[0]

@@ -20,17 +20,17 @@ from ._structure import structure_at
 from .errors import TransformError
 
 
-def _options(assume: str, triangle: str, engine: str) -> Options:
-    return Options(assume, triangle or None, engine or None)  # type: ignore[arg-type]
+def _options(assume: str, triangle: str, engine: str, constraints: int) -> Options:
+    return Options(assume, triangle or None, engine or None, None if constraints < 0 else constraints)  # type: ignore[arg-type]
 
 
 @torch.library.custom_op("sparse_solver::solve", mutates_args=())
 def _solve(
-    values: Tensor, rhs: Tensor, rows: Tensor, cols: Tensor, assume: str, triangle: str, engine: str,
-    transpose: bool, strict: bool, token: Tensor,
+    values: Tensor, rhs: Tensor, rows: Tensor, cols: Tensor, known: Tensor | None, assume: str, triangle: str,
+    engine: str, constraints: int, transpose: bool, strict: bool, token: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     n = rhs.shape[-1]
-    problem = Problem(structure_at(rows, cols, (n, n)), _options(assume, triangle, engine))
+    problem = Problem(structure_at(rows, cols, (n, n)), _options(assume, triangle, engine, constraints), known)
     factors = factors_of(token, problem)
     return factors.solve(values, rhs, transpose, strict), token_of(factors)
 
@@ -41,21 +41,21 @@ def _(values: Tensor, rhs: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    values, _, rows, cols, *ctx.options, ctx.transpose, _, _ = inputs
+    values, _, rows, cols, known, *ctx.options, ctx.transpose, _, _ = inputs
     x, token = output
-    ctx.save_for_backward(values, x, rows, cols, token)
+    ctx.save_for_backward(values, x, rows, cols, known, token)
 
 
 def _backward(ctx: Any, x_bar: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    values, x, rows, cols, token = ctx.saved_tensors
+    values, x, rows, cols, known, token = ctx.saved_tensors
     values_bar, rhs_bar = adjoint(
-        lambda g: _solve(values, g.resolve_conj(), rows, cols, *ctx.options, not ctx.transpose, False, token)[0],
+        lambda g: _solve(values, g.resolve_conj(), rows, cols, known, *ctx.options, not ctx.transpose, False, token)[0],
         x_bar,
         x,
         Places(rows, cols, _options(*ctx.options).mirror(values.dtype)).of(ctx.transpose),
         ctx.needs_input_grad[0],
     )
-    return values_bar, rhs_bar, *[None] * 8
+    return values_bar, rhs_bar, *[None] * 10
 
 
 torch.library.register_autograd("sparse_solver::solve", _backward, setup_context=_setup_context)
@@ -68,24 +68,15 @@ def _vmap(info: Any, in_dims: tuple[int | None, ...], values: Tensor, rhs: Tenso
     return (unfold(x), token), (0, None)
 
 
-def solve_compiled(
-    values: Tensor, rhs: Tensor, rows: Tensor, cols: Tensor, options: Options, transpose: bool
-) -> Tensor:
+def solve_compiled(values: Tensor, rhs: Tensor, problem: Problem, transpose: bool) -> Tensor:
     if forward_ad._current_level >= 0:
         raise TransformError(
             "forward-mode derivatives (torch.func.jvp, jacfwd, forward_ad.dual_level) of a sparse solve cannot be compiled; "
             "call it outside of torch.compile"
         )
+    structure, options = problem.structure, problem.options
     x: Tensor = _solve(
-        values,
-        rhs,
-        rows,
-        cols,
-        options.assume,
-        options.triangle or "",
-        options.engine or "",
-        transpose,
-        True,
-        no_token(),
-    )[0]
+        values, rhs, structure.rows, structure.cols, problem.known, options.assume, options.triangle or "",
+        options.engine or "", -1 if options.constraints is None else options.constraints, transpose, True, no_token(),
+    )[0]  # fmt: skip
     return x

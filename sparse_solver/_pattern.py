@@ -8,36 +8,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _engines
 from ._factorization import Factorization
 from ._kinds import Assume, Options, Triangle
 from ._solve import check_values, solve_values
-from ._structure import Structure, cache
+from ._structure import Structure
 from ._tensors import (
     LAYOUTS,
     assemble,
     canonical_skeleton,
     compressed_structure,
     coo_structure,
+    shape_of,
     skeleton_of,
-    square,
     structure_in,
 )
 from .errors import LayoutError
 
 
 class Pattern:
-    """Where the entries of an n-by-n sparse matrix are.
+    """Where the entries of a sparse matrix are.
 
     rows, cols : (nnz,) int64 or int32, in any order; entries at the same place are summed
-    shape : (n, n)
+    shape : (n, n); other shapes are good for what does not solve with the matrix (`tensor`, the constraints of a
+        `QuadraticProgram`)
 
     Everything that depends on the places alone (index maps, symbolic analyses) is computed once and shared with
     every Pattern and tensor of equal places. `values` are always given in the order of `rows` and `cols`. This is
     the fast path, and the one for `torch.func` and `torch.compile`.
 
-    Raises `ShapeError` if the shape is not square, `IndexRangeError` for indices that are no integers, lie outside
-    of the matrix, or differ in number.
+    Raises `ShapeError` if the shape is none, `IndexRangeError` for indices that are no integers, lie outside of the
+    matrix, or differ in number.
 
     >>> import torch, sparse_solver as ss
     >>> P = ss.Pattern(torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 0, 1]), (2, 2))
@@ -49,7 +49,7 @@ class Pattern:
     """
 
     def __init__(self, rows: Tensor, cols: Tensor, shape: Sequence[int]):
-        self._set(coo_structure(rows, cols, square(shape)))
+        self._set(coo_structure(rows, cols, shape_of(shape)))
 
     def _set(self, structure: Structure) -> None:
         self._structure = structure
@@ -79,7 +79,7 @@ class Pattern:
 
     @classmethod
     def _from_compressed(cls, kind: str, compressed: Tensor, plain: Tensor, shape: Sequence[int]) -> Pattern:
-        return cls._of(compressed_structure(kind, compressed, plain, square(shape)))
+        return cls._of(compressed_structure(kind, compressed, plain, shape_of(shape)))
 
     @classmethod
     def from_tensor(cls, A: Tensor) -> Pattern:
@@ -174,15 +174,3 @@ class Pattern:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pattern:
         return self  # nothing about a pattern can change
-
-
-def clear_cache() -> None:
-    """Forget the patterns that were seen, and with them their analyses; a live `Pattern` keeps its own.
-
-    Memory that was kept for factorisations to come is given back, too.
-
-    >>> import sparse_solver as ss
-    >>> ss.clear_cache()
-    """
-    cache.clear()
-    _engines.release_idle()

@@ -24,7 +24,9 @@ Pairing with the cotangent g of x: <g, A⁻¹ db> = <A⁻ᴴ g, db>, and with λ
 
 A⁻ᴴ g = conj(A⁻ᵀ conj(g)) needs nothing but the other substitution with the same factor. For x = A⁻ᵀ b the same
 holds with rows and columns exchanged throughout. Both rules are built from solves and from differentiable torch
-operations, so derivatives of any order follow from them. (M. B. Giles, "Collected matrix derivative results for
+operations, so derivatives of any order follow from them. Where some rows are known, and with their columns left out,
+the solve is S = E (Eᵀ A E)⁻¹ Eᵀ, E the columns of the identity for the rest: dS = −S dA S, so that the same rules hold
+with S for A⁻¹. (M. B. Giles, "Collected matrix derivative results for
 forward and reverse mode algorithmic differentiation", 2008, section 2.3.1.)
 """
 

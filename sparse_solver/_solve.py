@@ -17,17 +17,17 @@ from ._structure import Structure
 from .errors import DeviceError, DtypeError, LayoutError, OptionError, ShapeError
 
 
-def check_values(values: Tensor, nnz: int, device: torch.device) -> None:
-    """Raises unless `values` are (..., nnz) numbers that can be solved with, on the device of the pattern."""
+def check_values(values: Tensor, nnz: int, device: torch.device, name: str = "values") -> None:
+    """Raises unless the values called `name` are (..., nnz) numbers that can be solved with, on the device of the pattern."""
     if not isinstance(values, Tensor) or values.layout != torch.strided:
-        raise LayoutError(f"values must be a dense torch tensor of shape ({nnz},) or (batch, {nnz})")
-    _check_dtype("the matrix", values.dtype)
+        raise LayoutError(f"{name} must be a dense torch tensor of shape ({nnz},) or (batch, {nnz})")
+    _check_dtype("the matrix" if name == "values" else name, values.dtype)
     if values.dim() == 0 or values.shape[-1] != nnz:
         raise ShapeError(
-            f"values have shape {tuple(values.shape)}, but the pattern has {nnz} entries: expected (..., {nnz})"
+            f"{name} have shape {tuple(values.shape)}, but the pattern has {nnz} entries: expected (..., {nnz})"
         )
     if values.device != device:
-        raise DeviceError(f"values are on {values.device}, the pattern is on {device}")
+        raise DeviceError(f"{name} are on {values.device}, the pattern is on {device}")
     if values.device.type != "cpu":
         raise DeviceError(f"no engine here solves on {values.device}; move the values and b to the CPU")
 
@@ -37,38 +37,45 @@ def _check_dtype(what: str, dtype: torch.dtype) -> None:
         raise DtypeError(f"{what} has dtype {dtype}; expected float32, float64, complex64 or complex128")
 
 
-def _check_rhs(b: Tensor, values: Tensor) -> None:
+def check_rhs(name: str, b: Tensor, values: Tensor) -> None:
+    """Raises unless what is called `name` are numbers that can be solved for, as `values` are."""
     if not isinstance(b, Tensor) or b.layout != torch.strided:
         what = f"layout {b.layout}" if isinstance(b, Tensor) else f"type {type(b).__name__}"
-        raise LayoutError(f"b has {what}; expected a dense torch tensor")
-    _check_dtype("b", b.dtype)
+        raise LayoutError(f"{name} has {what}; expected a dense torch tensor")
+    _check_dtype(name, b.dtype)
     if b.dtype != values.dtype:
-        raise DtypeError(f"the matrix has dtype {values.dtype}, b has {b.dtype}; convert one of them")
+        raise DtypeError(f"the matrix has dtype {values.dtype}, {name} has {b.dtype}; convert one of them")
     if b.device != values.device:
-        raise DeviceError(f"the matrix is on {values.device}, b is on {b.device}")
+        raise DeviceError(f"the matrix is on {values.device}, {name} is on {b.device}")
 
 
 def solve_values(
-    structure: Structure, values: Tensor, b: Tensor, options: Options, transpose: bool, factors: Factors | None = None
-) -> Tensor:
-    """x with A(values) x = b; shapes as in `torch.linalg.solve`. `factors`: those of `values`, if there are any."""
+    structure: Structure, values: Tensor, b: Tensor, options: Options, transpose: bool, factors: Factors | None = None,
+    known: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """x with A(values) x = b; shapes as in `torch.linalg.solve`.
+
+    `factors` : those of `values`, if there are any
+    `known` : rows that, with their columns, are left out; x is zero there
+    """
+    if structure.shape[0] != structure.shape[1]:
+        raise ShapeError(f"the matrix has shape {structure.shape}; only a square one, (n, n), can be solved with")
     check_values(values, structure.nnz, structure.device)
-    _check_rhs(b, values)
+    check_rhs("b", b, values)
     options.check(values.dtype)
     if not isinstance(transpose, bool):
         raise OptionError(f"transpose={transpose!r}: expected True or False")
-    n, batch = structure.shape[0], values.shape[:-1]
+    n, batch, problem = structure.shape[0], values.shape[:-1], Problem(structure, options, known)
 
     if not batch and 1 <= b.dim() <= 2:  # the common case, and on small systems the rest below would be felt
         if b.shape[0] != n:
             raise _mismatch(b, batch, n)
         if b.dim() == 1:
-            return _solved(structure, values, b.unsqueeze(0), options, transpose, factors).squeeze(0)
-        return _solved(structure, values, b.mT, options, transpose, factors).mT
+            return _solved(values, b.unsqueeze(0), problem, transpose, factors).squeeze(0)
+        return _solved(values, b.mT, problem, transpose, factors).mT
 
-    # torch.linalg.solve(A, b) takes b for a vector if it has one dimension, or if its shape is A's without the last.
-    is_vector = b.dim() == 1 or (b.dim() == values.dim() and b.shape == (*batch, n))
-    rhs = b.unsqueeze(-2) if is_vector else b.mT if b.dim() >= 2 else b  # vectors as rows: (..., k, n)
+    flat = is_vector(b, batch, n)
+    rhs = b.unsqueeze(-2) if flat else b.mT if b.dim() >= 2 else b  # vectors as rows: (..., k, n)
     if b.dim() == 0 or rhs.shape[-1] != n:
         raise _mismatch(b, batch, n)
     try:
@@ -96,12 +103,17 @@ def solve_values(
     else:
         values, rhs = values.reshape(structure.nnz), rhs.reshape(rows_each, n)
 
-    x = _solved(structure, values, rhs, options, transpose, factors)
+    x = _solved(values, rhs, problem, transpose, factors)
     inverse = [0] * len(order)
     for position, d in enumerate(order):
         inverse[d] = position
     x = x.reshape(permuted).permute(inverse)
-    return x.squeeze(-2) if is_vector else x.mT
+    return x.squeeze(-2) if flat else x.mT
+
+
+def is_vector(b: Tensor, batch: torch.Size, n: int) -> bool:
+    """Whether torch.linalg.solve(A, b) takes b for a vector: it has one dimension, or A's shape without the last."""
+    return b.dim() == 1 or (b.dim() == len(batch) + 1 and b.shape == (*batch, n))
 
 
 def _mismatch(b: Tensor, batch: torch.Size, n: int) -> ShapeError:
@@ -110,11 +122,9 @@ def _mismatch(b: Tensor, batch: torch.Size, n: int) -> ShapeError:
     )
 
 
-def _solved(
-    structure: Structure, values: Tensor, rhs: Tensor, options: Options, transpose: bool, factors: Factors | None
-) -> Tensor:
+def _solved(values: Tensor, rhs: Tensor, problem: Problem, transpose: bool, factors: Factors | None) -> Tensor:
     """The rows of x by the door that is open: `values` (nnz,) and `rhs` (k, n), or (B, nnz) and (B, k, n)."""
     if torch.compiler.is_compiling() and factors is None:
-        return solve_compiled(values, rhs, structure.rows, structure.cols, options, transpose)
-    x: Tensor = solve_eagerly(values, rhs, factors, Problem(structure, options), transpose)
+        return solve_compiled(values, rhs, problem, transpose)
+    x: Tensor = solve_eagerly(values, rhs, factors, problem, transpose)
     return x

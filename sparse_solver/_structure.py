@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from functools import cache as cache_once
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from ._cache import Check, IndexCache
 from ._plain import plainly
 from ._sync import ForkSafeLock
 
 T = TypeVar("T")
-Check = Callable[[Tensor, Tensor], None]
 
 _BLOCK = 2**22  # numbers
 _MISSING: Any = object()
@@ -32,10 +32,11 @@ class Structure:
     `rows`, `cols` : (nnz,) int64, the caller's entries: any order, duplicates allowed, already validated.
     `crow`, `col` : canonical CSR: rows in order, columns increasing within a row, every position once.
     `position` : (nnz,) the canonical position of each of the caller's entries, or None if it is the identity.
+    `labels` : (n,) what the caller calls the rows, for errors, where that is not their number.
     """
 
-    def __init__(self, rows: Tensor, cols: Tensor, shape: tuple[int, int]):
-        self.rows, self.cols, self.shape = rows, cols, shape
+    def __init__(self, rows: Tensor, cols: Tensor, shape: tuple[int, int], labels: Tensor | None = None):
+        self.rows, self.cols, self.shape, self.labels = rows, cols, shape, labels
         self.nnz = rows.numel()
         self.device = rows.device
         self._memory: dict[Hashable, Any] = {}
@@ -161,10 +162,38 @@ class Structure:
                 return name, int(empty[0])
         return None
 
+    def label(self, row: int) -> int:
+        """What the caller calls this row."""
+        return row if self.labels is None else int(self.labels[row])
+
+    def without(self, removed: Tensor) -> Part:
+        """The matrix without the rows and columns `removed` (k,), which are valid and differ; made once."""
+        parts: IndexCache[Part] = self.remember("parts", lambda: IndexCache(capacity=4))
+        return parts.find((), (removed,), self._remove, lambda removed: None)
+
+    def _remove(self, removed: Tensor) -> Part:
+        kept = torch.ones(self.shape[0], dtype=torch.bool)
+        kept[removed] = False
+        number = kept.cumsum(0) - 1
+        entries = torch.nonzero(kept[self.rows] & kept[self.cols]).squeeze(-1)
+        at = torch.nonzero(kept).squeeze(-1)
+        n, labels = at.numel(), at if self.labels is None else self.labels[at]
+        rows, cols = number[self.rows[entries]], number[self.cols[entries]]
+        return Part(Structure(rows, cols, (n, n), labels), entries, at)
+
     def outside(self, triangle: str) -> tuple[int, int] | None:
         """The first entry that the named triangle ("lower" or "upper", diagonal included) does not contain."""
         wrong = torch.nonzero(self.rows < self.cols if triangle == "lower" else self.rows > self.cols)
         return (int(self.rows[wrong[0]]), int(self.cols[wrong[0]])) if wrong.numel() else None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a matrix, and the same columns: which `rows` and `entries` they are, and their `structure`."""
+
+    structure: Structure
+    entries: Tensor
+    rows: Tensor
 
 
 @cache_once
@@ -196,70 +225,21 @@ def row_pointers(rows: Tensor, count: int) -> Tensor:
     return pointers
 
 
-class StructureCache:
-    """The most recently used structures, found by comparing all indices."""
-
-    def __init__(self, capacity: int):
-        self.capacity = capacity
-        self._lock = ForkSafeLock()
-        self._entries: OrderedDict[int, tuple[Any, tuple[Tensor, ...], Structure]] = OrderedDict()
-        self._next = 0
-
-    def find(
-        self,
-        kind: str,
-        shape: tuple[int, int],
-        indices: tuple[Tensor, Tensor],
-        build: Callable[[tuple[Tensor, ...]], Structure],
-        check: Check,
-    ) -> Structure:
-        """The structure made from equal `indices` of the same `kind` ("coo", "csr", "csc"), or a new one.
-
-        `check` raises where two indices are none of a matrix; those that are known already have passed it.
-        """
-        signature = (kind, shape, *((tuple(i.shape), i.dtype, i.device) for i in indices))
-        with self._lock:
-            candidates = [(k, e) for k, e in reversed(self._entries.items()) if e[0] == signature]
-        for key, (_, known, structure) in candidates:
-            if all(torch.equal(a, b) for a, b in zip(known, indices, strict=True)):
-                with self._lock:
-                    if key in self._entries:
-                        self._entries.move_to_end(key)
-                return structure
-        with plainly():  # copies, since the caller may write to the originals at any time
-            known = tuple(i.detach().clone(memory_format=torch.contiguous_format) for i in indices)
-            check(*known)
-            structure = build(known)
-        with self._lock:
-            self._entries[self._next] = (signature, known, structure)
-            self._next += 1
-            while len(self._entries) > self.capacity:
-                self._entries.popitem(last=False)
-        return structure
-
-    def clear(self) -> None:
-        with self._lock:
-            self._entries.clear()
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-
 # Structures that are alive, by the address of their (private, hence never reused while alive) row indices:
 # the compile door receives index tensors instead of objects and finds the object again through this.
 _by_storage: weakref.WeakValueDictionary[int, Structure] = weakref.WeakValueDictionary()
 
 # Sixteen patterns cover a multigrid hierarchy or a few alternating meshes; an evicted one is only analysed again.
-cache = StructureCache(capacity=16)
+cache: IndexCache[Structure] = IndexCache(capacity=16)
 
 
 def structure_of(rows: Tensor, cols: Tensor, shape: tuple[int, int], check: Check) -> Structure:
     """The structure of COO indices that pass `check`, shared with every earlier equal one that is still cached."""
 
-    def build(indices: tuple[Tensor, ...]) -> Structure:
-        return Structure(indices[0].to(torch.int64), indices[1].to(torch.int64), shape)
+    def build(rows: Tensor, cols: Tensor) -> Structure:
+        return Structure(rows.to(torch.int64), cols.to(torch.int64), shape)
 
-    return cache.find("coo", shape, (rows, cols), build, check)
+    return cache.find(("coo", shape), (rows, cols), build, check)
 
 
 def structure_of_compressed(
@@ -267,13 +247,13 @@ def structure_of_compressed(
 ) -> Structure:
     """The same of CSR (`kind` "csr": row pointers, columns) or CSC (column pointers, rows) indices."""
 
-    def build(indices: tuple[Tensor, ...]) -> Structure:
-        pointers, inner = (i.to(torch.int64) for i in indices)
+    def build(pointers: Tensor, inner: Tensor) -> Structure:
+        pointers, inner = pointers.to(torch.int64), inner.to(torch.int64)
         outer = torch.repeat_interleave(pointers.diff())
         rows, cols = (outer, inner) if kind == "csr" else (inner, outer)
         return Structure(rows, cols, shape)
 
-    return cache.find(kind, shape, (compressed, plain), build, check)
+    return cache.find((kind, shape), (compressed, plain), build, check)
 
 
 def structure_at(rows: Tensor, cols: Tensor, shape: tuple[int, int]) -> Structure:

@@ -96,13 +96,13 @@ class _Assemble(Function):
         )
 
 
-def entries(A: Tensor) -> tuple[Structure, Tensor]:
-    """The places and values of the entries of `A`, each place once, in A's own order if that is so there already.
+def entries(A: Tensor, name: str = "A") -> tuple[Structure, Tensor]:
+    """The places and values of the entries of `A`, called `name`, each place once, in A's own order if that is so there already.
 
     A tensor knows only the sum of what it holds at a place; hence its gradient has one value a place, too, and
     torch's own backward of a constructor hands that to each of the duplicates.
     """
-    skeleton = skeleton_of(A)
+    skeleton = skeleton_of(A, name)
     structure, summed, order = structure_in(skeleton), None, None
     if structure.has_duplicates:
         summed = structure
@@ -140,20 +140,22 @@ def canonical_skeleton(
     return Skeleton(layout, size, indices, is_coalesced=layout == torch.sparse_coo), order
 
 
-def skeleton_of(A: Tensor) -> Skeleton:
+def skeleton_of(A: Tensor, name: str = "A") -> Skeleton:
     """The skeleton of a sparse COO, CSR or CSC tensor; LayoutError for anything else."""
     if not isinstance(A, Tensor):
-        raise LayoutError(f"A is a {type(A).__name__}, not a torch tensor")
+        raise LayoutError(f"{name} is a {type(A).__name__}, not a torch tensor")
     if A.layout not in LAYOUTS:
-        dense = "; for a dense matrix use torch.linalg.solve, or A.to_sparse()" if A.layout == torch.strided else ""
-        raise LayoutError(f"A has layout {A.layout}; expected torch.sparse_coo, sparse_csr or sparse_csc{dense}")
+        dense = "; for a dense matrix use torch.linalg.solve, or .to_sparse()" if A.layout == torch.strided else ""
+        raise LayoutError(f"{name} has layout {A.layout}; expected torch.sparse_coo, sparse_csr or sparse_csc{dense}")
     if A.dense_dim():
-        raise LayoutError(f"A is a hybrid tensor with {A.dense_dim()} dense dimension(s); its values must be numbers")
+        raise LayoutError(
+            f"{name} is a hybrid tensor with {A.dense_dim()} dense dimension(s); its values must be numbers"
+        )
     size = tuple(A.shape)
     if A.layout == torch.sparse_coo:
         if A.sparse_dim() != 2:
             raise LayoutError(
-                f"A is a COO tensor of shape {size}; batches are stored as CSR, or as one Pattern with (batch, nnz) values"
+                f"{name} is a COO tensor of shape {size}; batches are stored as CSR, or as one Pattern with (batch, nnz) values"
             )
         return Skeleton(A.layout, size, (A._indices(),), A.is_coalesced())
     if A.layout == torch.sparse_csr:
@@ -163,7 +165,7 @@ def skeleton_of(A: Tensor) -> Skeleton:
 
 def structure_in(skeleton: Skeleton) -> Structure:
     """The structure of a matrix or, for a batch, the one that all its matrices share."""
-    shape = square(skeleton.size[-2:])
+    shape = shape_of(skeleton.size[-2:])
     if skeleton.layout == torch.sparse_coo:
         rows, cols = skeleton.indices[0]
         return coo_structure(rows, cols, shape)
@@ -179,13 +181,12 @@ def structure_in(skeleton: Skeleton) -> Structure:
     return compressed_structure(kind, compressed, plain, shape)
 
 
-def square(shape: Iterable[int]) -> tuple[int, int]:
-    if not isinstance(shape, Iterable):
-        raise ShapeError(f"the matrix has shape {shape!r}; expected a square one, (n, n)")
-    shape = tuple(shape)
+def shape_of(shape: Iterable[int]) -> tuple[int, int]:
+    """The shape of a matrix; raises ShapeError if it is none."""
+    shape = tuple(shape) if isinstance(shape, Iterable) else (shape,)
     sizes = [size for size in shape if isinstance(size, Integral) and size >= 0]
-    if len(shape) != 2 or len(sizes) != 2 or sizes[0] != sizes[1]:
-        raise ShapeError(f"the matrix has shape {tuple(shape)}; expected a square one, (n, n)")
+    if len(shape) != 2 or len(sizes) != 2:
+        raise ShapeError(f"the matrix has shape {shape}; expected two sizes, (n, n)")
     return int(sizes[0]), int(sizes[1])
 
 
@@ -202,8 +203,8 @@ def coo_structure(rows: Tensor, cols: Tensor, shape: tuple[int, int]) -> Structu
     _check_device(rows, cols)
 
     def check(rows: Tensor, cols: Tensor) -> None:
-        _check_range("row", rows, shape[0])
-        _check_range("column", cols, shape[1])
+        check_range("row", rows, shape[0])
+        check_range("column", cols, shape[1])
 
     return structure_of(rows, cols, shape, check)
 
@@ -221,7 +222,7 @@ def compressed_structure(kind: str, compressed: Tensor, plain: Tensor, shape: tu
             raise IndexRangeError(f"{compressed.numel()} {outer} pointers for {count} {outer}s; expected {count + 1}")
         if int(compressed[0]) != 0 or int(compressed[-1]) != plain.numel() or bool((compressed.diff() < 0).any()):
             raise IndexRangeError(f"{outer} pointers must rise from 0 to the number of entries, {plain.numel()}")
-        _check_range(inner, plain, shape[1] if kind == "csr" else shape[0])
+        check_range(inner, plain, shape[1] if kind == "csr" else shape[0])
 
     return structure_of_compressed(kind, compressed, plain, shape, check)
 
@@ -232,14 +233,15 @@ def _check_device(*indices: Tensor) -> None:
             raise DeviceError(f"indices are on {index.device}; no engine here solves there, move them to the CPU")
 
 
-def _check_range(name: str, index: Tensor, count: int) -> None:
+def check_range(name: str, index: Tensor, count: int) -> None:
+    """Raises IndexRangeError for an index of `count` rows or columns that there is not."""
     if index.numel() == 0:
         return
     low, high = (int(bound) for bound in torch.aminmax(index))
     if low < 0 or high >= count:
         entry = int(torch.nonzero((index < 0) | (index >= count))[0])
         raise IndexRangeError(
-            f"{name} index {int(index[entry])} of entry {entry} is outside of a matrix with {count} {name}s",
+            f"{name} index {int(index[entry])} (entry {entry}) is outside of a matrix with {count} {'rows' if name == 'known' else name + 's'}",
             entry=entry,
             index=int(index[entry]),
         )

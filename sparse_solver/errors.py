@@ -92,6 +92,18 @@ class SingularMatrixError(SparseSolverError, LinAlgError):
     engine: str | None = None
 
 
+class RedundantConstraintsError(SparseSolverError, LinAlgError):
+    """Constraints of a minimisation depend on each other (`rows` of C), so that the multipliers are not determined."""
+
+    rows: tuple[int, ...] = ()
+
+
+class InfeasibleConstraintsError(SparseSolverError, ValueError):
+    """Constraints of a minimisation contradict each other (`rows` of C): no x satisfies all of them."""
+
+    rows: tuple[int, ...] = ()
+
+
 class EngineUnavailableError(SparseSolverError, RuntimeError):
     """The engine is not installed on this machine (`engine`, `hint`: what to install)."""
 

@@ -6,10 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from problems import problem, rhs
+from problems import independent, problem, rhs
 from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
 
 import sparse_solver as ss
+from sparse_solver._kinds import Options
+from sparse_solver._solve import solve_values
 
 P = problem("general", torch.float64, n=6)
 PATTERN = ss.Pattern(P.rows, P.cols, P.shape)
@@ -115,3 +118,28 @@ def test_autocast_leaves_the_precision_alone() -> None:
         x.sum().backward()
     assert x.dtype == torch.float64
     torch.testing.assert_close(values.grad, torch.func.grad(lambda v: PATTERN.solve(v, B[0]).sum())(P.values))
+
+
+@pytest.mark.parametrize("kind", ["spd", "general"])
+def test_rows_that_are_left_out(kind: str) -> None:
+    # E (Eᵀ A E)⁻¹ Eᵀ b, which the minimisations are made of; the derivatives are those of a solve.
+    p = problem(kind, torch.float64)
+    pattern, known = ss.Pattern(p.rows, p.cols, p.shape), torch.tensor([9, 2])
+    keep = torch.tensor([i for i in range(p.n) if i not in (2, 9)])
+    b, free = rhs(p.n, 2, dtype=torch.float64), independent(kind, p.values, p.rows, p.cols)
+
+    def mine(values: Tensor, b: Tensor, transpose: bool) -> Tensor:
+        return solve_values(pattern._structure, free(values), b, Options(), transpose, known=known)
+
+    def dense(values: Tensor, b: Tensor, transpose: bool) -> Tensor:
+        A = torch.zeros(p.shape, dtype=b.dtype).index_put((p.rows, p.cols), free(values))
+        A = A.mT if transpose else A
+        return torch.zeros_like(b).index_copy(0, keep, torch.linalg.solve(A[keep][:, keep], b[keep]))
+
+    for transpose in (False, True):
+        torch.testing.assert_close(mine(p.values, b, transpose), dense(p.values, b, transpose))
+        inputs = (p.values.clone().requires_grad_(), b.clone().requires_grad_())
+        results = [torch.autograd.grad(f(*inputs, transpose).sin().sum(), inputs) for f in (mine, dense)]
+        torch.testing.assert_close(*results)
+        assert gradcheck(lambda v, b, t=transpose: mine(v, b, t), inputs, check_forward_ad=True, fast_mode=True)
+        assert gradgradcheck(lambda v, b, t=transpose: mine(v, b, t), inputs, fast_mode=True)

@@ -153,11 +153,12 @@ def test_errors_reach_the_caller() -> None:
 
 def test_the_operator_keeps_torchs_rules_for_operators() -> None:
     token = torch.zeros(1, dtype=torch.int64)
-    for transpose, (values, b) in itertools.product(
+    for transpose, known, (values, b) in itertools.product(
         (False, True),
+        (None, torch.tensor([5])),
         ((P.values, B.unsqueeze(0)), (torch.stack((P.values, 2 * P.values)), torch.stack((B, B)).unsqueeze(1))),
     ):
-        arguments = (values, b, P.rows, P.cols, "auto", "", "", transpose, True, token)
+        arguments = (values, b, P.rows, P.cols, known, "auto", "", "", -1, transpose, True, token)
         torch.library.opcheck(
             _solve, arguments, test_utils=("test_schema", "test_faketensor", "test_autograd_registration")
         )

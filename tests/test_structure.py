@@ -9,10 +9,10 @@ import torch
 from problems import problem
 from torch import Tensor
 
+from sparse_solver._cache import IndexCache
 from sparse_solver._layout import layout_of
 from sparse_solver._structure import (
     Structure,
-    StructureCache,
     _row_major_order,
     cache,
     structure_at,
@@ -116,12 +116,12 @@ def test_compressed_indices() -> None:
 
 
 def test_the_cache_is_bounded_and_can_be_cleared() -> None:
-    small = StructureCache(capacity=3)
+    small: IndexCache[Structure] = IndexCache(capacity=3)
     made = []
 
     def find(k: int) -> Structure:
         indices = (torch.tensor([k]), torch.tensor([0]))
-        return small.find("coo", (10, 10), indices, lambda i: made.append(k) or Structure(*i, (10, 10)), accepted)  # type: ignore[func-returns-value]
+        return small.find("coo", indices, lambda *i: made.append(k) or Structure(*i, (10, 10)), accepted)  # type: ignore[func-returns-value]
 
     for k in (0, 1, 2, 0, 3):  # 0 is used again, so 1 goes
         find(k)
