@@ -37,7 +37,8 @@ def _repeated(structure: Structure, count: int) -> Structure:
         n = structure.shape[0]
         first = n * torch.arange(count).unsqueeze(1)
         rows, cols = (first + structure.rows).reshape(-1), (first + structure.cols).reshape(-1)
-        return Structure(rows, cols, (count * n, count * n))
+        labels = None if structure.labels is None else structure.labels.repeat(count)
+        return Structure(rows, cols, (count * n, count * n), labels)
 
     return structure if count == 1 else structure.remember(("repeated", count), build)
 

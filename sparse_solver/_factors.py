@@ -23,21 +23,22 @@ from ._kinds import Options, check_symmetry, check_triangle
 from ._matrix import Matrix
 from ._numeric import Doubtful, Numeric
 from ._rules import Places
-from ._saddle import Minimization, names_of_entries
+from ._saddle import Minimization, refuse_non_finite
 from ._structure import Part, Structure
-from .errors import SparseSolverError
+from .errors import NonFiniteError, SparseSolverError
 
 
 @dataclass(frozen=True)
 class Problem:
     """Everything about a matrix besides its values.
 
-    `known` : (k,) rows that, with their columns, take no part in the solve; see `_rules`. None: there are none.
+    `part` : what is left of the matrix where some rows take, with their columns, no part in the solve; see `_rules`. None:
+    all of it.
     """
 
     structure: Structure
     options: Options
-    known: Tensor | None = None
+    part: Part | None = None
 
     def places(self, dtype: torch.dtype) -> Places:
         return Places(self.structure.rows, self.structure.cols, self.options.mirror(dtype), self.structure)
@@ -54,7 +55,6 @@ class Factors:
         self.made: list[tuple[Numeric, slice]] | None = None  # with the part of the batch that each is for
         self._compare = compare
         self._values: Tensor | None = None
-        self._part: Part | None = None if problem.known is None else problem.structure.without(problem.known)
         self._batched: Factors | None = None
 
     def numerics(self, values: Tensor) -> list[tuple[Numeric, slice]]:
@@ -62,28 +62,35 @@ class Factors:
         if self.made is None or (self._values is not None and not torch.equal(self._values, values)):
             values = values.detach().resolve_conj().resolve_neg()
             matrices = values.reshape(math.prod(values.shape[:-1]), values.shape[-1]).contiguous()
-            with names_of_entries(self.problem.structure, self.problem.options):
+            try:
                 self.made = self._factored(matrices)
+            except NonFiniteError as error:
+                if self.problem.options.constraints is not None:
+                    refuse_non_finite(error, self.problem.structure, matrices, self.problem.options.constraints)
+                raise
             self._values = values.clone() if self._compare else None
         return self.made
 
     def _factored(self, matrices: Tensor) -> list[tuple[Numeric, slice]]:
-        structure, part = self.problem.structure, self._part
+        structure, part = self.problem.structure, self.problem.part
         if part is not None:
-            self._check_whole(matrices)
+            self._check_rest(part, matrices)
             structure, matrices = part.structure, matrices.index_select(-1, part.entries)
         blocks = blocks_of(structure, matrices.shape[0])
         return [found for at, block in blocks for found in self._factor(matrices[at], structure, block, at)]
 
-    def _check_whole(self, matrices: Tensor) -> None:
-        """The engine sees a part only, in which nothing shows that the rest is not what it should be."""
-        structure, options = self.problem.structure, self.problem.options
-        check_triangle(structure, options.triangle)
-        for values in matrices:
-            matrix = Matrix(structure, values)
+    def _check_rest(self, part: Part, matrices: Tensor) -> None:
+        """An engine sees the part only, in which nothing shows that the rest is not what it should be."""
+        options = self.problem.options
+        check_triangle(self.problem.structure, options.triangle)
+        if part.rest.nnz == 0:
+            return
+        rest = matrices.index_select(-1, part.rest_entries)
+        for at, block in blocks_of(part.rest, rest.shape[0]):
+            matrix = Matrix(block, rest[at].reshape(-1))
+            _ = matrix.largest  # raises where there is NaN
             if options.assume not in ("auto", "general"):
                 check_symmetry(matrix, options)
-            _ = matrix.largest  # raises where there is NaN
 
     def _factor(
         self, matrices: Tensor, structure: Structure, block: Structure, part: slice
@@ -103,9 +110,9 @@ class Factors:
 
     def solve(self, values: Tensor, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
         rhs = rhs.detach().resolve_conj().resolve_neg().contiguous()
-        if self._part is None:
+        if self.problem.part is None:
             return self._solve(values, rhs, transpose, strict)
-        x, rows = torch.zeros_like(rhs), self._part.rows
+        x, rows = torch.zeros_like(rhs), self.problem.part.rows
         return x.index_copy_(-1, rows, self._solve(values, rhs.index_select(-1, rows), transpose, strict))
 
     def _solve(self, values: Tensor, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:

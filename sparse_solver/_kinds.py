@@ -181,7 +181,8 @@ def _require_real_diagonal(matrix: Matrix, options: Options) -> None:
     if diagonal.numel() and bool((diagonal.imag != 0).any()):
         row = int(diagonal.imag.abs().argmax())
         raise NotSymmetricError(
-            f"assume={options.assume!r}, but the diagonal entry of row {row} is not real",
+            f"{'Q is not Hermitian:' if options.constraints is not None else f'assume={options.assume!r}, but'} "
+            f"the diagonal entry of row {row} is not real",
             row=row,
             col=row,
             difference=2 * abs(float(diagonal.imag[row])),

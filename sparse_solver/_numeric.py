@@ -65,10 +65,7 @@ class Numeric:
             return Trusted(factor, matrix.structure, stored, kind, matrix.largest, self.engine, self._blocks)
 
         trusted = factored(analysis.symbolic)
-        if self._blocks > 1:
-            if not trusted.is_beyond_doubt():
-                raise Doubtful
-        elif not trusted.factor.stable:
+        if not trusted.factor.stable:
             accurate = trusted.is_accurate()
             if trusted.factor.perturbed_pivots or not accurate:
                 started = time.perf_counter()
@@ -79,8 +76,10 @@ class Numeric:
                     if second.is_accurate() >= accurate:
                         trusted = second
                         _engines.remember_better(matrix.structure, self.engine, kind, dtype, stored, better)
-            trusted.refuse_singular()
-        elif trusted.factor.doubtful:
+        if self._blocks > 1:
+            if not trusted.is_beyond_doubt():
+                raise Doubtful
+        elif trusted.factor.doubtful or not trusted.factor.stable:
             trusted.refuse_singular()
         return trusted
 

@@ -30,7 +30,9 @@ def _solve(
     engine: str, constraints: int, transpose: bool, strict: bool, token: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     n = rhs.shape[-1]
-    problem = Problem(structure_at(rows, cols, (n, n)), _options(assume, triangle, engine, constraints), known)
+    structure = structure_at(rows, cols, (n, n))
+    part = None if known is None else structure.without(known)
+    problem = Problem(structure, _options(assume, triangle, engine, constraints), part)
     factors = factors_of(token, problem)
     return factors.solve(values, rhs, transpose, strict), token_of(factors)
 
@@ -74,9 +76,9 @@ def solve_compiled(values: Tensor, rhs: Tensor, problem: Problem, transpose: boo
             "forward-mode derivatives (torch.func.jvp, jacfwd, forward_ad.dual_level) of a sparse solve cannot be compiled; "
             "call it outside of torch.compile"
         )
-    structure, options = problem.structure, problem.options
+    structure, options, part = problem.structure, problem.options, problem.part
     x: Tensor = _solve(
-        values, rhs, structure.rows, structure.cols, problem.known, options.assume, options.triangle or "",
+        values, rhs, structure.rows, structure.cols, None if part is None else part.removed, options.assume, options.triangle or "",
         options.engine or "", -1 if options.constraints is None else options.constraints, transpose, True, no_token(),
     )[0]  # fmt: skip
     return x

@@ -7,6 +7,7 @@ differentiable operations: x and the multipliers have derivatives in everything,
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, Literal, NamedTuple, overload
 
@@ -14,14 +15,16 @@ import torch
 from torch import Tensor
 
 from ._cache import IndexCache
+from ._dependence import conflicting_rows
+from ._inertia import double
 from ._kinds import Options, Triangle
-from ._matrix import raise_non_finite
+from ._matrix import largest_modulus, raise_non_finite
 from ._pattern import Pattern
 from ._plain import is_transformed, plainly
 from ._rules import Places, apply
-from ._saddle import conflicting_rows, named
+from ._saddle import named
 from ._solve import check_rhs, check_values, is_vector, solve_values
-from ._structure import Structure, structure_of
+from ._structure import Part, Structure, structure_of
 from ._tensors import check_range, entries
 from ._untraced import untraced
 from .errors import (
@@ -43,6 +46,23 @@ class Multipliers(NamedTuple):
 
     known: Tensor
     constraints: Tensor
+
+
+class _Entries(NamedTuple):
+    """Some entries of a matrix: which they are, and where."""
+
+    which: Tensor
+    rows: Tensor
+    cols: Tensor
+
+    @classmethod
+    def where(cls, chosen: Tensor, structure: Structure) -> _Entries:
+        which = torch.nonzero(chosen).squeeze(-1)
+        return cls(which, structure.rows[which], structure.cols[which])
+
+    def times(self, values: Tensor, x: Tensor, mirror: str | None) -> Tensor:
+        """Their product, of the matrix with these values, with the rows of x."""
+        return apply(values.index_select(-1, self.which), x, Places(self.rows, self.cols, mirror))
 
 
 class QuadraticProgram:
@@ -77,9 +97,10 @@ class QuadraticProgram:
             raise ShapeError(f"Q has shape {Q.shape}; expected a square one, (n, n)")
         if C is not None and C.shape[1] != n:
             raise ShapeError(f"C has shape {C.shape}, Q has {Q.shape}; expected (m, {n})")
-        self.shape: tuple[int, int] = (n, 0 if C is None else C.shape[0])
+        self._n, self._m = n, 0 if C is None else C.shape[0]
         self._Q, self._C, self._triangle = Q._structure, None if C is None else C._structure, triangle
         Options("spd", triangle).check(torch.float64)
+        self._part: Part | None = None
         with plainly():
             self._known = None if known is None else _indices(known, n)
             self._structure = self._joined()
@@ -90,7 +111,7 @@ class QuadraticProgram:
         Q, C = self._Q, self._C
         if C is None:
             return Q
-        n, N = self.shape[0], sum(self.shape)
+        n, N = self._n, self._n + self._m
         below = C.rows + n, C.cols
         parts = {"lower": [below], "upper": [below[::-1]]}.get(str(self._triangle), [below, below[::-1]])
         rows = torch.cat((Q.rows, *(part[0] for part in parts)))
@@ -102,6 +123,7 @@ class QuadraticProgram:
         if self._known is None:
             return
         structure = self._structure
+        self._part = structure.without(self._known.sort()[0])
         is_known = torch.zeros(structure.shape[0], dtype=torch.bool)
         is_known[self._known] = True
         from_known, to_known = is_known[structure.cols], is_known[structure.rows]
@@ -109,7 +131,7 @@ class QuadraticProgram:
             coupling, reaction = from_known & ~to_known, to_known
         else:
             coupling, reaction = from_known ^ to_known, from_known | to_known
-        self._coupling, self._reaction = (torch.nonzero(which).squeeze(-1) for which in (coupling, reaction))
+        self._coupling, self._reaction = _Entries.where(coupling, structure), _Entries.where(reaction, structure)
 
     @overload
     def solve(
@@ -135,12 +157,14 @@ class QuadraticProgram:
             with columns are the same for all columns.
 
         The stored entries of Q are independent variables of Q x = …, as in `solve`: −λ_i conj(x_j) is the gradient of one.
-        Costs one factorisation and one substitution a column, and the backward one substitution.
+        Costs one factorisation and one substitution a column, and the backward one substitution. With C, the engine's count
+        of negative eigenvalues tells whether there is a minimum; complex numbers, and engines that do not count, cost ten
+        substitutions and a Cholesky factorisation of Q more.
 
         Raises `NotPositiveDefiniteError` where there is no minimum, `SingularMatrixError` where it is not unique,
         `RedundantConstraintsError` and `InfeasibleConstraintsError` with the `rows` of C that depend on or contradict each
-        other, `NotSymmetricError`, and what `Pattern.solve` raises. Inside of `torch.compile` and `torch.vmap`, where
-        values cannot be looked at, infeasible constraints raise `RedundantConstraintsError`, too.
+        other, `NotSymmetricError`, and what `Pattern.solve` raises. Inside of `torch.compile` and the transforms of
+        `torch.func`, where b, y and d cannot be looked at, infeasible constraints raise `RedundantConstraintsError`, too.
 
         >>> import torch, sparse_solver as ss
         >>> i = torch.arange(3)
@@ -150,7 +174,7 @@ class QuadraticProgram:
         >>> x, multipliers.constraints
         (tensor([2., 2., 2.]), tensor([-2.]))
         """
-        n, m = self.shape
+        n, m = self._n, self._m
         values, given = self._values(Q_values, C_values), {"b": b, "y": y, "d": d}
         right, flat = self._right_hand_sides(values, given)
         options = Options("spd", self._triangle, engine, m)
@@ -163,9 +187,9 @@ class QuadraticProgram:
         held = None
         if known is not None:
             held = torch.zeros_like(rhs).index_add(-1, known, right["y"])
-            rhs = rhs - self._product(values, held, self._coupling, mirror)
+            rhs = rhs - self._coupling.times(values, held, mirror)
         try:
-            z = solve_values(self._structure, values, rhs.mT, options, False, known=known).mT
+            z = solve_values(self._structure, values, rhs.mT, options, False, part=self._part).mT
         except RedundantConstraintsError as error:
             self._refuse_infeasible(error, C_values, right)
             raise
@@ -175,13 +199,13 @@ class QuadraticProgram:
             return x
         forces = z[..., :0]
         if known is not None:
-            forces = torch.cat((right["b"], right["d"]), -1) - self._product(values, z, self._reaction, mirror)
+            forces = torch.cat((right["b"], right["d"]), -1) - self._reaction.times(values, z, mirror)
             forces = forces.index_select(-1, known)
         return x, Multipliers(_shaped(forces, flat), _shaped(z[..., n:], flat))
 
     def __repr__(self) -> str:
         known = 0 if self._known is None else self._known.numel()
-        return f"QuadraticProgram(shape={self.shape}, known={known})"
+        return f"QuadraticProgram(n={self._n}, known={known}, constraints={self._m})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         C = None if self._C is None else Pattern._of(self._C)
@@ -193,22 +217,17 @@ class QuadraticProgram:
     def __deepcopy__(self, memo: dict[int, Any]) -> QuadraticProgram:
         return self  # nothing about a program can change
 
-    def _product(self, values: Tensor, x: Tensor, which: Tensor, mirror: str | None) -> Tensor:
-        """Some entries of the matrix times the rows of x."""
-        places = Places(self._structure.rows[which], self._structure.cols[which], mirror)
-        return apply(values.index_select(-1, which), x, places)
-
     def _values(self, Q_values: Tensor, C_values: Tensor | None) -> Tensor:
-        check_values(Q_values, self._Q.nnz, self._Q.device, "the values of Q")
+        check_values(Q_values, self._Q.nnz, self._Q.device, "Q_values")
         if self._C is None:
             if C_values is not None:
                 raise OptionError("there are values of C, but no C: the program was made without constraints")
             return Q_values
         if C_values is None:
             raise OptionError("the program has constraints: pass C_values")
-        check_values(C_values, self._C.nnz, self._C.device, "the values of C")
-        check_rhs("the values of C", C_values, Q_values)
-        batch = _broadcast({"the values of Q": Q_values.shape[:-1], "the values of C": C_values.shape[:-1]})
+        check_values(C_values, self._C.nnz, self._C.device, "C_values")
+        check_rhs("C_values", C_values, Q_values)
+        batch = _broadcast({"Q_values": Q_values.shape[:-1], "C_values": C_values.shape[:-1]})
         Q_values, C_values = Q_values.expand(*batch, -1), C_values.expand(*batch, -1)
         conjugate = C_values.conj().resolve_conj()
         parts = {"lower": [C_values], "upper": [conjugate]}.get(str(self._triangle), [C_values, conjugate])
@@ -216,7 +235,7 @@ class QuadraticProgram:
 
     def _right_hand_sides(self, values: Tensor, given: dict[str, Tensor | None]) -> tuple[dict[str, Tensor], bool]:
         """b, y and d as rows (..., k, size), with equal leading dimensions, and whether all of them were vectors."""
-        n, m = self.shape
+        n, m = self._n, self._m
         sizes = {"b": n, "y": 0 if self._known is None else self._known.numel(), "d": m}
         for name, what in (("y", "known"), ("d", "C")):
             if given[name] is not None and (self._known if name == "y" else self._C) is None:
@@ -233,7 +252,8 @@ class QuadraticProgram:
                 raise ShapeError(
                     f"{name} has shape {tuple(tensor.shape)}; expected (..., {sizes[name]}) or (..., {sizes[name]}, k)"
                 )
-            if not torch.compiler.is_compiling() and not is_transformed(tensor):
+            looked_at = not torch.compiler.is_compiling() and not is_transformed(tensor)
+            if looked_at and row.numel() and not largest_modulus(row.detach()) < math.inf:
                 raise_non_finite(name, row.detach())
             rows[name], flat = row, flat and vector
         lead = _broadcast({name: row.shape[:-1] for name, row in rows.items()} | {"the values": (*batch, 1)})
@@ -249,22 +269,21 @@ class QuadraticProgram:
         C = self._C
         if C is None or C_values is None or is_transformed(C_values, *right.values()):
             return
-        double = torch.complex128 if C_values.is_complex() else torch.float64
         eps = torch.finfo(C_values.dtype).eps
-
-        def each(tensor: Tensor, *shape: int) -> Tensor:
-            return tensor.detach().resolve_conj().to(double).expand(*lead, *shape).reshape(math.prod(lead), *shape)
-
-        *lead, k, m = right["d"].shape
         known = torch.empty(0, dtype=torch.int64) if self._known is None else self._known
-        for values, y, d in zip(
-            each(C_values, C.nnz), each(right["y"], k, known.numel()), each(right["d"], k, m), strict=True
-        ):
-            rows = conflicting_rows(C, values, known, y, d, eps)
+        y, d = (double(right[name].detach().resolve_conj()) for name in ("y", "d"))
+        values = double(C_values.detach().resolve_conj())
+        lead = d.shape[:-2] if values.dim() > 1 else ()
+        if not lead:  # all right-hand sides are columns for one C
+            count = math.prod(d.shape[:-1])
+            y, d = y.reshape(count, known.numel()), d.reshape(count, self._m)
+        values = values.expand(*lead, -1)
+        for at in itertools.product(*map(range, lead)):
+            rows = conflicting_rows(C, values[at], known, y[at], d[at], eps)
             if rows:
+                clash = "contradicts the known entries" if len(rows) == 1 else "contradict each other"
                 raise InfeasibleConstraintsError(
-                    f"{named(rows)} of C contradict each other: no x with these known entries satisfies all of them",
-                    rows=rows,
+                    f"{named(rows)} of C {clash}: no x with these known entries satisfies all of them", rows=rows
                 ) from error
 
 
@@ -336,8 +355,8 @@ def _program(
         C_pattern = None if C_places is None else Pattern._of(C_places)
         return QuadraticProgram(Pattern._of(Q_places), known[0] if known else None, C_pattern, triangle=triangle)
 
-    if known is not None and not isinstance(known, Tensor):
-        raise IndexRangeError(f"known is a {type(known).__name__}; expected a tensor of indices, or a mask")
+    if known is not None and not (isinstance(known, Tensor) and known.layout == torch.strided):
+        raise IndexRangeError(f"known is a {type(known).__name__}; expected a dense tensor of indices, or a mask")
     indices = () if known is None else (known,)
     program = programs.find((Q_places, C_places, triangle), indices, build, lambda *known: None)
     return program, Q_values, C_values
@@ -345,9 +364,11 @@ def _program(
 
 def _indices(known: Tensor, n: int) -> Tensor:
     """(p,) int64, of a list of indices or a mask; raises if it is none."""
-    if not isinstance(known, Tensor) or known.dim() != 1 or known.is_floating_point() or known.is_complex():
+    if not isinstance(known, Tensor) or known.dim() != 1 or known.dtype not in (torch.int64, torch.int32, torch.bool):
         what = f"{known.dtype} of shape {tuple(known.shape)}" if isinstance(known, Tensor) else type(known).__name__
-        raise IndexRangeError(f"known is {what}; expected (p,) integers, or an ({n},) mask")
+        raise IndexRangeError(
+            f"known is {what}; expected (p,) torch.int64 or torch.int32, or an ({n},) mask of torch.bool"
+        )
     if known.device.type != "cpu":
         raise DeviceError(f"known is on {known.device}; no engine here solves there, move it to the CPU")
     if known.dtype == torch.bool:

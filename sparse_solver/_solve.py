@@ -13,7 +13,7 @@ from ._factors import Factors, Problem
 from ._function import solve_eagerly
 from ._kinds import Options
 from ._ops import solve_compiled
-from ._structure import Structure
+from ._structure import Part, Structure
 from .errors import DeviceError, DtypeError, LayoutError, OptionError, ShapeError
 
 
@@ -51,12 +51,12 @@ def check_rhs(name: str, b: Tensor, values: Tensor) -> None:
 
 def solve_values(
     structure: Structure, values: Tensor, b: Tensor, options: Options, transpose: bool, factors: Factors | None = None,
-    known: Tensor | None = None,
+    part: Part | None = None,
 ) -> Tensor:  # fmt: skip
     """x with A(values) x = b; shapes as in `torch.linalg.solve`.
 
     `factors` : those of `values`, if there are any
-    `known` : rows that, with their columns, are left out; x is zero there
+    `part` : what is left of the matrix where rows are, with their columns, left out; x is zero there
     """
     if structure.shape[0] != structure.shape[1]:
         raise ShapeError(f"the matrix has shape {structure.shape}; only a square one, (n, n), can be solved with")
@@ -65,7 +65,7 @@ def solve_values(
     options.check(values.dtype)
     if not isinstance(transpose, bool):
         raise OptionError(f"transpose={transpose!r}: expected True or False")
-    n, batch, problem = structure.shape[0], values.shape[:-1], Problem(structure, options, known)
+    n, batch, problem = structure.shape[0], values.shape[:-1], Problem(structure, options, part)
 
     if not batch and 1 <= b.dim() <= 2:  # the common case, and on small systems the rest below would be felt
         if b.shape[0] != n:

@@ -167,19 +167,20 @@ class Structure:
         return row if self.labels is None else int(self.labels[row])
 
     def without(self, removed: Tensor) -> Part:
-        """The matrix without the rows and columns `removed` (k,), which are valid and differ; made once."""
-        parts: IndexCache[Part] = self.remember("parts", lambda: IndexCache(capacity=4))
-        return parts.find((), (removed,), self._remove, lambda removed: None)
+        """The matrix without the rows and columns `removed` (k,), which are valid, sorted and differ."""
+        parts: IndexCache[Part] = self.remember("parts", lambda: IndexCache(capacity=16))
+        return parts.find((), (removed,), self.reduced, lambda removed: None)
 
-    def _remove(self, removed: Tensor) -> Part:
+    def reduced(self, removed: Tensor) -> Part:
+        """The same, made anew."""
         kept = torch.ones(self.shape[0], dtype=torch.bool)
         kept[removed] = False
-        number = kept.cumsum(0) - 1
-        entries = torch.nonzero(kept[self.rows] & kept[self.cols]).squeeze(-1)
-        at = torch.nonzero(kept).squeeze(-1)
+        number, at = kept.cumsum(0) - 1, torch.nonzero(kept).squeeze(-1)
+        inside = kept[self.rows] & kept[self.cols]
+        entries, rest = (torch.nonzero(which).squeeze(-1) for which in (inside, ~inside))
         n, labels = at.numel(), at if self.labels is None else self.labels[at]
-        rows, cols = number[self.rows[entries]], number[self.cols[entries]]
-        return Part(Structure(rows, cols, (n, n), labels), entries, at)
+        part = Structure(number[self.rows[entries]], number[self.cols[entries]], (n, n), labels)
+        return Part(part, entries, at, removed, Structure(self.rows[rest], self.cols[rest], self.shape), rest)
 
     def outside(self, triangle: str) -> tuple[int, int] | None:
         """The first entry that the named triangle ("lower" or "upper", diagonal included) does not contain."""
@@ -189,11 +190,19 @@ class Structure:
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of a matrix, and the same columns: which `rows` and `entries` they are, and their `structure`."""
+    """Some rows of a matrix, and the same columns.
+
+    `structure`, `entries`, `rows` : of the part, and which entries and rows of the matrix they are
+    `removed` : the rows that are not
+    `rest`, `rest_entries` : the entries of the matrix that are not in the part, in the numbering of the matrix
+    """
 
     structure: Structure
     entries: Tensor
     rows: Tensor
+    removed: Tensor
+    rest: Structure
+    rest_entries: Tensor
 
 
 @cache_once

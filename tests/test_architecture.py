@@ -36,6 +36,8 @@ LAYERS = [
     "_products",
     "_trust",
     "_numeric",
+    "_inertia",
+    "_dependence",
     "_saddle",
     "_factors",
     "_function",

@@ -375,7 +375,7 @@ def test_programs_are_values() -> None:
     b, y, d = Case(torch.float64).right()
     arguments = (Case(torch.float64).Q_values, b, y, Case(torch.float64).C_values, d)
     assert torch.equal(pickle.loads(pickle.dumps(program)).solve(*arguments), program.solve(*arguments))
-    assert repr(program) == "QuadraticProgram(shape=(10, 2), known=3)"
+    assert repr(program) == "QuadraticProgram(n=10, known=3, constraints=2)"
 
 
 def test_a_constraint_on_the_mean_anchors_a_laplacian() -> None:
@@ -572,6 +572,169 @@ def test_random_dependencies_never_pass() -> None:
             ss.minimize_quadratic(energy(torch.float64, seed).to_sparse(), C=C.to_sparse())
 
 
+# The same in all units: what follows is hidden by the scales of unknowns and constraints.
+
+
+def diagonal(values: list[float], dtype: torch.dtype, *couplings: tuple[int, int, float]) -> Tensor:
+    Q = torch.diag(torch.tensor(values, dtype=dtype))
+    for i, j, value in couplings:
+        Q[i, j] = Q[j, i] = value
+    return Q.to_sparse()
+
+
+@pytest.mark.parametrize("dtype", DOUBLE, ids=str)
+def test_negative_curvature_beside_large_numbers_is_seen(dtype: torch.dtype) -> None:
+    b = torch.ones(5, dtype=dtype)
+    C = torch.tensor([[1, 0, 0, 1, 0], [1, 0, 1, 0, 0]], dtype=dtype).to_sparse()
+    for large in (1.0, 1e13):
+        with pytest.raises(ss.NotPositiveDefiniteError, match="null space"):
+            ss.minimize_quadratic(diagonal([0, 0, 0, 0, large], dtype, (0, 1, -1.0)), b, C=C)
+    C = torch.eye(6, dtype=dtype)[[4]].to_sparse()
+    with pytest.raises(ss.NotPositiveDefiniteError, match="null space"):
+        ss.minimize_quadratic(diagonal([1e4, -1e-9, 1e-3, 1e-3, 1, 1], dtype), torch.ones(6, dtype=dtype), C=C)
+    with pytest.raises(ss.NotPositiveDefiniteError, match="row 1") as caught:
+        ss.minimize_quadratic(diagonal([1e13, -1, 1, 1], dtype), b[:4])
+    assert caught.value.row == 1
+
+
+@pytest.mark.parametrize("dtype", DOUBLE, ids=str)
+@pytest.mark.parametrize("scale", [1e-150, 1e-4, 1e4, 1e150])
+def test_constraints_hold_negative_curvature_in_all_units(dtype: torch.dtype, scale: float) -> None:
+    C = torch.tensor([[scale, 0, 0, 0], [0, 0, 1, 1]], dtype=dtype)
+    Q, b, d = diagonal([-1, 1, 1, 1], dtype), torch.ones(4, dtype=dtype), torch.tensor([2 * scale, 2], dtype=dtype)
+    x = ss.minimize_quadratic(Q, b, C=C.to_sparse(), d=d)
+    torch.testing.assert_close(x, torch.tensor([2, 1, 1, 1], dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", DOUBLE, ids=str)
+def test_random_changes_of_units_change_nothing(dtype: torch.dtype) -> None:
+    def root(size: int, g: torch.Generator) -> Tensor:
+        return 10.0 ** torch.randint(-4, 5, (size,), generator=g).to(torch.float64)
+
+    for seed in range(60):
+        g = torch.Generator().manual_seed(seed)
+        n, m = 8, 3
+        C = torch.randn(m, n, dtype=dtype, generator=g)
+        Z = torch.linalg.svd(C)[2][m:].mH
+        R = torch.randn(n, n, dtype=dtype, generator=g)
+        Q = R @ R.mH / n + torch.eye(n, dtype=dtype)
+        Q = Q - 5 * C.mH @ C  # indefinite, but not on the null space
+        if is_saddle := seed % 2 == 1:
+            Q = Q - 4 * torch.linalg.eigvalsh(Z.mH @ Q @ Z)[0] * torch.outer(Z[:, 0], Z[:, 0].conj())
+            is_saddle = bool(torch.linalg.eigvalsh(Z.mH @ Q @ Z)[0] < 0)
+        if torch.linalg.eigvalsh(Z.mH @ Q @ Z).abs().min() < 1e-2:
+            continue
+        b, d = torch.randn(n, dtype=dtype, generator=g), torch.randn(m, dtype=dtype, generator=g)
+        s, t = root(n, g), root(m, g)
+        scaled = s.unsqueeze(1) * ((Q + Q.mH) / 2) * s
+        arguments = (scaled.to_sparse(), s * b)
+        more = {"C": (t.unsqueeze(1) * C * s).to_sparse(), "d": t * d}
+        if is_saddle:
+            with pytest.raises(ss.NotPositiveDefiniteError):
+                ss.minimize_quadratic(*arguments, **more)
+            continue
+        x = s * ss.minimize_quadratic(*arguments, **more)
+        expected = dense_minimum(Q, b, KNOWN[:0], b[:0], C, d)[0]
+        torch.testing.assert_close(x, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_where_the_matching_of_the_engine_fails() -> None:
+    Q = diagonal([1.0, 1e-8, 3e-4, 2e6, 200.0, 1e6, 2e-6, 2e6, 3.0], torch.float64)
+    C = torch.zeros(3, 9, dtype=torch.float64)
+    C[0, 1], C[1, 7], C[2, 5] = 1e-4, 1e3, 1e3
+    b = torch.ones(9, dtype=torch.float64)
+    x = ss.minimize_quadratic(Q, b, C=C.to_sparse())
+    expected = b / Q.to_dense().diagonal()
+    expected[[1, 7, 5]] = 0
+    torch.testing.assert_close(x, expected)
+
+
+def differences(m: int, doubled: bool) -> Tensor:
+    """Second differences, of which smooth vectors are nearly the null space, and perhaps two equal rows."""
+    r = torch.arange(m)
+    C = torch.zeros(m + 2 * doubled, m + 10, dtype=torch.float64)
+    C[r, r] = 2
+    C[r[1:], r[1:] - 1] = C[r[:-1], r[:-1] + 1] = -1
+    C[m:, m + 3] = 1
+    return C
+
+
+def test_badly_conditioned_constraints_are_not_dependent() -> None:
+    m = 400
+    x = torch.zeros(m + 10, dtype=torch.float64)
+    x[:m] = torch.sin(torch.arange(1, m + 1) * torch.pi / (m + 1))
+    eye = torch.eye(m + 10, dtype=torch.float64)
+    C = differences(m, doubled=True)
+    with pytest.raises(ss.RedundantConstraintsError) as caught:
+        ss.minimize_quadratic(eye.to_sparse(), C=C.to_sparse(), d=C @ x)
+    assert caught.value.rows == (m, m + 1)
+    C, eye[m + 5, m + 5] = differences(m, doubled=False), 0
+    with pytest.raises(ss.SingularMatrixError, match="null space"):
+        ss.minimize_quadratic(eye.to_sparse(), C=C.to_sparse(), d=C @ x)
+
+
+def test_contradictions_beside_large_numbers() -> None:
+    C, Q = torch.eye(6, dtype=torch.float64)[[0, 1, 1]].to_sparse(), torch.eye(6, dtype=torch.float64).to_sparse()
+    for d in ([[1e10, 0], [0, 1], [0, 2]], [[1e10], [1], [2]]):
+        with pytest.raises(ss.InfeasibleConstraintsError) as caught:
+            ss.minimize_quadratic(Q, C=C, d=torch.tensor(d, dtype=torch.float64))
+        assert caught.value.rows == (1, 2)
+
+
+@pytest.mark.parametrize("scale", [1e-155, 1e155])
+def test_extreme_constraints_are_described_as_they_are(scale: float) -> None:
+    C = scale * torch.eye(4, dtype=torch.float64)[[0, 1]]
+    with pytest.raises(ss.SingularMatrixError, match="null space"):
+        ss.minimize_quadratic(diagonal([1, 1, 1, 0], torch.float64, (2, 3, 0.0)), C=C.to_sparse())
+
+
+def test_a_complex_laplacian_with_a_shift_and_a_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    edges, n = grid(20)
+    rows, cols = laplacian_places(edges, n)
+    weights = torch.ones(edges.shape[1], dtype=torch.complex128)
+    i = torch.arange(n)
+    program = ss.QuadraticProgram(ss.Pattern(rows, cols, (n, n)), C=ss.Pattern(0 * i, i, (1, n)))
+    ones = torch.ones(n, dtype=torch.complex128)
+    for shift, error in ((-1e-3, None), (-0.1, ss.NotPositiveDefiniteError)):  # the second eigenvalue is 0.025
+        values = laplacian_values(weights, n, anchor=shift)
+        if error is None:
+            assert program.solve(values, ones * i, None, ones).isfinite().all()
+            continue
+        with pytest.raises(error):
+            program.solve(values, ones * i, None, ones)
+
+
+def test_batches_are_judged_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    for dtype in DOUBLE:
+        case = Case(dtype)
+        b, y, d = case.right()
+        scales = torch.linspace(1, 2, 64, dtype=torch.float64).unsqueeze(1)
+        expected = case.program.solve(scales * case.Q_values, b, y, case.C_values, d)
+        counts = count(monkeypatch)
+        x = case.program.solve(1.5 * scales * case.Q_values, b, y, case.C_values, d)
+        assert counts["factor"] <= 4
+        torch.testing.assert_close(x[0], case.program.solve(1.5 * case.Q_values, b, y, case.C_values, d))
+        wrong = scales * case.Q_values
+        wrong[7] *= -1
+        with pytest.raises(ss.NotPositiveDefiniteError):
+            case.program.solve(wrong, b, y, case.C_values, d)
+        assert expected.shape == (64, N)
+
+
+def test_many_programs_on_one_pattern_analyse_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    edges, n = grid(6)
+    rows, cols = laplacian_places(edges, n)
+    values = laplacian_values(torch.ones(edges.shape[1], dtype=torch.float64), n)
+    Q = ss.Pattern(rows, cols, (n, n))
+    programs = [ss.QuadraticProgram(Q, torch.tensor([k, 0])) for k in range(1, 25)]
+    for program in programs:
+        program.solve(values)
+    counts = count(monkeypatch)
+    for program in programs:
+        program.solve(values)
+    assert counts["analyze"] == 0
+
+
 # What is passed wrongly.
 
 
@@ -596,20 +759,58 @@ def test_what_is_not_finite_is_named() -> None:
         assert (caught.value.argument, caught.value.index) == (name, 1)
 
 
+def test_what_is_not_finite_is_named_in_transforms_too() -> None:
+    case = Case(torch.float64)
+    b, y, d = case.right()
+    nan = torch.tensor(float("nan"), dtype=torch.float64)
+
+    def solve(**changed: Tensor) -> Tensor:
+        arguments = {"Q_values": case.Q_values, "b": b, "y": y, "C_values": case.C_values, "d": d}
+        return case.program.solve(*(arguments | changed).values()).sum()
+
+    for name, tensor, index in (("b", b, 3), ("d", d, 1)):
+        tensor = torch.where(torch.arange(tensor.numel()) == index, nan, tensor)
+        for transform in (torch.func.grad, torch.func.jacfwd):
+            with pytest.raises(ss.NonFiniteError, match=rf"{name}\[{index}\]") as caught:
+                transform(lambda t, name=name: solve(**{name: t}))(tensor)
+            assert (caught.value.argument, caught.value.index) == (name, index)
+    with pytest.raises(ss.NonFiniteError, match="Q_values"):
+        torch.func.grad(lambda v: solve(Q_values=v))(case.Q_values * nan)
+    with pytest.raises(ss.NonFiniteError, match="known entries"):
+        torch.func.grad(lambda y: solve(y=y))(y * nan)
+
+
+def test_values_that_are_not_finite_beside_empty_rows() -> None:
+    i, at = torch.arange(3), torch.tensor([0])
+    program = ss.QuadraticProgram(ss.Pattern(i, i, (4, 4)), None, ss.Pattern(at, at, (1, 4)))
+    with pytest.raises(ss.NonFiniteError, match=r"C_values\[0\]"):
+        program.solve(torch.ones(3), None, None, torch.tensor([float("nan")]))
+
+
+def test_an_empty_row_is_named_as_the_caller_does() -> None:
+    i = torch.tensor([0, 1, 2, 4])
+    program = ss.QuadraticProgram(ss.Pattern(i, i, (5, 5)), torch.tensor([0, 1]))
+    with pytest.raises(ss.SingularMatrixError, match="row 3") as caught:
+        program.solve(torch.ones(4))
+    assert caught.value.row == 3
+
+
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
         ({"known": torch.tensor([0, 0])}, IndexError, "known twice"),
         ({"known": torch.tensor([N])}, IndexError, "known index 10"),
         ({"known": torch.tensor([-1])}, IndexError, "known index -1"),
-        ({"known": torch.tensor([0.0])}, IndexError, "integers"),
+        ({"known": torch.tensor([0.0])}, IndexError, "torch.int64 or torch.int32"),
         ({"known": [0]}, IndexError, "tensor"),
         ({"known": torch.ones(3, dtype=torch.bool)}, ValueError, "mask of 3"),
+        ({"known": torch.ones(N, dtype=torch.uint8)}, IndexError, "torch.bool"),
+        ({"known": torch.eye(3).to_sparse()}, IndexError, "dense tensor"),
         ({"y": torch.ones(2, dtype=torch.float64)}, ValueError, "y has shape"),
         ({"known": None}, ValueError, "no known="),
         ({"C": None}, ValueError, "no C="),
         ({"C": torch.ones(2, N - 1, dtype=torch.float64).to_sparse()}, ValueError, r"expected \(m, 10\)"),
-        ({"C": torch.ones(2, N).to_sparse()}, TypeError, "the values of C has torch.float32"),
+        ({"C": torch.ones(2, N).to_sparse()}, TypeError, "C_values has torch.float32"),
         ({"d": torch.ones(3, dtype=torch.float64)}, ValueError, "d has shape"),
         ({"b": torch.ones(N - 1, dtype=torch.float64)}, ValueError, "b has shape"),
         ({"b": torch.ones(N)}, TypeError, "b has"),

@@ -3,7 +3,7 @@
 The first analysis looks at the pattern alone and serves all values. LU and LDLᵀ: where it leaves pivots so small that
 PARDISO perturbs them, `retry` makes one with scaling and weighted matching, which looks at the values too. Hermitian
 matrices: 2-by-2 pivots of which one is perturbed make MKL 2026.2 write past its own arrays, so that LDLᴴ has to do
-without, and what it cannot factor is factored by LU. Cholesky:
+without, and what it cannot factor is factored by LU; so is what the matching for LDLᵀ fails on. Cholesky:
 where a pivot is below an absolute bound (10⁻¹⁶ in double precision) or negative, the fast method gives up without saying
 where, or makes NaN of it; a slower, careful one, which keeps its pivots, then either succeeds or knows the row.
 
@@ -14,6 +14,7 @@ Source: Intel oneMKL Developer Reference for C, "oneMKL PARDISO - Parallel Direc
 from __future__ import annotations
 
 import weakref
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from .._layout import layout_of
 from .._matrix import Matrix, largest_modulus
 from .._structure import Structure
 from .._sync import ForkSafeLock
+from ..errors import EngineError
 from ._handle import FORWARD, Handle, engine_error, release_idle
 from ._mkl import Library
 from ._mkl import library as mkl_library
@@ -56,7 +58,8 @@ def _parameters(kind: Kind, dtype: torch.dtype, matching: bool, careful: bool) -
 
 
 class PardisoSymbolic:
-    """`match`: the matrix to scale and match by; None: an analysis of the pattern alone. `careful`: see above."""
+    """`match`: the matrix to scale and match by; None: an analysis of the pattern alone. `lu`: whether a symmetric matrix
+    is factored by LU. `careful`: see above."""
 
     def __init__(
         self,
@@ -66,12 +69,13 @@ class PardisoSymbolic:
         dtype: torch.dtype,
         stored: str | None,
         match: Matrix | None = None,
+        lu: bool = False,
         careful: bool = False,
     ):
         # Not the structure itself, which remembers this object.
         self._library, self.kind, self._dtype, self._stored = library, kind, dtype, stored
         self._n, self.careful = structure.shape[0], careful
-        self._method: Kind = "general" if kind == "hermitian" and match is not None else kind
+        self._method: Kind = "general" if lu else kind
         self.layout = layout_of(structure, "full" if self._method == "general" else "upper", stored)
         self._analysed = None if match is None else self._arranged(match)
         self._probes: Tensor | None = None
@@ -128,11 +132,17 @@ class PardisoSymbolic:
     def retry(self, matrix: Matrix) -> PardisoSymbolic | None:
         if self.kind == "spd" or (self._analysed is not None and torch.equal(self._arranged(matrix), self._analysed)):
             return None
-        return self._another(matrix.structure, match=matrix)
+        if self.kind != "hermitian":
+            try:
+                return self._another(matrix.structure, match=matrix)
+            except EngineError:  # seen on symmetric matrices with entries of very different size
+                if self.kind == "general":
+                    raise
+        return self._another(matrix.structure, match=matrix, lu=True)
 
-    def _another(self, structure: Structure, match: Matrix | None = None, careful: bool = False) -> PardisoSymbolic:
+    def _another(self, structure: Structure, **how: Any) -> PardisoSymbolic:
         """Another analysis of the same pattern."""
-        return PardisoSymbolic(self._library, structure, self.kind, self._dtype, self._stored, match, careful)
+        return PardisoSymbolic(self._library, structure, self.kind, self._dtype, self._stored, **how)
 
 
 class _GaveUp(Exception):

@@ -1,0 +1,159 @@
+"""How many eigenvalues of a symmetric (Hermitian) matrix are negative, where its factorisation does not tell.
+
+Eigenvalues keep their signs if the matrix is scaled from both sides alike, S K S, or changed by less than the distance to
+the nearest singular one, which is the smallest singular value. So: scale until all rows have the same size; measure that
+distance by inverse iteration, for which there is a factor; and count the signs for a matrix that is nearer, and that can be
+factored without exchanging rows. (J. J. Sylvester, 1852, and H. Weyl, 1912; D. Ruiz, "A scaling algorithm to equilibrate
+both rows and columns norms in matrices", RAL-TR-2001-034.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ._engines import scattered
+from ._kinds import Options
+from ._layout import Layout
+from ._numeric import Numeric
+from ._structure import Part, Structure
+from .errors import NotPositiveDefiniteError, SingularMatrixError
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+_SAFE = 0.1  # of the distance: it is estimated
+
+
+def double(values: Tensor) -> Tensor:
+    return values.to(torch.complex128 if values.is_complex() else torch.float64)
+
+
+def whole(layout: Layout, values: Tensor) -> csr_matrix:
+    """The Hermitian matrix with these entries, or with these in its upper triangle, in double precision."""
+    from scipy.sparse import csr_matrix, diags, triu
+
+    n = layout.crow.numel() - 1
+    stored = csr_matrix((double(values).numpy(), layout.col.numpy(), layout.crow.numpy()), shape=(n, n))
+    upper = triu(stored, format="csr")
+    return (upper + upper.conj().T - diags(upper.diagonal(), shape=(n, n))).tocsr()
+
+
+def equilibrating(K: csr_matrix) -> Any:
+    """(n,) powers of two s for which the largest entries in the rows of s_i K_ij s_j are near one; one for empty rows."""
+    import numpy as np
+
+    s = np.ones(K.shape[0])
+    for _ in range(6):
+        s /= np.exp2(np.round(np.log2(_largest(K, s)) / 2))
+    return s
+
+
+def _largest(K: csr_matrix, s: Any) -> Any:
+    """(n,) the largest modulus in each row of s_i K_ij s_j, one for empty rows."""
+    import numpy as np
+    from scipy.sparse import diags
+
+    scaled = diags(s) @ abs(K) @ diags(s)
+    largest = scaled.max(axis=1).toarray().ravel() if scaled.nnz else np.zeros_like(s)
+    return np.where(largest > 0, largest, 1.0)
+
+
+def _scalings(K: csr_matrix, is_constraint: Any) -> Iterator[Any]:
+    """Two that make all rows of K as large: all at once, or for Q first, and then for the constraints. Neither is always
+    the better one, since constraints can be scaled against unknowns without changing C."""
+    import numpy as np
+    from scipy.sparse import diags
+
+    yield equilibrating(K)
+    chosen = diags((~is_constraint).astype(float))
+    s = equilibrating((chosen @ K @ chosen).tocsr())
+    yield np.where(is_constraint, s / np.exp2(np.round(np.log2(_largest(K, s)))), s)
+
+
+def negative_eigenvalues(K: csr_matrix, solve: Callable[[Tensor], Tensor], objective: Objective) -> int | None:
+    """How many there are, where K = [[Q, Cᴴ], [C, 0]] up to the order of rows; None if that cannot be told.
+    Raises SingularMatrixError.
+
+    `solve` applies K⁻¹ to the rows of (1, n) numbers.
+    """
+    candidates = [(_distance_to_singularity(s, solve), s) for s in _scalings(K, objective.is_constraint.numpy())]
+    distance, s = max(candidates, key=lambda candidate: candidate[0])
+    if not distance > 0:
+        raise SingularMatrixError(
+            "once rows have the same size, rounding errors make it singular", engine=None, row=None
+        )
+    # Most Q are semidefinite. Where Q + δ is definite, K with Q + δ has one negative eigenvalue a constraint; so has K.
+    if objective.is_definite(s, _SAFE * distance):
+        return objective.constraints
+    return _counted(K, s, distance, objective)
+
+
+class Objective:
+    """Q, with its entries in the caller's numbers, as a part of K."""
+
+    def __init__(self, structure: Structure, values: Tensor, options: Options, blocks: int):
+        n = structure.shape[0] // blocks
+        assert options.constraints is not None
+        first = n - options.constraints
+        self.constraints = blocks * options.constraints
+        self._values, self._triangle = values, options.triangle
+        self.is_constraint = torch.arange(structure.shape[0]) % n >= first if n else torch.empty(0, dtype=torch.bool)
+
+        def build() -> tuple[Part, Structure]:
+            part = structure.reduced(torch.nonzero(self.is_constraint).squeeze(-1))
+            places, i = part.structure, torch.arange(part.structure.shape[0])
+            shifted = Structure(torch.cat((places.rows, i)), torch.cat((places.cols, i)), places.shape)
+            return part, shifted
+
+        self.part, self._shifted = structure.remember(("objective", options.constraints, options.triangle), build)
+
+    def is_definite(self, s: Any, shift: float) -> bool:
+        """Whether S Q S + shift is positive definite."""
+        places, scale = self.part.structure, torch.from_numpy(s)[self.part.rows]
+        scaled = double(self._values).index_select(0, self.part.entries) * scale[places.rows] * scale[places.cols]
+        shifts = scaled.new_full((places.shape[0],), shift)
+        try:
+            Numeric(self._shifted, torch.cat((scaled, shifts)), Options("spd", self._triangle))
+        except (NotPositiveDefiniteError, SingularMatrixError):
+            return False
+        return True
+
+
+def _distance_to_singularity(s: Any, solve: Callable[[Tensor], Tensor]) -> float:
+    """The smallest singular value of S K S, or hardly more; zero where that is below rounding errors."""
+    scale = torch.from_numpy(s)
+    right = scattered(scale.numel(), torch.float64, 0.0)
+    growth = float("nan")
+    for _ in range(5):
+        right = right / torch.linalg.vector_norm(right)
+        right = double(solve(right / scale)) / scale
+        growth = float(torch.linalg.vector_norm(right))
+    distance = 1 / growth if growth > 0 else 0.0
+    return distance if distance > 1e3 * torch.finfo(torch.float64).eps else 0.0
+
+
+def _counted(K: csr_matrix, s: Any, distance: float, objective: Objective) -> int | None:
+    """The signs of the pivots of S K S with δ added for unknowns and subtracted for constraints, against zero pivots."""
+    import numpy as np
+    from scipy.sparse import diags
+    from scipy.sparse.linalg import splu
+
+    shifts = np.where(objective.is_constraint.numpy(), -1.0, 1.0) * _SAFE * distance
+    shifted = (diags(s) @ K @ diags(s) + diags(shifts)).tocsc()
+    options = {"SymmetricMode": True, "Equil": False}
+    try:
+        lu = splu(shifted, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options=options)
+    except RuntimeError:  # a pivot of zero
+        return None
+    if not np.array_equal(lu.perm_r, lu.perm_c):
+        return None
+    # Without exchanges pivots may have been small, and errors large: how large, scattered numbers of order one tell.
+    v = np.sqrt(3) * scattered(K.shape[0], torch.float64, 0.0).numpy()[0]
+    permuted = np.empty_like(v)
+    permuted[lu.perm_c] = v
+    error = np.linalg.norm((lu.L @ (lu.U @ permuted))[lu.perm_r] - shifted @ v)
+    return int((lu.U.diagonal().real < 0).sum()) if error < _SAFE * distance else None
