@@ -2,10 +2,16 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: demo test lint types tests without-pardiso benchmark format clean
+.PHONY: demo examples test lint types tests without-pardiso benchmark format clean
 
 demo: .venv/installed
 	$(RUN) examples/minimal.py
+
+# About a minute; the pictures are those of the README.
+examples: .venv/test-installed
+	$(RUN) examples/minimal.py
+	$(RUN) examples/quasi_harmonic_weights.py --picture docs/images/quasi_harmonic_weights.png
+	$(RUN) examples/conductivity.py --picture docs/images/conductivity.png
 
 test: lint types tests without-pardiso
 

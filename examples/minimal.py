@@ -79,16 +79,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=100_000, help="nodes of the large graph")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--quick", action="store_true", help="2,000 nodes")
     arguments = parser.parse_args()
+    n = 2000 if arguments.quick else arguments.n
     torch.manual_seed(0)
 
     difference = check_against_dense()
     print(f"n = 10: the gradient differs from the one by dense torch by {difference:.1e}")
     assert difference < 1e-12
 
-    losses, milliseconds = learn(arguments.n, arguments.steps)
+    losses, milliseconds = learn(n, arguments.steps)
     median = sorted(milliseconds)[len(milliseconds) // 2]
-    print(f"n = {arguments.n:,}: loss {losses[0]:.1f} -> {losses[-1]:.1f}, {median:.1f} ms a step (median)")
+    print(f"n = {n:,}: loss {losses[0]:.1f} -> {losses[-1]:.1f}, {median:.1f} ms a step (median)")
     assert losses[-1] < losses[0]
 
 

@@ -66,13 +66,11 @@ def figure(h: float) -> Mesh:
         step = 1e-6 * np.eye(2)
         gradient = np.stack([distance(rim + s) - distance(rim - s) for s in step], 1) / 2e-6
         rim = rim - distance(rim)[:, None] * gradient
-    kept: list[int] = []
-    tree = cKDTree(rim)
-    blocked = np.zeros(len(rim), dtype=bool)
+    kept, tree = np.ones(len(rim), dtype=bool), cKDTree(rim)
     for i in range(len(rim)):
-        if not blocked[i]:
-            kept.append(i)
-            blocked[tree.query_ball_point(rim[i], 0.75 * h)] = True
+        if kept[i]:  # and none of its near neighbours
+            kept[tree.query_ball_point(rim[i], 0.75 * h)] = False
+            kept[i] = True
     inside = grid[distance(grid) < -0.5 * h]
     inside = inside[cKDTree(HANDLES).query(inside)[0] > 0.6 * h]
     points = np.concatenate((HANDLES, rim[kept], inside))

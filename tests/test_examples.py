@@ -1,12 +1,17 @@
+"""Every example runs, quickly, and finds what it claims to find."""
+
 from __future__ import annotations
 
 import importlib.util
+import re
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+NUMBER = r"([-+0-9.e]+)"
 
 
 def load(name: str) -> ModuleType:
@@ -18,12 +23,51 @@ def load(name: str) -> ModuleType:
     return module
 
 
+class Run:
+    """What an example printed, run with ``--quick`` and these arguments."""
+
+    def __init__(self, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str):
+        monkeypatch.setattr(sys, "argv", [name, "--quick", *arguments])
+        load(name).main()
+        self.output = capsys.readouterr().out
+
+    def numbers(self, pattern: str) -> list[float]:
+        """The numbers in the line that the pattern, with NUMBER for each, describes."""
+        found = re.search(pattern, self.output)
+        assert found is not None, self.output
+        return [float(text.replace(",", "")) for text in found.groups()]
+
+
+def is_picture(file: Path) -> bool:
+    return file.read_bytes().startswith(b"\x89PNG") and file.stat().st_size > 10_000
+
+
 @pytest.mark.parametrize("n", [10, 40])
 def test_minimal_agrees_with_dense_torch(n: int) -> None:
     assert load("minimal").check_against_dense(n) < 1e-12
 
 
-def test_minimal_learns() -> None:
-    losses, milliseconds = load("minimal").learn(n=2000, steps=20)
-    assert losses[-1] < losses[0] / 4
-    assert len(milliseconds) == 20
+def test_minimal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run("minimal", monkeypatch, capsys)
+    assert run.numbers(f"differs from the one by dense torch by {NUMBER}")[0] < 1e-12
+    first, last = run.numbers(f"loss {NUMBER} -> {NUMBER}")
+    assert last < first / 4
+
+
+def test_quasi_harmonic_weights(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = Run("quasi_harmonic_weights", monkeypatch, capsys, "--picture", str(tmp_path / "weights.png"))
+    before, after = run.numbers(f"energy {NUMBER} -> {NUMBER},")
+    assert after <= before / 2
+    outside, off_one = run.numbers(rf"leave \[0, 1\] by {NUMBER}, their sums differ from one by {NUMBER}")
+    assert 0 <= outside <= 1e-9
+    assert 0 <= off_one <= 1e-9
+    assert is_picture(tmp_path / "weights.png")
+
+
+def test_conductivity(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run = Run("conductivity", monkeypatch, capsys, "--picture", str(tmp_path / "conductivity.png"))
+    before, after = run.numbers(f"relative error {NUMBER} -> {NUMBER},")
+    assert after <= before / 2
+    assert is_picture(tmp_path / "conductivity.png")
