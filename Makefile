@@ -9,6 +9,7 @@ demo: .venv/installed
 
 # About a minute; the pictures are those of the README.
 examples: .venv/test-installed
+	mkdir -p docs/images
 	$(RUN) examples/minimal.py
 	$(RUN) examples/quasi_harmonic_weights.py --picture docs/images/quasi_harmonic_weights.png
 	$(RUN) examples/conductivity.py --picture docs/images/conductivity.png

@@ -3,7 +3,8 @@
 Sixteen patterns of current are sent through the rim of a square; what is measured are voltages there. The potential u of a
 current f minimises ½ Σ_e c_e (u_i − u_k)² − fᵀ u over a grid of cells, whose neighbours e = (i, k) are joined by the harmonic
 mean c_e of their conductivities; one cell is grounded. One factorisation serves all sixteen, and their gradients.
-The conductivities are found by L-BFGS, with a penalty on their total variation, since little else tells noise from edges.
+Their logarithms are found by L-BFGS, with a penalty on the total variation, since little else tells noise from edges.
+The measurements are made up on the same grid, and then get noise: real ones would not fit the model as well.
 
 L. Borcea, "Electrical impedance tomography", Inverse Problems 18 (6), 2002; L. I. Rudin, S. Osher and E. Fatemi, "Nonlinear
 total variation based noise removal algorithms", Physica D 60, 1992.
@@ -26,7 +27,10 @@ import sparse_solver as ss
 
 SOURCES = 16
 NOISE = 1e-3  # of the voltages of a source
-PENALTY, SMOOTHING = 3e-4, 1e-2  # of the total variation, beside relative misfits; and of its corner at zero
+PENALTY, SMOOTHING = (
+    3e-4,
+    1e-2,
+)  # of the total variation, beside relative misfits; and a difference below which it counts less
 
 
 class Tank:
@@ -66,7 +70,7 @@ def phantom(m: int) -> Tensor:
 
 
 def total_variation(field: Tensor) -> Tensor:
-    """∫ |∇ field| over the unit square, with its corner at zero rounded off."""
+    """∫ |∇ field| over the unit square, with the corner at zero rounded off for each difference of neighbours."""
     across, down = field[:-1, 1:] - field[:-1, :-1], field[1:, :-1] - field[:-1, :-1]
     return (across**2 + down**2 + SMOOTHING**2).sqrt().sum() / field.shape[0]
 

@@ -1,4 +1,4 @@
-"""Quasi-harmonic weights: the smoothest among the weights that are sure to be no less than zero and no more than one.
+"""Quasi-harmonic weights: smooth ones among the weights that are sure to be no less than zero and no more than one.
 
 A shape is deformed by a few handles, x ↦ Σ_j w_j(x) T_j x, with weights that are one at their own handle, zero at the
 others, and sum to one. Harmonic weights minimise Σ_e c_e (w_i − w_k)² over the edges e = (i, k) of a mesh, with cotangents

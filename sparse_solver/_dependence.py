@@ -58,13 +58,15 @@ class Dependences:
     def rows(self) -> tuple[int, ...]:
         """The rows that take part in one: where a y that is left to chance is not zero."""
         m = self.C.shape[0]
-        y = self.project(scattered(m, torch.float64, 0.25).numpy().T)[:, 0]
+        # Two, since what one leaves of two equal rows is the difference of two of its numbers.
+        chance = torch.cat((scattered(m, torch.float64, 0.25), scattered(m, torch.float64, 0.0).flip(1)))
+        y = self.project(chance.numpy().T)
         size = abs(y).max(initial=0.0)
-        # With one it is about as large as what was projected; and it has to be what it is taken for.
+        # With a dependence it is about as large as what was projected; and it has to be what it is taken for.
         remains = abs(self.C.conj().T @ y).max(initial=0.0)
         if size < 1e-6 or remains > 1e3 * self._alpha * size:
             return ()
-        return tuple((abs(y) > 1e-6 * size).nonzero()[0].tolist())
+        return tuple((abs(y) > 1e-6 * size).any(1).nonzero()[0].tolist())
 
 
 def conflicting_rows(C: Structure, values: Tensor, known: Tensor, y: Tensor, d: Tensor, eps: float) -> tuple[int, ...]:
@@ -90,6 +92,12 @@ def conflicting_rows(C: Structure, values: Tensor, known: Tensor, y: Tensor, d: 
     size = scale * (abs(right) + abs(held) @ abs(forced)) + abs(dependences.C) @ abs(solution)
     # Rows that share no unknown, not even by others, have nothing to do with each other.
     component = connected_components(bmat([[None, abs(free)], [abs(free).T, None]]), directed=False)[1][: len(rows)]
-    largest = np.zeros((component.max() + 1, size.shape[1]))
-    np.maximum.at(largest, component, size)
-    return tuple(rows[(abs(left) > 1e3 * eps * largest[component]).any(1)].tolist())
+
+    def in_component(numbers: Any) -> Any:
+        largest = np.zeros((component.max() + 1, numbers.shape[1]))
+        np.maximum.at(largest, component, numbers)
+        return largest[component]
+
+    worst = in_component(abs(left))
+    wrong = (worst > 64 * eps * in_component(size)) & (abs(left) > 1e-6 * worst)
+    return tuple(rows[wrong.any(1)].tolist())

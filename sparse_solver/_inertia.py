@@ -19,7 +19,7 @@ from ._engines import scattered
 from ._kinds import Options
 from ._layout import Layout
 from ._numeric import Numeric
-from ._structure import Part, Structure
+from ._structure import Structure
 from .errors import NotPositiveDefiniteError, SingularMatrixError
 
 if TYPE_CHECKING:
@@ -74,13 +74,15 @@ def _scalings(K: csr_matrix, is_constraint: Any) -> Iterator[Any]:
     yield np.where(is_constraint, s / np.exp2(np.round(np.log2(_largest(K, s)))), s)
 
 
-def negative_eigenvalues(K: csr_matrix, solve: Callable[[Tensor], Tensor], objective: Objective) -> int | None:
+def negative_eigenvalues(
+    K: csr_matrix, solve: Callable[[Tensor], Tensor], eps: float, objective: Objective
+) -> int | None:
     """How many there are, where K = [[Q, Cᴴ], [C, 0]] up to the order of rows; None if that cannot be told.
     Raises SingularMatrixError.
 
-    `solve` applies K⁻¹ to the rows of (1, n) numbers.
+    `solve` applies K⁻¹ to the rows of (1, n) numbers, with rounding errors of `eps`.
     """
-    candidates = [(_distance_to_singularity(s, solve), s) for s in _scalings(K, objective.is_constraint.numpy())]
+    candidates = [(_distance_to_singularity(s, solve, eps), s) for s in _scalings(K, objective.is_constraint.numpy())]
     distance, s = max(candidates, key=lambda candidate: candidate[0])
     if not distance > 0:
         raise SingularMatrixError(
@@ -93,38 +95,40 @@ def negative_eigenvalues(K: csr_matrix, solve: Callable[[Tensor], Tensor], objec
 
 
 class Objective:
-    """Q, with its entries in the caller's numbers, as a part of K."""
+    """Q, as a part of the upper triangle of K with this layout and these values; `blocks` of equal K, perhaps."""
 
-    def __init__(self, structure: Structure, values: Tensor, options: Options, blocks: int):
-        n = structure.shape[0] // blocks
-        assert options.constraints is not None
-        first = n - options.constraints
-        self.constraints = blocks * options.constraints
-        self._values, self._triangle = values, options.triangle
-        self.is_constraint = torch.arange(structure.shape[0]) % n >= first if n else torch.empty(0, dtype=torch.bool)
+    def __init__(self, layout: Layout, values: Tensor, constraints: int, blocks: int, structure: Structure):
+        N = structure.shape[0]
+        n = N // blocks
+        self.constraints, self._values = blocks * constraints, values
+        self.is_constraint = torch.arange(N) % max(n, 1) >= n - constraints
 
-        def build() -> tuple[Part, Structure]:
-            part = structure.reduced(torch.nonzero(self.is_constraint).squeeze(-1))
-            places, i = part.structure, torch.arange(part.structure.shape[0])
-            shifted = Structure(torch.cat((places.rows, i)), torch.cat((places.cols, i)), places.shape)
-            return part, shifted
+        def build() -> tuple[Tensor, Tensor, Structure]:
+            kept = ~self.is_constraint
+            rows, entries = torch.nonzero(kept).squeeze(-1), kept[layout.rows] & kept[layout.col]
+            number, chosen, i = kept.cumsum(0) - 1, torch.nonzero(entries).squeeze(-1), torch.arange(rows.numel())
+            row, col = (torch.cat((number[place[chosen]], i)) for place in (layout.rows, layout.col))
+            return chosen, rows, Structure(row, col, (rows.numel(), rows.numel()))
 
-        self.part, self._shifted = structure.remember(("objective", options.constraints, options.triangle), build)
+        self._entries, self._rows, self._shifted = structure.remember(("objective", constraints, layout.part), build)
 
     def is_definite(self, s: Any, shift: float) -> bool:
         """Whether S Q S + shift is positive definite."""
-        places, scale = self.part.structure, torch.from_numpy(s)[self.part.rows]
-        scaled = double(self._values).index_select(0, self.part.entries) * scale[places.rows] * scale[places.cols]
-        shifts = scaled.new_full((places.shape[0],), shift)
+        scale, count = torch.from_numpy(s)[self._rows], self._entries.numel()
+        rows, cols = self._shifted.rows[:count], self._shifted.cols[:count]
+        scaled = double(self._values).index_select(0, self._entries) * scale[rows] * scale[cols]
+        if scaled.is_complex():  # to rounding errors of the caller's numbers it is
+            scaled = torch.where(rows == cols, scaled.real.to(scaled.dtype), scaled)
+        shifts = scaled.new_full((self._rows.numel(),), shift)
         try:
-            Numeric(self._shifted, torch.cat((scaled, shifts)), Options("spd", self._triangle))
+            Numeric(self._shifted, torch.cat((scaled, shifts)), Options("spd", "upper"))
         except (NotPositiveDefiniteError, SingularMatrixError):
             return False
         return True
 
 
-def _distance_to_singularity(s: Any, solve: Callable[[Tensor], Tensor]) -> float:
-    """The smallest singular value of S K S, or hardly more; zero where that is below rounding errors."""
+def _distance_to_singularity(s: Any, solve: Callable[[Tensor], Tensor], eps: float) -> float:
+    """The smallest singular value of S K S, or hardly more; zero where that is below the rounding errors of `solve`."""
     scale = torch.from_numpy(s)
     right = scattered(scale.numel(), torch.float64, 0.0)
     growth = float("nan")
@@ -133,7 +137,7 @@ def _distance_to_singularity(s: Any, solve: Callable[[Tensor], Tensor]) -> float
         right = double(solve(right / scale)) / scale
         growth = float(torch.linalg.vector_norm(right))
     distance = 1 / growth if growth > 0 else 0.0
-    return distance if distance > 1e3 * torch.finfo(torch.float64).eps else 0.0
+    return distance if distance > max(10 * eps, 1e3 * torch.finfo(torch.float64).eps) else 0.0
 
 
 def _counted(K: csr_matrix, s: Any, distance: float, objective: Objective) -> int | None:

@@ -178,8 +178,9 @@ def _require_symmetric(matrix: Matrix, options: Options, conjugate: bool) -> Non
 
 def _require_real_diagonal(matrix: Matrix, options: Options) -> None:
     diagonal = matrix.diagonal
-    if diagonal.numel() and bool((diagonal.imag != 0).any()):
-        row = int(diagonal.imag.abs().argmax())
+    excess = diagonal.imag.abs() - 64 * torch.finfo(matrix.dtype).eps * diagonal.real.abs()
+    if excess.numel() and not bool((excess <= 0).all()):
+        row = int(excess.argmax())
         raise NotSymmetricError(
             f"{'Q is not Hermitian:' if options.constraints is not None else f'assume={options.assume!r}, but'} "
             f"the diagonal entry of row {row} is not real",

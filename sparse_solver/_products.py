@@ -21,7 +21,7 @@ class Products:
 
     def __init__(self, structure: Structure, stored: str | None, layout: Layout, values: Tensor, hermitian: bool):
         self._indices = structure.remember(("SciPy indices", layout.part, stored), lambda: _indices(layout))
-        self._shape, self._values = structure.shape, values
+        self._shape, self._values, self._layout = structure.shape, values, layout
         self._triangle, self._hermitian = layout.part != "full", hermitian
         self._at_diagonal = layout.at_diagonal
         self._moduli: Tensor | None = None
@@ -33,6 +33,13 @@ class Products:
         if self._moduli is None:
             self._moduli = self._values.abs()
         return self._product(self._moduli, x.abs(), transpose, False)
+
+    def column_sizes(self) -> Tensor:
+        """(n,) the largest modulus in each column."""
+        rows, cols = self._layout.rows, self._layout.col
+        moduli = self._values.abs()
+        sizes = moduli.new_zeros(self._shape[0]).scatter_reduce_(0, cols, moduli, "amax")
+        return sizes.scatter_reduce_(0, rows, moduli, "amax") if self._triangle else sizes
 
     def _product(self, values: Tensor, x: Tensor, transpose: bool, hermitian: bool) -> Tensor:
         if hermitian and transpose:  # Aᵀ = conj(A)

@@ -154,12 +154,14 @@ class QuadraticProgram:
         Q_values, C_values : (nnz,) in the order of the patterns, or (..., nnz) for a batch
         b, y, d : (n,), (p,), (m,), or with columns (n, k), (p, k), (m, k), or batched; None: zeros
         returns : x of shape (n,), or with columns (n, k), or batched; as for `torch.linalg.solve`. Vectors beside others
-            with columns are the same for all columns.
+            with columns are the same for all columns; what may be a batch of vectors or columns is, beside others with
+            columns, columns.
 
         The stored entries of Q are independent variables of Q x = …, as in `solve`: −λ_i conj(x_j) is the gradient of one.
         Costs one factorisation and one substitution a column, and the backward one substitution. With C, the engine's count
-        of negative eigenvalues tells whether there is a minimum; complex numbers, and engines that do not count, cost ten
-        substitutions and a Cholesky factorisation of Q more.
+        of negative eigenvalues tells whether there is a minimum; where it does not count them (complex numbers, SuperLU, and
+        PARDISO where pivots are bad) that costs ten substitutions and a Cholesky factorisation of Q more, or, if Q is not
+        semidefinite, one by SuperLU.
 
         Raises `NotPositiveDefiniteError` where there is no minimum, `SingularMatrixError` where it is not unique,
         `RedundantConstraintsError` and `InfeasibleConstraintsError` with the `rows` of C that depend on or contradict each
@@ -243,10 +245,22 @@ class QuadraticProgram:
         batch, flat = values.shape[:-1], True
         rows: dict[str, Tensor] = {}
         for name, tensor in given.items():
+            if tensor is not None:
+                check_rhs(name, tensor, values)
+
+        def has_columns(name: str) -> bool:
+            """Whether it cannot be a vector, or a batch of them."""
+            tensor = given[name]
+            return tensor is not None and tensor.dim() > 1 and not is_vector(tensor, batch, sizes[name])
+
+        columns = any(map(has_columns, sizes))
+        for name, tensor in given.items():
             if tensor is None:
                 continue
-            check_rhs(name, tensor, values)
+            # What may be a batch of vectors as well as columns is what torch.linalg.solve takes it for, or the others are.
             vector = is_vector(tensor, batch, sizes[name])
+            if columns and tensor.dim() > 1 and tensor.shape[-2] == sizes[name]:
+                vector = False
             row = tensor.unsqueeze(-2) if vector else tensor.mT if tensor.dim() >= 2 else tensor
             if tensor.dim() == 0 or row.shape[-1] != sizes[name]:
                 raise ShapeError(
@@ -281,9 +295,13 @@ class QuadraticProgram:
         for at in itertools.product(*map(range, lead)):
             rows = conflicting_rows(C, values[at], known, y[at], d[at], eps)
             if rows:
-                clash = "contradicts the known entries" if len(rows) == 1 else "contradict each other"
+                clash = (
+                    "asks of known entries, or of none, what they are not"
+                    if len(rows) == 1
+                    else "contradict each other"
+                )
                 raise InfeasibleConstraintsError(
-                    f"{named(rows)} of C {clash}: no x with these known entries satisfies all of them", rows=rows
+                    f"{named(rows)} of C {clash}: no x satisfies all of them", rows=rows
                 ) from error
 
 

@@ -43,7 +43,7 @@ class Minimization(Numeric):
     def __init__(self, structure: Structure, values: Tensor, options: Options, blocks: int = 1):
         assert options.constraints is not None
         self._constraints, self._unknowns = options.constraints, structure.shape[0] // blocks - options.constraints
-        self._label = structure.label
+        self._structure = structure
         try:
             super().__init__(structure, values, options, blocks)
         except (NotPositiveDefiniteError, SingularMatrixError) as error:
@@ -65,7 +65,7 @@ class Minimization(Numeric):
             if error.argument != "b" or error.index is None:
                 raise
             name, index = ("b", error.index) if error.index < self._unknowns else ("d", error.index - self._unknowns)
-            index = self._label(index) if name == "b" else index
+            index = self._structure.label(index) if name == "b" else index
             raise NonFiniteError(
                 f"{name}[{index}] less what the known entries contribute is not finite", argument=name, index=index
             ) from None
@@ -76,9 +76,12 @@ class Minimization(Numeric):
         negative = factor.negative_eigenvalues
         if negative is None:
             K = whole(factor.layout, factor.values)
-            objective = Objective(structure, values, options, self._blocks)
+            objective = Objective(*_upper(structure, values, options), self._constraints, self._blocks, structure)
+            dtype = factor.values.dtype
             try:
-                negative = negative_eigenvalues(K, lambda v: factor.solve(v.to(factor.values.dtype), False), objective)
+                negative = negative_eigenvalues(
+                    K, lambda v: factor.solve(v.to(dtype), False), torch.finfo(dtype).eps, objective
+                )
             except SingularMatrixError as error:
                 if self._blocks > 1:
                     raise
@@ -100,7 +103,7 @@ class Minimization(Numeric):
         self, error: NotPositiveDefiniteError | SingularMatrixError, layout: Layout, values: Tensor
     ) -> SparseSolverError:
         """What it means that there is no factorisation."""
-        row = None if error.row is None or error.row >= self._unknowns else self._label(error.row)
+        row = None if error.row is None or error.row >= self._unknowns else self._structure.label(error.row)
         if isinstance(error, NotPositiveDefiniteError):
             # Of a singular matrix, rounding errors may make a pivot negative.
             if not self._is_semidefinite(layout, values):
@@ -121,9 +124,8 @@ class Minimization(Numeric):
         )
 
     def _is_semidefinite(self, layout: Layout, values: Tensor) -> bool:
-        Q = Structure(layout.rows, layout.col, (self._unknowns, self._unknowns))
         shift = max(1e4 * torch.finfo(torch.float64).eps, 64 * torch.finfo(values.dtype).eps)
-        objective = Objective(Q, values, Options("spd", "upper", constraints=0), 1)
+        objective = Objective(layout, values, self._constraints, 1, self._structure)
         return objective.is_definite(equilibrating(whole(layout, values)), shift)
 
     @property

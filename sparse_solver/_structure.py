@@ -177,7 +177,7 @@ class Structure:
         kept[removed] = False
         number, at = kept.cumsum(0) - 1, torch.nonzero(kept).squeeze(-1)
         inside = kept[self.rows] & kept[self.cols]
-        entries, rest = (torch.nonzero(which).squeeze(-1) for which in (inside, ~inside))
+        entries, rest = (torch.nonzero(which).squeeze(-1) for which in (inside, ~inside | (self.rows == self.cols)))
         n, labels = at.numel(), at if self.labels is None else self.labels[at]
         part = Structure(number[self.rows[entries]], number[self.cols[entries]], (n, n), labels)
         return Part(part, entries, at, removed, Structure(self.rows[rest], self.cols[rest], self.shape), rest)
@@ -194,7 +194,8 @@ class Part:
 
     `structure`, `entries`, `rows` : of the part, and which entries and rows of the matrix they are
     `removed` : the rows that are not
-    `rest`, `rest_entries` : the entries of the matrix that are not in the part, in the numbering of the matrix
+    `rest`, `rest_entries` : the entries of the matrix that are not in the part, and the diagonal, in the numbering of the
+    matrix
     """
 
     structure: Structure

@@ -126,12 +126,13 @@ class Trusted:
         further: it maps null vectors of A to themselves, and shrinks the rest.
 
         A null vector that belongs to a part of A that nothing else depends on is zero elsewhere, where inverse iteration
-        leaves noise, of which the relative residual is not small. So v is tried without its small entries, too.
+        leaves noise, of which the relative residual is not small. So v is tried without its small entries, too: small in
+        themselves, and small beside the columns that they multiply.
         """
         if not self.factor.perturbed_pivots and self._is_far_from_singular():
             return 1.0
         best = torch.full((self._blocks,), _INFINITY, dtype=torch.float64, device="cpu")
-        v = self._scattered()
+        v, columns = self._scattered(), self._products.column_sizes()
         Av = v
         for step in range(8):
             v = self.factor.solve(v, False) if step < 2 else v - self.factor.solve(Av, False)
@@ -140,11 +141,13 @@ class Trusted:
                 return 0.0 if step < 2 else float(best.min())
             v = (v.view(self._blocks, -1) / size.unsqueeze(1)).view_as(v)
             Av = self._products.apply(v, False)
-            large = v.masked_fill(v.abs() < self._eps**0.5, 0)
-            distance = torch.minimum(
-                self._ratios(Av, self._products.magnitude(v, False)),
-                self._ratios(self._products.apply(large, False), self._products.magnitude(large, False)),
-            )
+            distance = self._ratios(Av, self._products.magnitude(v, False))
+            for moduli in (v.abs(), v.abs() * columns):
+                most = row_sizes(moduli.view(self._blocks, -1)).unsqueeze(1)
+                small = moduli.view(self._blocks, -1) < self._eps**0.5 * most
+                large = v.masked_fill(small.view_as(v), 0)
+                ratios = self._ratios(self._products.apply(large, False), self._products.magnitude(large, False))
+                distance = torch.minimum(distance, ratios)
             stagnates = step > 2 and not bool((distance < best / 2).any())
             best = torch.minimum(best, distance)
             if stagnates:

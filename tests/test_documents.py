@@ -40,3 +40,11 @@ def test_the_report_for_bug_reports() -> None:
 
 def test_the_changelog_knows_this_version() -> None:
     assert f"## {ss.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_pictures_are_there() -> None:
+    for document in (ROOT / "README.md", ROOT / "docs" / "performance.md"):
+        pictures = re.findall(r"!\[[^]]*\]\(([^)]*)\)", document.read_text())
+        assert pictures
+        for picture in pictures:
+            assert (document.parent / picture).read_bytes().startswith(b"\x89PNG"), picture

@@ -735,6 +735,86 @@ def test_many_programs_on_one_pattern_analyse_once(monkeypatch: pytest.MonkeyPat
     assert counts["analyze"] == 0
 
 
+@pytest.mark.parametrize("scale", [1.0, 3e-7])
+def test_entries_that_cancel_but_for_rounding_errors_are_symmetric(scale: float) -> None:
+    Q = scale * torch.tensor([[2, 1e-17, -1], [2e-17, 2, -1], [-1, -1, 2]], dtype=torch.float64)
+    rows, cols = Q.nonzero().T
+    program = ss.QuadraticProgram(ss.Pattern(rows, cols, (3, 3)), torch.tensor([0]))
+    expected = torch.linalg.solve(Q[1:, 1:], torch.ones(2, dtype=torch.float64))
+    x = program.solve(Q[rows, cols], torch.ones(3, dtype=torch.float64))
+    torch.testing.assert_close(x[1:], expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("triangle", [None, "lower"])
+def test_energies_that_are_hermitian_but_for_rounding_errors(dtype: torch.dtype, triangle: str | None) -> None:
+    B = rhs(20, 6, dtype=dtype, seed=1)
+    Q = B.mH @ torch.diag(torch.arange(1, 21).to(dtype) / 7) @ B
+    Q = Q + 1j * 20 * torch.finfo(dtype).eps * torch.diag(torch.diag(Q)) if dtype.is_complex else Q
+    ones, C = torch.ones(6, dtype=dtype), torch.ones(1, 6, dtype=dtype)
+    x = ss.minimize_quadratic(
+        triangle_of(Q, triangle).to_sparse(), ones, C=C.to_sparse(), d=ones[:1], triangle=triangle
+    )
+    expected = dense_minimum(Q, ones, KNOWN[:0], ones[:0], C, ones[:1])[0]
+    torch.testing.assert_close(x, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("dtype", "power"), [(torch.complex64, 9), (torch.float32, 18), (torch.float64, 58)], ids=str)
+def test_equal_constraints_in_different_units_are_dependent(dtype: torch.dtype, power: int) -> None:
+    n, row = 9, torch.tensor([1.0, 0, 2, -1, 0, 1, 0, 0, 2])
+    C, Q = torch.stack((row, row * 2.0**power)).to(dtype).to_sparse(), torch.eye(n, dtype=dtype).to_sparse()
+    for d, error in ((2.0, ss.InfeasibleConstraintsError), (1.0, ss.RedundantConstraintsError)):
+        right = torch.tensor([1.0, d * 2.0**power]).to(dtype)
+        with pytest.raises(error) as caught:
+            ss.minimize_quadratic(Q, torch.linspace(1, 2, n).to(dtype), C=C, d=right)
+        assert caught.value.rows == (0, 1)
+
+
+def test_contradictions_of_constraints_in_different_units_are_complete() -> None:
+    scale = torch.tensor([2.0**-9, 8, 2.0**-7])
+    C = torch.zeros(3, 13)
+    C[0, [0, 1, 5]] = C[1, [0, 1, 12]] = torch.tensor([-1.0, -2, 1])
+    C[2, [5, 12]] = torch.tensor([1.0, -1])
+    C, d = (C * scale.unsqueeze(1)).to_sparse(), torch.tensor([-4.0, 3, -6]) * scale
+    with pytest.raises(ss.InfeasibleConstraintsError) as caught:
+        ss.minimize_quadratic(torch.eye(13).to_sparse(), torch.linspace(1, 2, 13), C=C, d=d)
+    assert caught.value.rows == (0, 1, 2)
+
+
+def test_equal_constraints_are_found_wherever_they_are() -> None:
+    m = 3000
+    i = torch.arange(m)
+    for first, second in ((986, 2583), (0, 1), (17, 2999)):
+        cols = torch.where(i == second, first, i)
+        program = ss.QuadraticProgram(
+            ss.Pattern(torch.arange(m + 1), torch.arange(m + 1), (m + 1, m + 1)), C=ss.Pattern(i, cols, (m, m + 1))
+        )
+        with pytest.raises(ss.RedundantConstraintsError) as caught:
+            program.solve(torch.ones(m + 1).double(), None, None, torch.ones(m).double())
+        assert caught.value.rows == (first, second)
+
+
+def test_an_energy_without_entries() -> None:
+    nothing = torch.zeros(6, 6, dtype=torch.float64).to_sparse()
+    C = rhs(3, 6, dtype=torch.float64).to_sparse()
+    with pytest.raises(ss.SingularMatrixError):
+        ss.minimize_quadratic(nothing, C=C)
+    square = rhs(6, 6, dtype=torch.float64)  # x is what the constraints say
+    x = ss.minimize_quadratic(nothing, C=square.to_sparse(), d=square @ torch.arange(6.0).double())
+    torch.testing.assert_close(x, torch.arange(6.0).double())
+
+
+def test_columns_beside_columns_are_columns() -> None:
+    known, y = torch.tensor([0, 3]), torch.tensor([[1.0, 2], [3, 4]], dtype=torch.float64)
+    for batch in (1, 2, 3):
+        Q = torch.stack([2 * torch.eye(6, dtype=torch.float64)] * batch).to_sparse_csr()
+        x = ss.minimize_quadratic(Q, torch.zeros(6, 2, dtype=torch.float64), known, y)
+        assert torch.equal(x[:, known], y.expand(batch, 2, 2))
+    # Alone, it is what torch.linalg.solve takes it for: vectors, one a matrix.
+    Q = torch.stack([2 * torch.eye(6, dtype=torch.float64)] * 2).to_sparse_csr()
+    assert torch.equal(ss.minimize_quadratic(Q, None, known, y)[:, known], y)
+
+
 # What is passed wrongly.
 
 

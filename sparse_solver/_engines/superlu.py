@@ -39,6 +39,7 @@ class SuperluSymbolic:
 
     def factor(self, matrix: Matrix) -> SuperluFactor:
         from scipy.sparse import csc_matrix
+        from scipy.sparse.csgraph import structural_rank
         from scipy.sparse.linalg import splu
 
         values = matrix.arranged(self.layout, is_hermitian(self._kind, self._dtype))
@@ -53,7 +54,7 @@ class SuperluSymbolic:
                 options=options,
             )
         except RuntimeError as error:
-            if "singular" not in str(error):
+            if "singular" not in str(error) and structural_rank(transposed) == self._shape[0]:
                 raise EngineError(f"SuperLU failed: {error}", engine="superlu", code=None) from error
             if spd:  # the message does not say where, and a definite matrix cannot be singular
                 raise not_positive_definite("superlu", "LU without row exchanges", None) from error
