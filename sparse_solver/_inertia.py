@@ -95,9 +95,14 @@ def negative_eigenvalues(
 
 
 class Objective:
-    """Q, as a part of the upper triangle of K with this layout and these values; `blocks` of equal K, perhaps."""
+    """Q, as a part of the upper triangle of K with this layout and these values; `blocks` of equal K, perhaps.
 
-    def __init__(self, layout: Layout, values: Tensor, constraints: int, blocks: int, structure: Structure):
+    `structure`, `stored` : that of K, which remembers the places, and the triangle that it holds, if it is one only
+    """
+
+    def __init__(
+        self, layout: Layout, values: Tensor, constraints: int, blocks: int, structure: Structure, stored: str | None
+    ):
         N = structure.shape[0]
         n = N // blocks
         self.constraints, self._values = blocks * constraints, values
@@ -110,7 +115,7 @@ class Objective:
             row, col = (torch.cat((number[place[chosen]], i)) for place in (layout.rows, layout.col))
             return chosen, rows, Structure(row, col, (rows.numel(), rows.numel()))
 
-        self._entries, self._rows, self._shifted = structure.remember(("objective", constraints, layout.part), build)
+        self._entries, self._rows, self._shifted = structure.remember(("objective", constraints, stored), build)
 
     def is_definite(self, s: Any, shift: float) -> bool:
         """Whether S Q S + shift is positive definite."""

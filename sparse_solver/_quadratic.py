@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch import Tensor
 from ._cache import IndexCache
 from ._dependence import conflicting_rows
 from ._inertia import double
-from ._kinds import Options, Triangle
+from ._kinds import Assume, Options, Triangle
 from ._matrix import largest_modulus, raise_non_finite
 from ._pattern import Pattern
 from ._plain import is_transformed, plainly
@@ -25,16 +25,17 @@ from ._rules import Places, apply
 from ._saddle import named
 from ._solve import check_rhs, check_values, is_vector, solve_values
 from ._structure import Part, Structure, structure_of
-from ._tensors import check_range, entries
+from ._tensors import check_device, check_range, entries
 from ._untraced import untraced
 from .errors import (
-    DeviceError,
     IndexRangeError,
     InfeasibleConstraintsError,
     OptionError,
     RedundantConstraintsError,
     ShapeError,
 )
+
+T = TypeVar("T")
 
 
 class Multipliers(NamedTuple):
@@ -113,10 +114,14 @@ class QuadraticProgram:
             return Q
         n, N = self._n, self._n + self._m
         below = C.rows + n, C.cols
-        parts = {"lower": [below], "upper": [below[::-1]]}.get(str(self._triangle), [below, below[::-1]])
+        parts = self._stored(below, below[::-1])
         rows = torch.cat((Q.rows, *(part[0] for part in parts)))
         cols = torch.cat((Q.cols, *(part[1] for part in parts)))
-        return structure_of(rows, cols, (N, N), lambda rows, cols: None)
+        return structure_of(rows, cols, (N, N))
+
+    def _stored(self, below: T, right: T) -> list[T]:
+        """What there is of C, below Q, and of Cᴴ, to its right."""
+        return [part for part, other in ((below, "upper"), (right, "lower")) if self._triangle != other]
 
     def _find_neighbours(self) -> None:
         """Which entries lead from known entries to unknown ones, and which lead to known ones."""
@@ -179,17 +184,16 @@ class QuadraticProgram:
         n, m = self._n, self._m
         values, given = self._values(Q_values, C_values), {"b": b, "y": y, "d": d}
         right, flat = self._right_hand_sides(values, given)
-        options = Options("spd", self._triangle, engine, m)
-        if m:
-            options = Options("hermitian" if values.is_complex() else "symmetric", self._triangle, engine, m)
+        indefinite: Assume = "hermitian" if values.is_complex() else "symmetric"
+        options = Options(indefinite if m else "spd", self._triangle, engine, m)
         options.check(values.dtype)
         mirror = options.mirror(values.dtype)
 
-        rhs, known = torch.cat((right["b"], right["d"]), -1), self._known
-        held = None
+        both, known = torch.cat((right["b"], right["d"]), -1), self._known
+        rhs, held = both, None
         if known is not None:
-            held = torch.zeros_like(rhs).index_add(-1, known, right["y"])
-            rhs = rhs - self._coupling.times(values, held, mirror)
+            held = torch.zeros_like(both).index_add(-1, known, right["y"])
+            rhs = both - self._coupling.times(values, held, mirror)
         try:
             z = solve_values(self._structure, values, rhs.mT, options, False, part=self._part).mT
         except RedundantConstraintsError as error:
@@ -201,7 +205,7 @@ class QuadraticProgram:
             return x
         forces = z[..., :0]
         if known is not None:
-            forces = torch.cat((right["b"], right["d"]), -1) - self._reaction.times(values, z, mirror)
+            forces = both - self._reaction.times(values, z, mirror)
             forces = forces.index_select(-1, known)
         return x, Multipliers(_shaped(forces, flat), _shaped(z[..., n:], flat))
 
@@ -231,9 +235,7 @@ class QuadraticProgram:
         check_rhs("C_values", C_values, Q_values)
         batch = _broadcast({"Q_values": Q_values.shape[:-1], "C_values": C_values.shape[:-1]})
         Q_values, C_values = Q_values.expand(*batch, -1), C_values.expand(*batch, -1)
-        conjugate = C_values.conj().resolve_conj()
-        parts = {"lower": [C_values], "upper": [conjugate]}.get(str(self._triangle), [C_values, conjugate])
-        return torch.cat((Q_values, *parts), -1)
+        return torch.cat((Q_values, *self._stored(C_values, C_values.conj().resolve_conj())), -1)
 
     def _right_hand_sides(self, values: Tensor, given: dict[str, Tensor | None]) -> tuple[dict[str, Tensor], bool]:
         """b, y and d as rows (..., k, size), with equal leading dimensions, and whether all of them were vectors."""
@@ -376,7 +378,7 @@ def _program(
     if known is not None and not (isinstance(known, Tensor) and known.layout == torch.strided):
         raise IndexRangeError(f"known is a {type(known).__name__}; expected a dense tensor of indices, or a mask")
     indices = () if known is None else (known,)
-    program = programs.find((Q_places, C_places, triangle), indices, build, lambda *known: None)
+    program = programs.find((Q_places, C_places, triangle), indices, build)
     return program, Q_values, C_values
 
 
@@ -387,14 +389,13 @@ def _indices(known: Tensor, n: int) -> Tensor:
         raise IndexRangeError(
             f"known is {what}; expected (p,) torch.int64 or torch.int32, or an ({n},) mask of torch.bool"
         )
-    if known.device.type != "cpu":
-        raise DeviceError(f"known is on {known.device}; no engine here solves there, move it to the CPU")
+    check_device(known)
     if known.dtype == torch.bool:
         if known.numel() != n:
             raise ShapeError(f"known is a mask of {known.numel()} entries for a matrix with {n} rows")
         return torch.nonzero(known).squeeze(-1)
     known = known.to(torch.int64, copy=True)
-    check_range("known", known, n)
+    check_range("known", known, n, "rows")
     repeated = torch.nonzero(torch.bincount(known, minlength=n) > 1)
     if repeated.numel():
         index = int(repeated[0])

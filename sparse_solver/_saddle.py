@@ -43,7 +43,7 @@ class Minimization(Numeric):
     def __init__(self, structure: Structure, values: Tensor, options: Options, blocks: int = 1):
         assert options.constraints is not None
         self._constraints, self._unknowns = options.constraints, structure.shape[0] // blocks - options.constraints
-        self._structure = structure
+        self._structure, self._stored = structure, options.triangle
         try:
             super().__init__(structure, values, options, blocks)
         except (NotPositiveDefiniteError, SingularMatrixError) as error:
@@ -75,17 +75,16 @@ class Minimization(Numeric):
         factor, count = self.trusted.factor, self._blocks * self._constraints
         negative = factor.negative_eigenvalues
         if negative is None:
-            K = whole(factor.layout, factor.values)
-            objective = Objective(*_upper(structure, values, options), self._constraints, self._blocks, structure)
-            dtype = factor.values.dtype
+            upper, dtype = _upper(structure, values, options), values.dtype
+            objective = self._objective(*upper)
             try:
                 negative = negative_eigenvalues(
-                    K, lambda v: factor.solve(v.to(dtype), False), torch.finfo(dtype).eps, objective
+                    whole(*upper), lambda v: factor.solve(v.to(dtype), False), torch.finfo(dtype).eps, objective
                 )
             except SingularMatrixError as error:
                 if self._blocks > 1:
                     raise
-                raise self._explained(error, factor.layout, factor.values) from None
+                raise self._explained(error, *upper) from None
         if negative == count:
             return
         if self._blocks > 1:
@@ -125,8 +124,10 @@ class Minimization(Numeric):
 
     def _is_semidefinite(self, layout: Layout, values: Tensor) -> bool:
         shift = max(1e4 * torch.finfo(torch.float64).eps, 64 * torch.finfo(values.dtype).eps)
-        objective = Objective(layout, values, self._constraints, 1, self._structure)
-        return objective.is_definite(equilibrating(whole(layout, values)), shift)
+        return self._objective(layout, values).is_definite(equilibrating(whole(layout, values)), shift)
+
+    def _objective(self, layout: Layout, values: Tensor) -> Objective:
+        return Objective(layout, values, self._constraints, self._blocks, self._structure, self._stored)
 
     @property
     def _where(self) -> str:

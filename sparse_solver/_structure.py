@@ -169,10 +169,9 @@ class Structure:
     def without(self, removed: Tensor) -> Part:
         """The matrix without the rows and columns `removed` (k,), which are valid, sorted and differ."""
         parts: IndexCache[Part] = self.remember("parts", lambda: IndexCache(capacity=16))
-        return parts.find((), (removed,), self.reduced, lambda removed: None)
+        return parts.find((), (removed,), self._reduced)
 
-    def reduced(self, removed: Tensor) -> Part:
-        """The same, made anew."""
+    def _reduced(self, removed: Tensor) -> Part:
         kept = torch.ones(self.shape[0], dtype=torch.bool)
         kept[removed] = False
         number, at = kept.cumsum(0) - 1, torch.nonzero(kept).squeeze(-1)
@@ -243,8 +242,8 @@ _by_storage: weakref.WeakValueDictionary[int, Structure] = weakref.WeakValueDict
 cache: IndexCache[Structure] = IndexCache(capacity=16)
 
 
-def structure_of(rows: Tensor, cols: Tensor, shape: tuple[int, int], check: Check) -> Structure:
-    """The structure of COO indices that pass `check`, shared with every earlier equal one that is still cached."""
+def structure_of(rows: Tensor, cols: Tensor, shape: tuple[int, int], check: Check | None = None) -> Structure:
+    """The structure of COO indices that pass `check`, if they need one, shared with every earlier equal one that is still cached."""
 
     def build(rows: Tensor, cols: Tensor) -> Structure:
         return Structure(rows.to(torch.int64), cols.to(torch.int64), shape)
@@ -278,4 +277,4 @@ def structure_at(rows: Tensor, cols: Tensor, shape: tuple[int, int]) -> Structur
         and owner.cols.stride() == cols.stride()
     ):
         return owner
-    return structure_of(rows, cols, shape, lambda rows, cols: None)  # copies of those of a structure
+    return structure_of(rows, cols, shape)  # copies of those of a structure

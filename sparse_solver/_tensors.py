@@ -97,7 +97,8 @@ class _Assemble(Function):
 
 
 def entries(A: Tensor, name: str = "A") -> tuple[Structure, Tensor]:
-    """The places and values of the entries of `A`, called `name`, each place once, in A's own order if that is so there already.
+    """The places and values of the entries of `A`, each place once, in A's own order if that is so there already. `name`:
+    what errors call it.
 
     A tensor knows only the sum of what it holds at a place; hence its gradient has one value a place, too, and
     torch's own backward of a constructor hands that to each of the duplicates.
@@ -200,11 +201,11 @@ def coo_structure(rows: Tensor, cols: Tensor, shape: tuple[int, int]) -> Structu
         raise IndexRangeError(
             f"rows and cols have shapes {tuple(rows.shape)} and {tuple(cols.shape)}; expected (nnz,) twice"
         )
-    _check_device(rows, cols)
+    check_device(rows, cols)
 
     def check(rows: Tensor, cols: Tensor) -> None:
-        check_range("row", rows, shape[0])
-        check_range("column", cols, shape[1])
+        check_range("row", rows, shape[0], "rows")
+        check_range("column", cols, shape[1], "columns")
 
     return structure_of(rows, cols, shape, check)
 
@@ -215,33 +216,34 @@ def compressed_structure(kind: str, compressed: Tensor, plain: Tensor, shape: tu
     for index in (compressed, plain):
         if not isinstance(index, Tensor) or index.dtype not in _INDEX_DTYPES or index.dim() != 1:
             raise IndexRangeError(f"{kind} indices must be one-dimensional tensors of torch.int64 or torch.int32")
-    _check_device(compressed, plain)
+    check_device(compressed, plain)
 
     def check(compressed: Tensor, plain: Tensor) -> None:
         if compressed.numel() != count + 1:
             raise IndexRangeError(f"{compressed.numel()} {outer} pointers for {count} {outer}s; expected {count + 1}")
         if int(compressed[0]) != 0 or int(compressed[-1]) != plain.numel() or bool((compressed.diff() < 0).any()):
             raise IndexRangeError(f"{outer} pointers must rise from 0 to the number of entries, {plain.numel()}")
-        check_range(inner, plain, shape[1] if kind == "csr" else shape[0])
+        check_range(inner, plain, shape[1] if kind == "csr" else shape[0], f"{inner}s")
 
     return structure_of_compressed(kind, compressed, plain, shape, check)
 
 
-def _check_device(*indices: Tensor) -> None:
+def check_device(*indices: Tensor) -> None:
+    """Raises DeviceError for indices that are not on the CPU."""
     for index in indices:
         if index.device.type != "cpu":
             raise DeviceError(f"indices are on {index.device}; no engine here solves there, move them to the CPU")
 
 
-def check_range(name: str, index: Tensor, count: int) -> None:
-    """Raises IndexRangeError for an index of `count` rows or columns that there is not."""
+def check_range(name: str, index: Tensor, count: int, lines: str) -> None:
+    """Raises IndexRangeError for an index, called `name`, of `count` `lines` (rows or columns) that there is not."""
     if index.numel() == 0:
         return
     low, high = (int(bound) for bound in torch.aminmax(index))
     if low < 0 or high >= count:
         entry = int(torch.nonzero((index < 0) | (index >= count))[0])
         raise IndexRangeError(
-            f"{name} index {int(index[entry])} (entry {entry}) is outside of a matrix with {count} {'rows' if name == 'known' else name + 's'}",
+            f"{name} index {int(index[entry])} (entry {entry}) is outside of a matrix with {count} {lines}",
             entry=entry,
             index=int(index[entry]),
         )

@@ -143,8 +143,7 @@ class Trusted:
             Av = self._products.apply(v, False)
             distance = self._ratios(Av, self._products.magnitude(v, False))
             for moduli in (v.abs(), v.abs() * columns):
-                most = row_sizes(moduli.view(self._blocks, -1)).unsqueeze(1)
-                small = moduli.view(self._blocks, -1) < self._eps**0.5 * most
+                small = moduli.view(self._blocks, -1) < self._eps**0.5 * self._sizes(moduli).unsqueeze(1)
                 large = v.masked_fill(small.view_as(v), 0)
                 ratios = self._ratios(self._products.apply(large, False), self._products.magnitude(large, False))
                 distance = torch.minimum(distance, ratios)

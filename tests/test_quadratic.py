@@ -688,7 +688,7 @@ def test_extreme_constraints_are_described_as_they_are(scale: float) -> None:
         ss.minimize_quadratic(diagonal([1, 1, 1, 0], torch.float64, (2, 3, 0.0)), C=C.to_sparse())
 
 
-def test_a_complex_laplacian_with_a_shift_and_a_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_complex_laplacian_with_a_shift_and_a_mean() -> None:
     edges, n = grid(20)
     rows, cols = laplacian_places(edges, n)
     weights = torch.ones(edges.shape[1], dtype=torch.complex128)
@@ -813,6 +813,14 @@ def test_columns_beside_columns_are_columns() -> None:
     # Alone, it is what torch.linalg.solve takes it for: vectors, one a matrix.
     Q = torch.stack([2 * torch.eye(6, dtype=torch.float64)] * 2).to_sparse_csr()
     assert torch.equal(ss.minimize_quadratic(Q, None, known, y)[:, known], y)
+
+
+def test_what_is_remembered_about_a_pattern_depends_on_the_triangle() -> None:
+    Q = ss.Pattern(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), (2, 2))
+    with pytest.raises(ss.NotPositiveDefiniteError):
+        ss.QuadraticProgram(Q).solve(torch.tensor([1.0, 0.0, -1.0]))
+    with pytest.raises(ss.NotPositiveDefiniteError):
+        ss.QuadraticProgram(Q, triangle="lower").solve(torch.tensor([1.0, 2.0, 1.0]))
 
 
 # What is passed wrongly.
