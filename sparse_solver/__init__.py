@@ -2,12 +2,17 @@
 
 from ._engines import Availability
 from ._factorization import Factorization, Info
+from ._find_root import find_root
 from ._functional import clear_cache, engines, factorize, solve
+from ._indexed_sum import IndexedSum
 from ._legacy import SparseSolver
+from ._minimize import minimize
 from ._pattern import Pattern
 from ._quadratic import Multipliers, QuadraticProgram, minimize_quadratic
+from ._report import Iteration, Report
 from ._version import __version__
 from .errors import (
+    ConvergenceError,
     DeviceError,
     DtypeError,
     EngineError,
@@ -30,6 +35,7 @@ from .errors import (
 
 __all__ = [
     "Availability",
+    "ConvergenceError",
     "DeviceError",
     "DtypeError",
     "EngineError",
@@ -37,8 +43,10 @@ __all__ = [
     "EngineUnsupportedError",
     "Factorization",
     "IndexRangeError",
+    "IndexedSum",
     "InfeasibleConstraintsError",
     "Info",
+    "Iteration",
     "LayoutError",
     "Multipliers",
     "NonFiniteError",
@@ -48,6 +56,7 @@ __all__ = [
     "Pattern",
     "QuadraticProgram",
     "RedundantConstraintsError",
+    "Report",
     "ShapeError",
     "SingularMatrixError",
     "SparseSolver",
@@ -58,6 +67,8 @@ __all__ = [
     "clear_cache",
     "engines",
     "factorize",
+    "find_root",
+    "minimize",
     "minimize_quadratic",
     "solve",
 ]

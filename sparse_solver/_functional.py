@@ -9,6 +9,7 @@ from ._factorization import Factorization
 from ._kinds import Assume, Options, Triangle
 from ._quadratic import programs
 from ._solve import solve_values
+from ._stencil import stencils
 from ._structure import Structure, cache
 from ._tensors import entries
 from ._untraced import untraced
@@ -104,4 +105,5 @@ def clear_cache() -> None:
     """
     cache.clear()
     programs.clear()
+    stencils.clear()
     _engines.release_idle()

@@ -25,7 +25,7 @@ from ._rules import Places, apply
 from ._saddle import named
 from ._solve import check_rhs, check_values, is_vector, solve_values
 from ._structure import Part, Structure, structure_of
-from ._tensors import check_device, check_range, entries
+from ._tensors import check_device, chosen_indices, entries
 from ._untraced import untraced
 from .errors import (
     IndexRangeError,
@@ -102,8 +102,10 @@ class QuadraticProgram:
         self._Q, self._C, self._triangle = Q._structure, None if C is None else C._structure, triangle
         Options("spd", triangle).check(torch.float64)
         self._part: Part | None = None
+        if isinstance(known, Tensor):
+            check_device(known)
         with plainly():
-            self._known = None if known is None else _indices(known, n)
+            self._known = None if known is None else chosen_indices("known", known, n, "rows")
             self._structure = self._joined()
             self._find_neighbours()
 
@@ -380,28 +382,6 @@ def _program(
     indices = () if known is None else (known,)
     program = programs.find((Q_places, C_places, triangle), indices, build)
     return program, Q_values, C_values
-
-
-def _indices(known: Tensor, n: int) -> Tensor:
-    """(p,) int64, of a list of indices or a mask; raises if it is none."""
-    if not isinstance(known, Tensor) or known.dim() != 1 or known.dtype not in (torch.int64, torch.int32, torch.bool):
-        what = f"{known.dtype} of shape {tuple(known.shape)}" if isinstance(known, Tensor) else type(known).__name__
-        raise IndexRangeError(
-            f"known is {what}; expected (p,) torch.int64 or torch.int32, or an ({n},) mask of torch.bool"
-        )
-    check_device(known)
-    if known.dtype == torch.bool:
-        if known.numel() != n:
-            raise ShapeError(f"known is a mask of {known.numel()} entries for a matrix with {n} rows")
-        return torch.nonzero(known).squeeze(-1)
-    known = known.to(torch.int64, copy=True)
-    check_range("known", known, n, "rows")
-    repeated = torch.nonzero(torch.bincount(known, minlength=n) > 1)
-    if repeated.numel():
-        index = int(repeated[0])
-        entry = int(torch.nonzero(known == index)[1])
-        raise IndexRangeError(f"entry {index} is known twice; give each once", entry=entry, index=index)
-    return known
 
 
 def _broadcast(shapes: dict[str, torch.Size | tuple[int, ...]]) -> torch.Size:

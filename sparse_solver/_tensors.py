@@ -235,7 +235,7 @@ def check_device(*indices: Tensor) -> None:
             raise DeviceError(f"indices are on {index.device}; no engine here solves there, move them to the CPU")
 
 
-def check_range(name: str, index: Tensor, count: int, lines: str) -> None:
+def check_range(name: str, index: Tensor, count: int, lines: str, of: str = "a matrix") -> None:
     """Raises IndexRangeError for an index, called `name`, of `count` `lines` (rows or columns) that there is not."""
     if index.numel() == 0:
         return
@@ -243,10 +243,32 @@ def check_range(name: str, index: Tensor, count: int, lines: str) -> None:
     if low < 0 or high >= count:
         entry = int(torch.nonzero((index < 0) | (index >= count))[0])
         raise IndexRangeError(
-            f"{name} index {int(index[entry])} (entry {entry}) is outside of a matrix with {count} {lines}",
+            f"{name} index {int(index[entry])} (entry {entry}) is outside of {of} with {count} {lines}",
             entry=entry,
             index=int(index[entry]),
         )
+
+
+def chosen_indices(name: str, chosen: Tensor, count: int, lines: str, of: str = "a matrix") -> Tensor:
+    """(p,) int64, of a list of indices or a mask, called `name`, of `count` `lines`; raises if it is none."""
+    dtypes = (torch.int64, torch.int32, torch.bool)
+    if not isinstance(chosen, Tensor) or chosen.dim() != 1 or chosen.dtype not in dtypes:
+        what = f"{chosen.dtype} of shape {tuple(chosen.shape)}" if isinstance(chosen, Tensor) else type(chosen).__name__
+        raise IndexRangeError(
+            f"{name} is {what}; expected (p,) torch.int64 or torch.int32, or an ({count},) mask of torch.bool"
+        )
+    if chosen.dtype == torch.bool:
+        if chosen.numel() != count:
+            raise ShapeError(f"{name} is a mask of {chosen.numel()} entries for {of} with {count} {lines}")
+        return torch.nonzero(chosen).squeeze(-1)
+    chosen = chosen.to(torch.int64, copy=True)
+    check_range(name, chosen, count, lines, of)
+    repeated = torch.nonzero(torch.bincount(chosen, minlength=count) > 1)
+    if repeated.numel():
+        index = int(repeated[0])
+        entry = int(torch.nonzero(chosen == index)[1])
+        raise IndexRangeError(f"entry {index} is {name} twice; give each once", entry=entry, index=index)
+    return chosen
 
 
 def _sampled(A_bar: Tensor, skeleton: Skeleton) -> Tensor:

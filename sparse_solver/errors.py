@@ -104,6 +104,10 @@ class InfeasibleConstraintsError(SparseSolverError, ValueError):
     rows: tuple[int, ...] = ()
 
 
+class ConvergenceError(SparseSolverError, RuntimeError):
+    """Newton's method did not find a solution (`x`: the last iterate; `report`: a `Report`, with the reason)."""
+
+
 class EngineUnavailableError(SparseSolverError, RuntimeError):
     """The engine is not installed on this machine (`engine`, `hint`: what to install)."""
 

@@ -1,0 +1,412 @@
+"""`IndexedSum`: an energy that is a sum of small terms, with its gradient and its sparse Hessian."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.func import vmap
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from ._derivatives import Function as TermFunction
+from ._derivatives import gradients, hessians, values
+from ._energy import RestrictedEnergy
+from ._pattern import Pattern
+from ._plain import is_transformed
+from ._projection import Projection, projected, projection_of
+from ._stencil import Stencil, stencil_of
+from ._tensors import check_range
+from .errors import DeviceError, DtypeError, IndexRangeError, LayoutError, OptionError, ShapeError
+
+# Entries of element Hessians that are computed at once: larger arrays are not faster.
+_CHUNK = 2**22
+
+Derivative = Callable[[TermFunction, Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class _Terms:
+    """The terms of one summand: weight · Σ_i summand(X[indices_i], per_variable[indices_i], per_term_i)."""
+
+    summand: Callable[..., Tensor]
+    indices: Tensor
+    constants: dict[str, Any]  # "per_variable", "per_term", "weight"
+    chunk: int | None
+
+    def parts(self, X: Tensor) -> list[slice]:
+        """The terms, chunk by chunk."""
+        count, size = self.indices.shape[0], self.chunk or max(1, _CHUNK // self.variables(X) ** 2)
+        return [slice(at, min(at + size, count)) for at in range(0, count, size)]
+
+    def variables(self, X: Tensor) -> int:
+        """How many numbers of X a term depends on."""
+        return self.indices.shape[1] * X.shape[1:].numel()
+
+    @property
+    def weight(self) -> Any:
+        return self.constants["weight"]
+
+    def evaluate(self, derivative: Derivative, X: Tensor, part: slice) -> Tensor:
+        """(t, ...) the values of some terms, or a derivative of each, times the weight."""
+        indices = self.indices[part]
+
+        def gathered(tensor: Tensor) -> Tensor:
+            return tensor.index_select(0, indices.reshape(-1)).reshape(*indices.shape, *tensor.shape[1:])
+
+        arguments = [gathered(X)]
+        if self.constants["per_variable"] is not None:
+            arguments.append(tree_map(gathered, self.constants["per_variable"]))
+        if self.constants["per_term"] is not None:
+            arguments.append(tree_map(lambda tensor: tensor[part], self.constants["per_term"]))
+        leaves, tree = tree_flatten(arguments)
+        batched = vmap(self._checked_summand(X.dtype))
+
+        def function(x: Tensor, *constants: Tensor) -> Tensor:
+            return derivative(lambda x: batched(*tree_unflatten([x, *constants], tree)), x)
+
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():
+                result = function(*(leaf.clone() for leaf in leaves))
+        elif is_transformed(*leaves) or not torch.is_grad_enabled() or self._captures(leaves, tree):
+            result = function(*leaves)
+        elif not any(leaf.requires_grad for leaf in leaves):
+            with torch.no_grad():
+                result = function(*leaves)
+        elif len(indices) < len(self.indices):
+            result = _Recomputed.apply(function, *leaves)
+        else:
+            result = function(*leaves)
+        return result if isinstance(self.weight, float) and self.weight == 1 else self.weight * result
+
+    def _checked_summand(self, dtype: torch.dtype) -> Callable[..., Tensor]:
+        summand = self.summand
+
+        def checked(*arguments: Any) -> Tensor:
+            term = summand(*arguments)
+            if not isinstance(term, Tensor) or term.dim() != 0:
+                what = f"shape {tuple(term.shape)}" if isinstance(term, Tensor) else f"type {type(term).__name__}"
+                raise ShapeError(f"the summand returned something of {what}; expected a tensor of shape (), one term")
+            if term.dtype != dtype:
+                raise DtypeError(f"the summand returned {term.dtype} for variables of {dtype}; convert its constants")
+            return term
+
+        return checked
+
+    def _captures(self, leaves: list[Tensor], tree: Any) -> bool:
+        """Whether the summand uses tensors that require gradients, besides its arguments."""
+        with torch.enable_grad():
+            one = tree_unflatten([leaf[0].detach() for leaf in leaves], tree)
+            term = self.summand(*one)
+            return isinstance(term, Tensor) and term.requires_grad
+
+
+class _Recomputed(Function):
+    """A function of which the graph keeps the arguments only; its backward computes the rest again.
+
+    So what many chunks need in between is never in memory at the same time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
+        ctx.function = function
+        ctx.save_for_backward(*arguments)
+        return function(*arguments)
+
+    @staticmethod
+    def backward(ctx: Any, bar: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        wanted = ctx.needs_input_grad[1:]
+        recorded = torch.is_grad_enabled()  # then the gradients are differentiable, too
+        with torch.enable_grad():
+            arguments = ctx.saved_tensors
+            if not recorded:
+                pairs = zip(arguments, wanted, strict=True)
+                arguments = tuple(argument.detach().requires_grad_(wants) for argument, wants in pairs)
+            result = ctx.function(*arguments)
+            if not result.requires_grad:
+                return (None, *(None for _ in arguments))
+            inputs = [argument for argument, wants in zip(arguments, wanted, strict=True) if wants]
+            found = iter(torch.autograd.grad(result, inputs, bar, create_graph=recorded, allow_unused=True))
+        return (None, *(next(found) if wants else None for wants in wanted))
+
+
+class IndexedSum:
+    """The energy E(X) = Σ_i summand(X[e_i], per_variable[e_i], per_term_i), with e_i the rows of `indices`.
+
+    summand : one term, written for one element with torch operations: from x (locals,) or (locals, dim), and the
+        constants that there are, to a scalar tensor
+    indices : (terms, locals) int64 or int32: the vertices that each term reads
+    per_variable : constants of the vertices, a tensor (vertices, ...) or a (nested) tuple, list or dict of such tensors; the
+        summand receives (locals, ...)
+    per_term : constants of the terms, (terms, ...), likewise; the summand receives (...)
+    shape : of the variables X, (vertices,) or (vertices, dim); by default that of the first X
+    chunk_size : how many terms are computed at once, which bounds the memory; by default some ten thousand
+
+    X is float32 or float64, and may require gradients, as may the constants: the energy, its gradient and its Hessian are
+    differentiable in all of them. Tensors that the summand uses without being given them are constants, too, and
+    differentiable, but `minimize` has to be told of them. Indices are copied; constants are not, so that parameters of a
+    model may be updated in place.
+
+    Sums (`+`, `-`, `sum`), products with numbers or scalar tensors, and quotients by them are energies; they share one
+    pattern. What depends on the indices alone is done once, and found again for equal indices: an energy with new constants
+    may as well be made anew.
+
+    Raises `IndexRangeError`, `ShapeError`, `DtypeError`, `DeviceError`, `LayoutError`, `OptionError`.
+
+    >>> import torch, sparse_solver as ss
+    >>> def spring(x, c):
+    ...     stiffness, length = c
+    ...     return stiffness / 2 * ((x[1] - x[0]).norm() - length) ** 2
+    >>> edges = torch.tensor([[0, 1], [1, 2]])
+    >>> energy = ss.IndexedSum(spring, edges, per_term=(torch.tensor([1.0, 2.0]), torch.ones(2)))
+    >>> X = torch.tensor([[0.0, 0.0], [2.0, 0.0], [3.0, 0.0]])
+    >>> energy(X), energy.gradient(X)[0], energy.pattern
+    (tensor(0.5000), tensor([-1.,  0.]), Pattern(shape=(6, 6), nnz=28))
+
+    The form of the sum, and of the constants, is that of A. Jacobson's indexed_sum and of TinyAD (P. Schmidt et al.,
+    "TinyAD: automatic differentiation in geometry processing made simple", 2022).
+    """
+
+    def __init__(
+        self,
+        summand: Callable[..., Tensor],
+        indices: Tensor,
+        per_variable: Any = None,
+        per_term: Any = None,
+        *,
+        shape: tuple[int, ...] | None = None,
+        chunk_size: int | None = None,
+    ):
+        if not callable(summand):
+            raise OptionError(f"summand is a {type(summand).__name__}; expected a function")
+        if not isinstance(indices, Tensor) or indices.layout != torch.strided or indices.dim() != 2:
+            what = f"of shape {tuple(indices.shape)}" if isinstance(indices, Tensor) else f"a {type(indices).__name__}"
+            raise ShapeError(f"indices are {what}; expected a tensor (terms, locals)")
+        if indices.dtype not in (torch.int32, torch.int64):
+            raise IndexRangeError(f"indices are {indices.dtype}; expected torch.int64 or torch.int32")
+        if indices.shape[1] == 0:
+            raise ShapeError("indices have shape (terms, 0): a term must read a vertex at least")
+        if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+            raise OptionError(f"chunk_size={chunk_size!r}: expected a positive number of terms, or None")
+        _check_constants("per_term", per_term, indices.shape[0], indices.device)
+        indices = indices.detach().to(torch.int64, copy=True)
+        constants = {"per_variable": per_variable, "per_term": per_term, "weight": 1.0}
+        terms = _Terms(summand, indices, constants, chunk_size)
+        self._set((terms,), None if shape is None else torch.Size(shape))
+
+    def _set(self, terms: tuple[_Terms, ...], shape: torch.Size | None) -> None:
+        self._terms = terms
+        self._shape: torch.Size | None = None
+        self._found: Stencil | None = None
+        if shape is not None:
+            self._bind(shape)
+
+    def __call__(self, X: Tensor) -> Tensor:
+        """E(X), a scalar tensor; the same as `value`."""
+        return self.value(X)
+
+    def value(self, X: Tensor) -> Tensor:
+        """E(X), a scalar tensor; differentiable in X and the constants."""
+        self._check(X)
+        total = X.reshape(-1)[:0].sum()  # even an empty sum is a function of X
+        for _, _, each in self._evaluate(values, X):
+            total = total + each.sum()
+        return total
+
+    def gradient(self, X: Tensor) -> Tensor:
+        """∂E/∂X, of the shape of X; differentiable in X and the constants, and there whether or not X requires gradients.
+
+        >>> import torch, sparse_solver as ss
+        >>> ss.IndexedSum(lambda x: x[0] * x[1], torch.tensor([[0, 1], [1, 2]])).gradient(torch.tensor([1.0, 2.0, 3.0]))
+        tensor([2., 4., 2.])
+        """
+        self._check(X)
+        total = torch.zeros_like(X)
+        for group, part, each in self._evaluate(gradients, X):
+            vertices = self._terms[group].indices[part].reshape(-1)
+            total = total.index_add(0, vertices, each.reshape(-1, *X.shape[1:]))
+        return total
+
+    def hessian_values(self, X: Tensor, project: bool | Projection = False) -> Tensor:
+        """(nnz,) the values of the Hessian ∂²E/∂X² on `pattern`; differentiable in X and the constants.
+
+        project : True or "zero": each term's Hessian is replaced by the nearest positive semidefinite matrix; "absolute": its
+            negative eigenvalues by their modulus. Then it is differentiable once, and not inside of `torch.func` transforms.
+
+        The matrix is symmetric to the last bit. Nothing is sorted or coalesced after the first call.
+
+        >>> import torch, sparse_solver as ss
+        >>> energy = ss.IndexedSum(lambda x: x[0] * x[1], torch.tensor([[0, 1]]))
+        >>> x = torch.tensor([1.0, 2.0])
+        >>> energy.hessian_values(x), energy.hessian_values(x, project=True)
+        (tensor([0., 1., 1., 0.]), tensor([0.5000, 0.5000, 0.5000, 0.5000]))
+        """
+        how = projection_of(project)
+        self._check(X)
+        stencil = self._stencil
+        total = X.new_zeros(stencil.halves.numel())
+        for group, part, each in self._evaluate(hessians, X):
+            each = each if how is None else projected((each + each.mT) / 2, how)
+            total = stencil.add(group, part.start, each, total)
+        return stencil.values(total)
+
+    def hessian(self, X: Tensor, project: bool | Projection = False) -> Tensor:
+        """∂²E/∂X² as a sparse CSR tensor (n, n), for the n variables X.reshape(-1); see `hessian_values`.
+
+        >>> import torch, sparse_solver as ss
+        >>> energy = ss.IndexedSum(lambda x: x[0] * x[1], torch.tensor([[0, 1], [1, 2]]))
+        >>> energy.hessian(torch.tensor([1.0, 2.0, 3.0])).to_dense()
+        tensor([[0., 1., 0.],
+                [1., 0., 1.],
+                [0., 1., 0.]])
+        """
+        values = self.hessian_values(X, project)
+        return self.pattern.tensor(values, torch.sparse_csr)
+
+    @property
+    def pattern(self) -> Pattern:
+        """The places of the Hessian: both triangles, sorted, each once, with the whole diagonal.
+
+        Raises `OptionError` where the shape of the variables is not known yet.
+        """
+        return self._stencil.pattern
+
+    def parameters(self) -> tuple[Tensor, ...]:
+        """The constants that are floating-point tensors, each once: what the energy depends on besides X."""
+        leaves = (leaf for terms in self._terms for leaf in tree_leaves(terms.constants))
+        return tuple({id(leaf): leaf for leaf in leaves if _is_parameter(leaf)}.values())
+
+    def with_parameters(self, *tensors: Tensor) -> IndexedSum:
+        """The same energy with these in place of its `parameters()`.
+
+        >>> import torch, sparse_solver as ss
+        >>> energy = ss.IndexedSum(lambda x, c: c * x[0] ** 2, torch.tensor([[0], [1]]), per_term=torch.ones(2))
+        >>> energy.with_parameters(torch.tensor([1.0, 2.0])).gradient(torch.ones(2))
+        tensor([2., 4.])
+        """
+        new = dict(zip(map(id, self.parameters()), tensors, strict=True))
+
+        def replaced(terms: _Terms) -> _Terms:
+            constants = tree_map(lambda leaf: new.get(id(leaf), leaf), terms.constants)
+            return replace(terms, constants=constants)
+
+        return self._with(tuple(map(replaced, self._terms)))
+
+    def restrict(self, fixed: Tensor, X: Tensor) -> RestrictedEnergy:
+        """The energy as a function of those variables that are not fixed.
+
+        fixed : (p,) int64 or int32 vertices, or a bool mask: (vertices,), or of X's shape
+        X : holds the fixed values, which may require gradients; what else it holds does not matter
+
+        >>> import torch, sparse_solver as ss
+        >>> spring = ss.IndexedSum(lambda x: (x[1] - x[0]) ** 2 / 2, torch.tensor([[0, 1], [1, 2]]))
+        >>> free = spring.restrict(torch.tensor([0, 2]), torch.tensor([0.0, 0.0, 2.0]))
+        >>> free(torch.tensor([1.0])), free.gradient(torch.tensor([1.0])), free.extend(torch.tensor([1.0]))
+        (tensor(1.), tensor([0.]), tensor([0., 1., 2.]))
+        """
+        self._check(X)
+        return RestrictedEnergy(self, fixed, X)
+
+    def __add__(self, other: IndexedSum | float) -> IndexedSum:
+        if isinstance(other, (int, float)) and other == 0:  # where `sum` begins
+            return self
+        if not isinstance(other, IndexedSum):
+            return NotImplemented
+        total = IndexedSum.__new__(IndexedSum)
+        total._set((*self._terms, *other._terms), self._shape if other._shape is None else other._shape)
+        if self._shape is not None:
+            total._bind(self._shape)
+        return total
+
+    __radd__ = __add__
+
+    def __mul__(self, factor: float | Tensor) -> IndexedSum:
+        if isinstance(factor, Tensor):
+            if factor.dim() != 0 or not factor.is_floating_point():
+                raise ShapeError(
+                    f"an energy times a tensor of {factor.dtype} and shape {tuple(factor.shape)}: a scalar?"
+                )
+        elif isinstance(factor, (int, float)):
+            factor = float(factor)
+        else:
+            return NotImplemented
+        return self._with(
+            tuple(
+                replace(terms, constants=terms.constants | {"weight": factor * terms.weight}) for terms in self._terms
+            )
+        )
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> IndexedSum:
+        return self * -1.0
+
+    def __sub__(self, other: IndexedSum) -> IndexedSum:
+        return self + -other if isinstance(other, IndexedSum) else NotImplemented
+
+    def __truediv__(self, divisor: float | Tensor) -> IndexedSum:
+        return self * (1 / divisor) if isinstance(divisor, (int, float, Tensor)) else NotImplemented
+
+    def __repr__(self) -> str:
+        shape = "not known yet" if self._shape is None else tuple(self._shape)
+        return f"IndexedSum(terms={sum(len(terms.indices) for terms in self._terms)}, shape={shape})"
+
+    def _with(self, terms: tuple[_Terms, ...]) -> IndexedSum:
+        """The energy with the same indices, and other constants of the same sizes."""
+        energy = IndexedSum.__new__(IndexedSum)
+        energy._terms, energy._shape, energy._found = terms, self._shape, self._found
+        return energy
+
+    def _evaluate(self, derivative: Derivative, X: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
+        """The values of all terms, or derivatives, chunk by chunk: of which group, and which of its terms, they are."""
+        for group, terms in enumerate(self._terms):
+            for part in terms.parts(X):
+                yield group, part, terms.evaluate(derivative, X, part)
+
+    @property
+    def _stencil(self) -> Stencil:
+        if self._shape is None:
+            raise OptionError("the shape of the variables is not known before the first X; pass shape= for the pattern")
+        if self._found is None:
+            self._found = stencil_of(tuple(terms.indices for terms in self._terms), self._shape)
+        return self._found
+
+    def _check(self, X: Tensor) -> None:
+        if not isinstance(X, Tensor) or X.layout != torch.strided:
+            raise LayoutError(f"X is a {type(X).__name__}; expected a dense torch tensor")
+        if X.dtype not in (torch.float32, torch.float64):
+            raise DtypeError(f"X has dtype {X.dtype}; expected float32 or float64")
+        for terms in self._terms:
+            if terms.indices.device != X.device:
+                raise DeviceError(f"X is on {X.device}, the indices are on {terms.indices.device}")
+        self._bind(X.shape)
+
+    def _bind(self, shape: torch.Size) -> None:
+        """From now on, X has this shape."""
+        if self._shape is not None:
+            if shape != self._shape:
+                raise ShapeError(f"X has shape {tuple(shape)}; the energy is one of variables {tuple(self._shape)}")
+            return
+        if len(shape) not in (1, 2):
+            raise ShapeError(f"X has shape {tuple(shape)}; expected (vertices,) or (vertices, dim)")
+        for terms in self._terms:
+            check_range("indices", terms.indices.reshape(-1), shape[0], "vertices", "variables")
+            _check_constants("per_variable", terms.constants["per_variable"], shape[0], terms.indices.device)
+        self._shape = shape
+
+
+def _is_parameter(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def _check_constants(name: str, tree: Any, count: int, device: torch.device) -> None:
+    for leaf in tree_leaves(tree) if tree is not None else ():
+        if not isinstance(leaf, Tensor) or leaf.layout != torch.strided:
+            raise LayoutError(f"{name} holds a {type(leaf).__name__}; expected dense torch tensors")
+        if leaf.dim() == 0 or leaf.shape[0] != count:
+            raise ShapeError(f"{name} has shape {tuple(leaf.shape)}; expected ({count}, ...)")
+        if leaf.device != device:
+            raise DeviceError(f"{name} is on {leaf.device}, the indices are on {device}")

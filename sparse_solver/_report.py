@@ -1,0 +1,104 @@
+"""What Newton's method has to tell: to its caller afterwards, and while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .errors import OptionError
+
+# Which matrix gave the step: the "true" one, the Hessian "projected" term by term, or one of them plus a multiple of the
+# identity, "shifted".
+Matrix = Literal["true", "projected", "shifted"]
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One iteration of Newton's method.
+
+    objective : the energy E, or ½‖r‖² of a residual, before the step
+    decrement : ½ λ², by how much the objective would fall if the energy were quadratic, or the residual linear
+    step : the fraction of the Newton step that was taken; 0 in the last iteration, which takes none
+    matrix : "true"; "projected" or "shifted" if the Hessian was not positive definite
+    shift : the multiple of the identity that was added
+    factorizations : how many there were, failed ones included
+    """
+
+    objective: float
+    decrement: float
+    step: float
+    matrix: Matrix
+    shift: float
+    factorizations: int
+
+    def __str__(self) -> str:
+        shift = f" by {self.shift:.1e}" if self.matrix == "shifted" else ""
+        matrix = "" if self.matrix == "true" else f"  {self.matrix}{shift}"
+        return f"{self.objective:14.7e}  {self.decrement:9.2e}  {self.step:9.2e}{matrix}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a solution was found, or why it was not.
+
+    converged : whether it was
+    reason : why the iteration ended, in words
+    iterations : each `Iteration`; the last one belongs to the result, and took no step
+    unique : whether the matrix at the result is regular, so that the solution is the only one nearby; None if not converged
+    """
+
+    converged: bool
+    reason: str
+    iterations: tuple[Iteration, ...]
+    unique: bool | None
+
+    @property
+    def objective(self) -> float:
+        """The energy, or ½‖r‖², of the result."""
+        return self.iterations[-1].objective if self.iterations else float("nan")
+
+    @property
+    def factorizations(self) -> int:
+        """How many there were in all."""
+        return sum(iteration.factorizations for iteration in self.iterations)
+
+    @property
+    def fallbacks(self) -> int:
+        """In how many iterations the Hessian was not positive definite, and was projected or shifted."""
+        return sum(iteration.matrix != "true" for iteration in self.iterations)
+
+    def __str__(self) -> str:
+        steps, each = max(len(self.iterations) - 1, 0), "\n".join(map(str, self.iterations))
+        ended = "converged" if self.converged else "did not converge"
+        return (
+            f"{ended} after {steps} steps, {self.factorizations} factorisations: {self.reason}\n"
+            f"     objective  decrement       step\n{each}"
+        )
+
+
+class Bar:
+    """A progress bar, or nothing."""
+
+    def __init__(self, bar: Any):
+        self._bar = bar
+
+    def update(self, iteration: Iteration) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{iteration.objective:.6g}, decrement {iteration.decrement:.1e}", refresh=False)
+            self._bar.update()
+
+
+@contextmanager
+def progress_bar(wanted: bool, what: str) -> Iterator[Bar]:
+    """The bar for `what`, if it is wanted."""
+    if not wanted:
+        yield Bar(None)
+        return
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        raise OptionError("progress=True needs tqdm: python -m pip install tqdm") from None
+    with tqdm(desc=what, unit="step") as bar:
+        yield Bar(bar)
