@@ -19,6 +19,8 @@ from ._report import Iteration, Report, progress_bar
 from ._untraced import untraced
 from .errors import NonFiniteError, OptionError, ShapeError, SingularMatrixError
 
+_ROUNDING = "rounding errors are all that is left of the residual"
+
 
 @untraced
 def find_root(
@@ -156,12 +158,15 @@ class _Search:
         solution = Solution(X, values, factors)
         if size <= enough:
             return solution, None, "the residual is small enough"
+        eps, step_size, scale = torch.finfo(X.dtype).eps, float(d.abs().max()), float(X.abs().max())
+        if step_size <= 4 * eps * scale:
+            return solution, None, _ROUNDING
         longest = longest_step(self.largest_step, X, d)
         step = backtrack(lambda trial: self._objective(trial), X, d, size**2 / 2, -(size**2), longest)
         if step is None:
             # Rounding errors of the residual are as large as it, and lead to steps that are a little larger than theirs.
-            if float(d.abs().max()) <= torch.finfo(X.dtype).eps ** (2 / 3) * float(X.abs().max()):
-                return solution, None, "rounding errors are all that is left of the residual"
+            if step_size <= eps ** (2 / 3) * scale:
+                return solution, None, _ROUNDING
             raise Stuck("no step along the Newton direction makes the residual smaller; is the Jacobian right?")
         return solution, step, ""
 

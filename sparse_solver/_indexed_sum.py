@@ -393,7 +393,7 @@ class IndexedSum:
         if len(shape) not in (1, 2):
             raise ShapeError(f"X has shape {tuple(shape)}; expected (vertices,) or (vertices, dim)")
         for terms in self._terms:
-            check_range("indices", terms.indices.reshape(-1), shape[0], "vertices", "variables")
+            check_range("vertex", terms.indices.reshape(-1), shape[0], "vertices", "variables")
             _check_constants("per_variable", terms.constants["per_variable"], shape[0], terms.indices.device)
         self._shape = shape
 

@@ -25,6 +25,9 @@ from .errors import NonFiniteError, NotPositiveDefiniteError, ShapeError, Singul
 
 _NOISE = 10  # rounding errors of the energy, in units of ε times the largest energy seen
 _SHIFTS = 25  # how many shifts are tried, each ten times the one before
+# Projections in a row, after which the true Hessian is shifted once: that leaves saddle points, near which terms are stiff
+# and their sum is not, in steps that are much longer.
+_PATIENCE = 5
 _ROUNDING = "rounding errors are all that is left of the decrement"
 
 
@@ -46,29 +49,24 @@ class _Hessians:
         self.values, self.equations, self.project = values, equations, project
         self.factorizations = 0
         self._shift = 0.0
+        self._projections = 0  # in a row
 
     def direction(self, X: Tensor, g: Tensor, cautious: bool) -> _Direction:
         """With the true Hessian if that is positive definite (if `cautious`, it is not tried), else with one that is."""
         values = self.values(X)
         found = None if cautious else self.solved(values, g, "true")
-        if found is None and self.project is not None:
+        if found is None and self.project is not None and self._projections < _PATIENCE:
             values = self.values(X, project=self.project)
             found = self.solved(values, g, "projected")
+        self._projections = self._projections + 1 if found is not None and found.matrix == "projected" else 0
         return self._shifted(values, g) if found is None else found
 
-    def judged(self, X: Tensor, g: Tensor) -> _Direction:
-        """At a point that a Hessian which was changed holds for stationary: the direction by the true one, or if that is
-        singular, by one that is not for rounding errors; raises if it is indefinite."""
+    def judged(self, X: Tensor, g: Tensor) -> _Direction | None:
+        """The direction by the true Hessian, or if that is singular, by one that is not for rounding errors; None if it is
+        indefinite."""
         values = self.values(X)
         found = self.solved(values, g, "true")
-        if found is None:
-            found = self.solved(values, g, "shifted", self._smallest_shift(values))
-        if found is None:
-            raise Stuck(
-                "the gradient vanishes where the Hessian is indefinite: a saddle point or a maximum; start from elsewhere, "
-                "for example from x0 with a little noise"
-            )
-        return found
+        return self.solved(values, g, "shifted", self._smallest_shift(values)) if found is None else found
 
     def solved(self, values: Tensor, g: Tensor, matrix: Matrix, shift: float = 0.0) -> _Direction | None:
         """The direction with this Hessian plus a multiple of the identity; None if it is not positive definite."""
@@ -262,10 +260,9 @@ class _Descent:
                 self.hessians.factorizations = 0
                 try:
                     found = self.hessians.direction(X, g, cautious)
-                    decrement, step = self._step(X, g, found, value)
+                    decrement, step = self._step(X, g, found, value, self._enough(value))
                     if step is None and found.matrix != "true":
-                        found = self.hessians.judged(X, g)
-                        decrement, step = self._step(X, g, found, value)
+                        found, decrement, step = self._judged(X, g, found, value)
                 except (NonFiniteError, Stuck) as error:
                     if not self.iterations and isinstance(error, NonFiniteError):
                         raise
@@ -287,11 +284,24 @@ class _Descent:
             self._largest = max(self._largest, abs(value))
             cautious = found.matrix != "true" and fraction < 1
 
-    def _step(self, X: Tensor, g: Tensor, found: _Direction, value: float) -> tuple[float, Step | None]:
-        """The decrement, and the step to be taken; None if X is as stationary as it can be."""
+    def _judged(self, X: Tensor, g: Tensor, found: _Direction, value: float) -> tuple[_Direction, float, Step | None]:
+        """The direction, decrement and step where a Hessian that was changed says that X is stationary."""
+        true = self.hessians.judged(X, g)
+        if true is not None:
+            return true, *self._step(X, g, true, value, self._enough(value))
+        decrement, step = self._step(X, g, found, value, 0.0)
+        if step is None:
+            raise Stuck(
+                "the gradient vanishes where the Hessian is indefinite: a saddle point or a maximum; start from elsewhere, "
+                "for example from x0 with a little noise"
+            )
+        return found, decrement, step
+
+    def _step(self, X: Tensor, g: Tensor, found: _Direction, value: float, enough: float) -> tuple[float, Step | None]:
+        """The decrement, and the step to be taken; None if X is as stationary as it can be, or the decrement small enough."""
         slope = float(g @ found.d)
         decrement = -slope / 2
-        if decrement <= self._enough(value):
+        if decrement <= enough:
             return decrement, None
         d = found.d.reshape(X.shape)
         longest = longest_step(self.largest_step, X, d)

@@ -42,7 +42,8 @@ def backtrack(
     for _ in range(_HALVINGS):
         trial = x + fraction * d
         found = evaluate(trial)
-        if math.isfinite(found) and found <= value + _SUFFICIENT * fraction * slope:
+        # A step that rounding errors make too small to change anything is none.
+        if math.isfinite(found) and found < value and found <= value + _SUFFICIENT * fraction * slope:
             return Step(fraction, trial, found)
         fraction /= 2
     return None

@@ -1,0 +1,637 @@
+"""`minimize`: minima, their derivatives, and what it says where there are none."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import math
+import pickle
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from counting import count
+from torch import Tensor
+
+import sparse_solver as ss
+
+N = 6
+EDGES = torch.tensor([[i, i + 1] for i in range(2 * N - 1)] + [[i, i + N] for i in range(N)])
+NODES = torch.arange(2 * N).unsqueeze(-1)
+FIXED = torch.tensor([0, N])
+REST = torch.stack((torch.arange(N).repeat(2), torch.arange(2).repeat_interleave(N)), 1).double()
+
+
+def spring(x: Tensor, c: tuple[Tensor, Tensor]) -> Tensor:
+    stiffness, length = c
+    return stiffness / 2 * ((x[1] - x[0]).norm() - length) ** 2
+
+
+def tether(x: Tensor, rest: Tensor) -> Tensor:  # keeps the rest of a structure that is not rigid in place
+    return 0.3 * (x - rest).square().sum() + 0.1 * (x[0, 0] * x[0, 1]).sin()
+
+
+def structure(stiffness: Tensor, length: Tensor, rest: Tensor, weight: Tensor | float = 1.0) -> ss.IndexedSum:
+    return weight * ss.IndexedSum(spring, EDGES, per_term=(stiffness, length)) + ss.IndexedSum(tether, NODES, rest)
+
+
+def constants(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    torch.manual_seed(4)
+    edges = len(EDGES)
+    stiffness, length = torch.rand(edges) + 1, torch.rand(edges) / 4 + 1
+    return stiffness.to(dtype), length.to(dtype), REST.to(dtype, copy=True), torch.tensor(1.5, dtype=dtype)
+
+
+class Quartic:
+    """Σ_i (s_i/4 x_i⁴ + c/2 (x_i − x_{i+1})² − b_i x_i), written by hand; its pattern is out of order and has duplicates."""
+
+    def __init__(self, s: Tensor, b: Tensor, c: float = 1.0):
+        self.s, self.b, self.c = s, b, c
+        n = s.numel()
+        i, j = torch.arange(n), torch.arange(n - 1)
+        rows, cols = torch.cat((j + 1, i, j, j, j + 1)), torch.cat((j, i, j + 1, j, j + 1))
+        self.pattern = ss.Pattern(rows, cols, (n, n))
+
+    def value(self, x: Tensor) -> Any:
+        return (self.s / 4 * x**4 - self.b * x).sum() + self.c / 2 * x.diff().square().sum()
+
+    def gradient(self, x: Tensor) -> Tensor:
+        d = self.c * x.diff()
+        zero = x.new_zeros(1)
+        return self.s * x**3 - self.b - torch.cat((d, zero)) + torch.cat((zero, d))
+
+    def hessian_values(self, x: Tensor) -> Tensor:
+        off = torch.full_like(x[1:], self.c)
+        return torch.cat((-off, 3 * self.s * x**2, -off, off, off))
+
+
+class Parametric(Quartic):
+    def parameters(self) -> tuple[Tensor, ...]:
+        return (self.s, self.b)
+
+    def with_parameters(self, s: Tensor, b: Tensor) -> Parametric:
+        return Parametric(s, b, self.c)
+
+
+def is_minimum(energy: Any, X: Tensor, fixed: Tensor | None = None, tolerance: float = 1e-9) -> bool:
+    free = torch.ones(X.shape, dtype=torch.bool)
+    if fixed is not None:
+        free[fixed] = False
+    free = free.reshape(-1)
+    H = energy.pattern.tensor(energy.hessian_values(X)).to_dense()[free][:, free]
+    g = energy.gradient(X).reshape(-1)[free]
+    return bool(g.abs().max() < tolerance) and float(torch.linalg.eigvalsh(H)[0]) > 0
+
+
+@pytest.mark.parametrize("project", [True, "zero", "absolute", False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_finds_minima(dtype: torch.dtype, project: Any) -> None:
+    energy = structure(*constants(dtype))
+    x0 = REST.to(dtype) + torch.randn(2 * N, 2, dtype=dtype) / 2
+    X, report = ss.minimize(energy, x0, fixed=FIXED, project=project)
+    assert is_minimum(energy, X, FIXED, 1e-4 if dtype == torch.float32 else 1e-9)
+    assert torch.equal(X[FIXED], x0[FIXED])
+    assert X.dtype == dtype
+    assert report.converged
+    assert report.unique
+    assert report.iterations[-1].step == 0
+    assert report.iterations[-1].matrix == "true"
+    energies = [iteration.objective for iteration in report.iterations]
+    assert all(b <= a + 1e-6 * abs(a) for a, b in itertools.pairwise(energies))
+    assert math.isclose(report.objective, float(energy(X)), rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_units_do_not_matter(scale: float, size: float) -> None:
+    k, l, rest, _ = constants()
+    energy = scale * ss.IndexedSum(spring, EDGES, per_term=(k, l * size)) + scale * ss.IndexedSum(
+        lambda x, rest: 0.3 * (x - rest).square().sum(), NODES, rest * size
+    )
+    x0 = size * (REST + torch.randn(2 * N, 2, dtype=torch.double) / 3)
+    X, _ = ss.minimize(energy, x0, fixed=FIXED)
+    plain = ss.IndexedSum(spring, EDGES, per_term=(k, l)) + ss.IndexedSum(
+        lambda x, rest: 0.3 * (x - rest).square().sum(), NODES, rest
+    )
+    expected, _ = ss.minimize(plain, x0 / size, fixed=FIXED)
+    assert torch.allclose(X / size, expected, atol=1e-9)
+
+
+def test_a_quadratic_energy_takes_one_step() -> None:
+    n = 50
+    energy = ss.IndexedSum(lambda x: (x[1] - x[0]) ** 2 / 2, torch.stack((torch.arange(n - 1), torch.arange(1, n)), 1))
+    x0 = torch.zeros(n, dtype=torch.double)
+    x0[-1] = 1
+    x, report = ss.minimize(energy, x0, fixed=torch.tensor([0, n - 1]))
+    assert torch.allclose(x, torch.linspace(0, 1, n, dtype=torch.double))
+    assert [iteration.step for iteration in report.iterations] == [1, 0]
+
+
+def test_one_analysis_and_one_factorisation_an_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = count(monkeypatch)
+    k, l, rest, _ = constants()
+    k.requires_grad_()
+    energy = structure(k, l, rest)
+    x0 = ss.minimize(energy, REST, fixed=FIXED)[0].detach() * 1.1
+    ss.clear_cache()
+    counts.clear()
+    X, report = ss.minimize(structure(k, l, rest), x0, fixed=FIXED)
+    assert report.fallbacks == 0
+    assert len(report.iterations) > 2
+    assert counts["analyze"] <= 2  # QDLDL counts fill before it is chosen
+    analyses = counts["analyze"]
+    assert counts["factor"] == report.factorizations == len(report.iterations)
+    counts["solve"] = 0
+    X.square().sum().backward()
+    assert counts["solve"] == 1
+    assert counts["factor"] == len(report.iterations)
+    ss.minimize(structure(k, 1.1 * l, rest), X.detach(), fixed=FIXED)  # new energies of the same places
+    assert counts["analyze"] == analyses
+
+
+def test_no_progress_can_be_made_at_the_minimum() -> None:
+    energy = structure(*constants())
+    X, _ = ss.minimize(energy, REST, fixed=FIXED)
+    for _ in range(3):
+        again, report = ss.minimize(energy, X, fixed=FIXED)
+        assert report.converged
+        assert len(report.iterations) <= 3
+        assert torch.allclose(again, X, atol=1e-12)
+        X = again
+
+
+def test_a_large_constant_in_the_energy() -> None:
+    energy = structure(*constants())
+    offset = energy + ss.IndexedSum(lambda x, c: c + 0 * x.sum(), NODES, per_term=torch.full((2 * N,), 1e9).double())
+    X, report = ss.minimize(offset, REST, fixed=FIXED)
+    expected, _ = ss.minimize(energy, REST, fixed=FIXED)
+    assert report.converged
+    assert torch.allclose(X, expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_single_entries_can_be_fixed(mask: bool) -> None:
+    energy = structure(*constants())
+    fixed = torch.zeros(2 * N, 2, dtype=torch.bool)
+    fixed[0] = fixed[3:5, 1] = True
+    if mask:
+        fixed = torch.zeros(2 * N, dtype=torch.bool)
+        fixed[FIXED] = True
+    X, _ = ss.minimize(energy, REST, fixed=fixed)
+    g = energy.gradient(X)
+    assert torch.equal(X[fixed], REST[fixed])
+    assert g[~fixed].abs().max() < 1e-9
+    assert g[fixed].abs().min() > 1e-3
+
+
+def test_everything_fixed_and_nothing_there() -> None:
+    x0 = REST.clone().requires_grad_()
+    X, report = ss.minimize(structure(*constants()), x0, fixed=torch.ones(2 * N, dtype=torch.bool))
+    assert torch.equal(X, x0)
+    assert report.converged
+    X.sum().backward()
+    assert torch.equal(x0.grad, torch.ones_like(x0))  # type: ignore[arg-type]
+    empty = ss.IndexedSum(tether, torch.empty(0, 1, dtype=torch.int64), torch.empty(0, 2))
+    X, report = ss.minimize(empty, torch.empty(0, 2))
+    assert X.shape == (0, 2)
+    assert report.converged
+
+
+def test_an_energy_without_terms_is_minimal_anywhere() -> None:
+    X, report = ss.minimize(ss.IndexedSum(tether, torch.empty(0, 1, dtype=torch.int64), REST), REST)
+    assert torch.equal(X, REST)
+    assert report.converged
+    assert report.unique is False
+
+
+def test_indefinite_hessians_are_projected_and_the_report_says_so() -> None:
+    torch.manual_seed(0)
+    energy = structure(*constants())
+    x0 = REST * 0.1  # compressed springs
+    for project in (True, "absolute", False):
+        X, report = ss.minimize(energy, x0, fixed=FIXED, project=project)
+        assert is_minimum(energy, X, FIXED)
+        assert report.fallbacks > 0
+        matrices = {iteration.matrix for iteration in report.iterations}
+        assert "projected" in matrices if project else matrices == {"true", "shifted"}
+        assert ("projected" if project else "shifted by") in str(report)
+        assert "converged after" in str(report)
+
+
+def test_saddles_and_maxima_are_refused() -> None:
+    chain = ss.IndexedSum(
+        spring,
+        torch.tensor([[0, 1], [1, 2]]),
+        per_term=(torch.ones(2, dtype=torch.double), torch.full((2,), 2.0).double()),
+    )
+    straight = torch.tensor(
+        [[0.0, 0], [1, 0], [2, 0]], dtype=torch.double
+    )  # compressed: it buckles, but to which side?
+    for project in (True, "absolute", False):
+        with pytest.raises(ss.ConvergenceError, match="saddle") as caught:
+            ss.minimize(chain, straight, fixed=torch.tensor([0, 2]), project=project)
+        assert torch.allclose(caught.value.x, straight)
+        assert not caught.value.report.converged
+        bent = straight.clone()
+        bent[1, 1] = 0.01
+        X, report = ss.minimize(chain, bent, fixed=torch.tensor([0, 2]), project=project)
+        assert torch.allclose(X[1], torch.tensor([1.0, 3**0.5], dtype=torch.double))
+        assert report.fallbacks > 0
+
+
+def test_minima_that_are_not_unique() -> None:
+    k = torch.ones(3, dtype=torch.double, requires_grad=True)
+    triangle = ss.IndexedSum(spring, torch.tensor([[0, 1], [1, 2], [2, 0]]), per_term=(k, k.detach()))
+    x0 = torch.tensor([[0.0, 0], [2, 0.3], [0.5, 1]], dtype=torch.double)
+    X, report = ss.minimize(triangle, x0)  # floats freely
+    assert report.converged
+    assert report.unique is False
+    assert "not unique" in report.reason
+    assert triangle.gradient(X).abs().max() < 1e-6
+    with pytest.raises(ss.SingularMatrixError, match="not unique"):
+        X.sum().backward()
+
+
+def test_non_convergence_carries_the_iterate_and_the_report() -> None:
+    energy = structure(*constants())
+    with pytest.raises(ss.ConvergenceError, match="max_iterations=2") as caught:
+        ss.minimize(energy, REST + 1, fixed=FIXED, max_iterations=2)
+    error = caught.value
+    assert error.x.shape == REST.shape
+    assert energy(error.x) < energy(REST + 1)
+    assert len(error.report.iterations) == 3
+    assert error.report.unique is None
+    assert "did not converge" in str(error.report)
+    assert isinstance(error, RuntimeError)
+    again = pickle.loads(pickle.dumps(error))
+    assert torch.equal(again.x, error.x)
+    assert again.report == error.report
+    downhill = ss.IndexedSum(lambda x: -x[0] - 0 * x[0] ** 2, torch.tensor([[0], [1]]))
+    with pytest.raises(ss.ConvergenceError):
+        ss.minimize(downhill, torch.zeros(2, dtype=torch.double))
+    lying = Quartic(torch.ones(4).double(), torch.ones(4).double())
+    lying.gradient = lambda x: -Quartic.gradient(lying, x)  # type: ignore[method-assign]
+    with pytest.raises(ss.ConvergenceError, match="derivatives right"):
+        ss.minimize(lying, torch.full((4,), 2.0).double())
+
+
+def barrier(x: Tensor) -> Tensor:
+    return -torch.log(x[0]) - torch.log(1 - x[0]) + 3 * x[0]
+
+
+def test_steps_stay_where_the_energy_is_defined() -> None:
+    energy = ss.IndexedSum(barrier, torch.arange(3).unsqueeze(-1))
+    x0 = torch.tensor([1e-3, 0.5, 1 - 1e-3], dtype=torch.double)
+    x, _ = ss.minimize(energy, x0)
+    assert torch.allclose(x, x[0].expand(3))
+    assert energy.gradient(x).abs().max() < 1e-9
+    with pytest.raises(ss.NonFiniteError, match="x0"):
+        ss.minimize(energy, x0 - 0.1)
+
+
+def test_the_largest_step_is_a_limit() -> None:
+    energy = ss.IndexedSum(lambda x: (x[0] - 3) ** 2, torch.arange(2).unsqueeze(-1))
+    seen = []
+
+    def half_a_unit(x: Tensor, d: Tensor) -> Tensor:
+        assert x.shape == d.shape == (2,)
+        seen.append(x)
+        return 0.5 / d.abs().max()
+
+    x, report = ss.minimize(energy, torch.zeros(2, dtype=torch.double), largest_step=half_a_unit)
+    assert torch.allclose(x, torch.full((2,), 3.0, dtype=torch.double))
+    assert len(seen) >= 6
+    assert report.iterations[0].step == pytest.approx(0.5 / 3)
+    for wrong in (0.0, -1.0, float("nan")):
+        with pytest.raises(ss.OptionError, match="largest_step"):
+            ss.minimize(energy, torch.zeros(2, dtype=torch.double), largest_step=lambda x, d, wrong=wrong: wrong)
+
+
+def test_tolerances() -> None:
+    energy = structure(*constants())
+    _, tight = ss.minimize(energy, REST, fixed=FIXED)
+    _, loose = ss.minimize(energy, REST, fixed=FIXED, rtol=0.1)
+    _, absolute = ss.minimize(energy, REST, fixed=FIXED, atol=1.0, rtol=0)
+    _, nothing = ss.minimize(energy, REST, fixed=FIXED, rtol=0, atol=0)
+    assert len(absolute.iterations) <= len(loose.iterations) < len(tight.iterations) <= len(nothing.iterations)
+    assert "rounding" in nothing.reason
+    assert absolute.iterations[-1].decrement <= 1.0
+
+
+def test_the_callback_sees_each_iteration() -> None:
+    seen: list[tuple[Tensor, Any]] = []
+    X, report = ss.minimize(
+        structure(*constants()), REST, fixed=FIXED, callback=lambda X, iteration: seen.append((X, iteration))
+    )
+    assert tuple(iteration for _, iteration in seen) == report.iterations
+    assert torch.equal(seen[0][0], REST)
+    assert torch.equal(seen[-1][0], X)
+
+
+def test_a_progress_bar_on_request(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    energy = structure(*constants())
+    ss.minimize(energy, REST, fixed=FIXED)
+    assert capsys.readouterr().err == ""
+    ss.minimize(energy, REST, fixed=FIXED, progress=True)
+    assert "minimize" in capsys.readouterr().err
+    monkeypatch.setitem(__import__("sys").modules, "tqdm.auto", None)
+    with pytest.raises(ss.OptionError, match="tqdm"):
+        ss.minimize(energy, REST, fixed=FIXED, progress=True)
+
+
+def solve_for(fixed: bool = True) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
+    def solution(stiffness: Tensor, length: Tensor, rest: Tensor, weight: Tensor, x0: Tensor) -> Tensor:
+        energy = structure(stiffness, length, rest, weight)
+        return ss.minimize(energy, x0, fixed=FIXED if fixed else None)[0]
+
+    return solution, (*constants(), REST + 0.1)
+
+
+def test_derivatives_agree_with_finite_differences() -> None:
+    solution, inputs = solve_for()
+    inputs = tuple(tensor.requires_grad_() for tensor in inputs)
+
+    def of_fixed(*inputs: Tensor) -> Tensor:  # which minimum it is must not depend on the entries that are not fixed
+        *constants, x0 = inputs
+        start = torch.zeros_like(REST).index_copy(0, FIXED, x0[FIXED]) + (REST + 0.1).index_fill(0, FIXED, 0.0)
+        return solution(*constants, start)
+
+    torch.autograd.gradcheck(of_fixed, inputs)
+    torch.autograd.gradgradcheck(of_fixed, inputs, fast_mode=True)
+
+
+def test_free_entries_of_the_start_have_no_influence() -> None:
+    solution, inputs = solve_for()
+    x0 = inputs[-1].requires_grad_()
+    solution(*inputs[:-1], x0).sum().backward()
+    assert x0.grad is not None
+    free = torch.ones(2 * N, dtype=torch.bool)
+    free[FIXED] = False
+    assert torch.equal(x0.grad[free], torch.zeros(2 * N - 2, 2, dtype=torch.double))
+    assert x0.grad[FIXED].abs().min() > 1e-3
+    nothing_fixed = solve_for(fixed=False)[0](*inputs[:-1], x0)
+    assert not nothing_fixed.requires_grad
+
+
+def test_derivatives_agree_with_unrolling() -> None:
+    """Newton steps written in dense, differentiable torch from a start nearby have the derivatives of their limit."""
+    k, l, rest, weight = (c.requires_grad_() for c in constants())
+    solution, _ = solve_for(fixed=False)
+    X = solution(k, l, rest, weight, REST)
+    loss = (X * torch.arange(X.numel()).reshape(X.shape)).sum()
+    found = torch.autograd.grad(loss, (k, l, rest, weight), create_graph=True)
+
+    def energy(X: Tensor) -> Tensor:
+        stretch = (X[EDGES[:, 1]] - X[EDGES[:, 0]]).norm(dim=1) - l
+        return weight * (k / 2 * stretch**2).sum() + (0.3 * (X - rest) ** 2).sum() + 0.1 * X.prod(1).sin().sum()
+
+    Y = X.detach()
+    for _ in range(3):  # each unrolled step makes one more order of derivatives right
+        Y = Y.requires_grad_() if not Y.requires_grad else Y
+        (g,) = torch.autograd.grad(energy(Y), Y, create_graph=True)
+        rows = [torch.autograd.grad(entry, Y, create_graph=True)[0].reshape(-1) for entry in g.reshape(-1)]
+        Y = Y - torch.linalg.solve(torch.stack(rows), g.reshape(-1)).reshape(Y.shape)
+    unrolled = (Y * torch.arange(X.numel()).reshape(X.shape)).sum()
+    expected = torch.autograd.grad(unrolled, (k, l, rest, weight), create_graph=True)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.allclose(a, b, atol=1e-9)
+    second = torch.autograd.grad(sum(a.square().sum() for a in found), (k, l, rest, weight))
+    for a, b in zip(
+        second, torch.autograd.grad(sum(a.square().sum() for a in expected), (k, l, rest, weight)), strict=True
+    ):
+        assert torch.allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_third_derivatives() -> None:
+    s = torch.tensor([2.0, 3.0], dtype=torch.double, requires_grad=True)
+    energy = ss.IndexedSum(lambda x, s: s * x[0] ** 4 / 4 - x[0], torch.tensor([[0], [1]]), per_term=s)
+    x, _ = ss.minimize(energy, torch.ones(2, dtype=torch.double))
+    for order in range(1, 4):  # x = s^(−1/3)
+        (x,) = torch.autograd.grad(x.sum(), s, create_graph=True)
+        power = -1 / 3 - order
+        factor = math.prod(-1 / 3 - i for i in range(order))
+        assert torch.allclose(x, factor * s**power)
+
+
+def test_constants_that_depend_on_each_other_are_counted_once() -> None:
+    def solution(k: Tensor) -> Tensor:
+        l = k.square() / 2 + 1  # from k; and k twice
+        energy = ss.IndexedSum(spring, EDGES, per_term=(k, l)) + ss.IndexedSum(tether, NODES, REST) * k[0]
+        energy = energy + ss.IndexedSum(lambda x, k: k * x.square().sum(), EDGES, per_term=k)
+        return ss.minimize(energy, REST, fixed=FIXED)[0]
+
+    k = constants()[0].requires_grad_()
+    torch.autograd.gradcheck(solution, (k,))
+    torch.autograd.gradgradcheck(solution, (k,), fast_mode=True)
+
+
+def test_two_solutions_before_a_backward() -> None:
+    k, l, rest, _ = constants()
+    gradients = []
+    for together in (False, True):
+        k = k.detach().requires_grad_()
+        first, _ = ss.minimize(structure(k, l, rest), REST, fixed=FIXED)
+        if not together:
+            gradients.append(torch.autograd.grad(first.square().sum(), k)[0])
+        second, _ = ss.minimize(structure(2 * k, l, rest), REST, fixed=FIXED)
+        if together:
+            gradients.append(torch.autograd.grad(first.square().sum(), k)[0])
+        torch.autograd.grad(second.sum(), k)
+    assert torch.equal(*gradients)
+
+
+def test_constants_that_are_overwritten_are_noticed() -> None:
+    k, l, rest, _ = constants()
+    k.requires_grad_()
+    X, _ = ss.minimize(structure(k, l, rest), REST, fixed=FIXED)
+    with torch.no_grad():
+        k.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        X.sum().backward()
+
+
+def test_the_result_does_not_alias_the_start() -> None:
+    energy = structure(*constants())
+    x0, _ = ss.minimize(energy, REST, fixed=FIXED)
+    x0 = x0.clone()
+    X, _ = ss.minimize(energy, x0, fixed=FIXED)
+    before = X.clone()
+    x0.zero_()
+    assert torch.equal(X, before)
+
+
+def test_the_factor_is_released_with_the_graph() -> None:
+    from sparse_solver import _factors
+
+    k, l, rest, _ = constants()
+    X, _ = ss.minimize(structure(k.requires_grad_(), l, rest), REST, fixed=FIXED)
+    gc.collect()
+    factors = [weakref.ref(item) for item in _factors._alive.values()]
+    assert factors
+    X.sum().backward()  # frees the buffers, though X lives
+    gc.collect()
+    assert all(item() is None for item in factors)
+    assert X.requires_grad
+
+
+def test_without_gradients_nothing_is_recorded() -> None:
+    k, l, rest, _ = constants()
+    with torch.no_grad():
+        X, _ = ss.minimize(structure(k.requires_grad_(), l, rest), REST, fixed=FIXED)
+    assert not X.requires_grad
+    with torch.inference_mode():
+        Y, _ = ss.minimize(structure(k, l, rest), REST, fixed=FIXED)
+    assert torch.allclose(X, Y)
+    Z, _ = ss.minimize(structure(k.detach(), l, rest), REST, fixed=FIXED)
+    assert not Z.requires_grad
+
+
+def test_energies_of_ones_own() -> None:
+    s, b = torch.rand(5, dtype=torch.double) + 1, torch.rand(5, dtype=torch.double)
+    x, _ = ss.minimize(Quartic(s, b), torch.ones(5, dtype=torch.double))
+    assert is_minimum(Quartic(s, b), x)
+    torch.autograd.gradcheck(
+        lambda s, b: ss.minimize(Parametric(s, b), torch.ones(5, dtype=torch.double))[0],
+        (s.requires_grad_(), b.requires_grad_()),
+    )
+    for function in (
+        lambda s, b: ss.minimize(Quartic, torch.ones(5, dtype=torch.double), params=(s, b))[0],
+        lambda s, b: ss.minimize(
+            lambda s, t, b: Quartic(s * t, b), torch.ones(5, dtype=torch.double), params=[s, 2 * s, b]
+        )[0],
+    ):
+        torch.autograd.gradcheck(function, (s, b))
+        torch.autograd.gradgradcheck(function, (s, b))
+    with pytest.raises(ss.OptionError, match="params="):
+        ss.minimize(Quartic(s, b), torch.ones(5, dtype=torch.double))
+    with pytest.raises(ss.OptionError, match="params="):
+        ss.minimize(lambda s: Quartic(s, b), torch.ones(5, dtype=torch.double), params=(s,))
+    floats = Quartic(s, b)
+    floats.value = lambda x: float(Quartic.value(floats, x).detach())  # type: ignore[method-assign]
+    with pytest.raises(ss.OptionError, match="params="):
+        ss.minimize(floats, torch.ones(5, dtype=torch.double))
+    with torch.no_grad():
+        assert torch.allclose(ss.minimize(floats, torch.ones(5, dtype=torch.double))[0], x)
+
+
+def test_captured_tensors_are_not_forgotten() -> None:
+    k = torch.tensor(2.0, dtype=torch.double, requires_grad=True)
+    target = torch.randn(3, dtype=torch.double)
+
+    def make(k: Tensor) -> ss.IndexedSum:
+        return ss.IndexedSum(lambda x, t: (x[0] - k * t[0]) ** 2, torch.arange(3).unsqueeze(-1), target)
+
+    with pytest.raises(ss.OptionError, match="not among its parameters"):
+        ss.minimize(make(k), target)
+    x, _ = ss.minimize(make, target, params=(k,))
+    assert torch.allclose(x, k * target)
+    assert torch.allclose(torch.autograd.grad(x.sum(), k)[0], target.sum())
+
+
+def test_a_pattern_without_a_diagonal_can_be_shifted() -> None:
+    class Product(Quartic):  # x y + (x² − 1)² + (y² − 1)² with a pattern that has no place for (y, y)
+        def __init__(self) -> None:
+            self.pattern = ss.Pattern(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0]), (2, 2))
+
+        def value(self, x: Tensor) -> Any:
+            return x[0] ** 2 / 2 + 0.5 * x[0] * x[1] - x[0]
+
+        def gradient(self, x: Tensor) -> Tensor:
+            return torch.stack((x[0] + 0.5 * x[1] - 1, 0.5 * x[0]))
+
+        def hessian_values(self, x: Tensor) -> Tensor:
+            return torch.tensor([1.0, 0.5, 0.5], dtype=x.dtype)
+
+    with pytest.raises(ss.ConvergenceError):  # a saddle everywhere: no minimum
+        ss.minimize(Product(), torch.ones(2, dtype=torch.double), max_iterations=20)
+    x, _ = ss.minimize(Product(), torch.ones(2, dtype=torch.double), fixed=torch.tensor([1]))
+    assert torch.allclose(x, torch.tensor([0.5, 1.0], dtype=torch.double))
+
+
+def test_restricted_energies() -> None:
+    k, l, rest, _ = constants()
+    X = (REST + 0.1).requires_grad_()
+    energy = structure(k.requires_grad_(), l, rest)
+    free = energy.restrict(FIXED, X)
+    x, _ = ss.minimize(free, free.select(X.detach()))
+    Y, _ = ss.minimize(energy, X, fixed=FIXED)
+    assert torch.allclose(free.extend(x), Y)
+    weights = torch.rand_like(Y)
+    found = torch.autograd.grad((weights * free.extend(x)).sum(), (k, X))
+    expected = torch.autograd.grad((weights * Y).sum(), (k, X))
+    for a, b in zip(found, expected, strict=True):
+        assert torch.allclose(a, b)
+
+
+def test_a_chain_of_solutions() -> None:
+    """A solution that is a constant of the next, as in time stepping."""
+
+    def last(k: Tensor) -> Tensor:
+        X = before = REST
+        for _ in range(3):
+            energy = ss.IndexedSum(spring, EDGES, per_term=(k, constants()[1])) + ss.IndexedSum(
+                tether, NODES, 2 * X - before
+            )
+            before, X = X, ss.minimize(energy, REST, fixed=FIXED)[0]
+        return X
+
+    k = constants()[0].requires_grad_()
+    torch.autograd.gradcheck(last, (k,), fast_mode=True)
+    torch.autograd.gradgradcheck(last, (k,), fast_mode=True)
+
+
+def test_transforms_are_refused() -> None:
+    k, l, rest, _ = constants()
+
+    def loss(k: Tensor) -> Tensor:
+        return ss.minimize(structure(k, l, rest), REST, fixed=FIXED)[0].sum()
+
+    for call in (
+        lambda: torch.func.grad(loss)(k),
+        lambda: torch.func.vmap(loss)(k.expand(2, -1)),
+        lambda: torch.func.jvp(loss, (k,), (k,)),
+    ):
+        with pytest.raises(ss.TransformError, match=r"torch\.autograd"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("x0", "options", "error"),
+    [
+        ([1.0], {}, ss.LayoutError),
+        (REST.long(), {}, ss.DtypeError),
+        (REST.to(torch.complex64), {}, ss.DtypeError),
+        (REST, {"rtol": -1.0}, ss.OptionError),
+        (REST, {"atol": float("nan")}, ss.OptionError),
+        (REST, {"max_iterations": -1}, ss.OptionError),
+        (REST, {"max_iterations": 1.5}, ss.OptionError),
+        (REST, {"project": "half"}, ss.OptionError),
+        (REST, {"engine": "none"}, ss.OptionError),
+        (REST, {"fixed": torch.tensor([0, 0])}, ss.IndexRangeError),
+        (REST, {"fixed": torch.tensor([12])}, ss.IndexRangeError),
+        (REST, {"fixed": [0]}, ss.IndexRangeError),
+        (REST, {"fixed": torch.ones(3, dtype=torch.bool)}, ss.ShapeError),
+        (REST[:5], {}, ss.IndexRangeError),
+    ],
+)
+def test_what_is_wrong_is_said(x0: Any, options: dict[str, Any], error: type[Exception]) -> None:
+    energy = ss.IndexedSum(tether, NODES, REST)
+    with pytest.raises(error):
+        ss.minimize(energy, x0, **options)
+
+
+def test_energies_that_do_not_fit_are_refused() -> None:
+    quartic = Quartic(torch.ones(4).double(), torch.ones(4).double())
+    quartic.value = lambda x: 0.0  # type: ignore[method-assign]
+    with pytest.raises(ss.ShapeError, match=r"\(4, 4\)"):
+        ss.minimize(quartic, torch.ones(5, dtype=torch.double))
+    unsymmetric = Quartic(torch.ones(4).double(), torch.ones(4).double())
+    unsymmetric.hessian_values = lambda x: torch.arange(16.0, dtype=torch.double)  # type: ignore[method-assign]
+    with pytest.raises(ss.NotSymmetricError):
+        ss.minimize(unsymmetric, torch.ones(4, dtype=torch.double))
+    unknown = Quartic(torch.ones(4).double(), torch.ones(4).double())
+    unknown.gradient = lambda x: x * float("nan")  # type: ignore[method-assign]
+    with pytest.raises(ss.NonFiniteError, match="gradient"):
+        ss.minimize(unknown, torch.ones(4, dtype=torch.double))
