@@ -5,110 +5,28 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ._directions import Direction, Hessians
 from ._energy import Energy, fixed_numbers, parameters_of, with_diagonal
-from ._factors import Factors, Problem
+from ._factors import Problem
 from ._implicit import Equations, Solution, differentiable
 from ._kinds import Options
 from ._newton import LargestStep, Step, Stuck, backtrack, check_start, longest_step, not_converged
 from ._pattern import Pattern
 from ._projection import Projection, projection_of
-from ._report import Iteration, Matrix, Report, progress_bar
-from ._structure import Structure
+from ._report import Iteration, Report, progress_bar
 from ._untraced import untraced
-from .errors import NonFiniteError, NotPositiveDefiniteError, ShapeError, SingularMatrixError
+from .errors import NonFiniteError, ShapeError
 
 _NOISE = 10  # rounding errors of the energy, in units of ε times the largest energy seen
-_SHIFTS = 25  # how many shifts are tried, each ten times the one before
-# Projections in a row, after which the true Hessian is shifted once: that leaves saddle points, near which terms are stiff
-# and their sum is not, in steps that are much longer.
-_PATIENCE = 5
+_PATIENCE = 5  # changed Hessians in a row, after which negative curvature is looked for
+_DOUBLINGS = 20  # of the first step along it
 _ROUNDING = "rounding errors are all that is left of the decrement"
-
-
-@dataclass(frozen=True, eq=False)
-class _Direction:
-    """d = −H⁻¹ g, zero at fixed entries, with a positive definite H, and how that was found."""
-
-    d: Tensor
-    values: Tensor
-    factors: Factors
-    matrix: Matrix
-    shift: float
-
-
-class _Hessians:
-    """Finds directions in which the energy falls."""
-
-    def __init__(self, values: Callable[..., Tensor], equations: Equations, project: Projection | None):
-        self.values, self.equations, self.project = values, equations, project
-        self.factorizations = 0
-        self._shift = 0.0
-        self._projections = 0  # in a row
-
-    def direction(self, X: Tensor, g: Tensor, cautious: bool) -> _Direction:
-        """With the true Hessian if that is positive definite (if `cautious`, it is not tried), else with one that is."""
-        values = self.values(X)
-        found = None if cautious else self.solved(values, g, "true")
-        if found is None and self.project is not None and self._projections < _PATIENCE:
-            values = self.values(X, project=self.project)
-            found = self.solved(values, g, "projected")
-        self._projections = self._projections + 1 if found is not None and found.matrix == "projected" else 0
-        return self._shifted(values, g) if found is None else found
-
-    def judged(self, X: Tensor, g: Tensor) -> _Direction | None:
-        """The direction by the true Hessian, or if that is singular, by one that is not for rounding errors; None if it is
-        indefinite."""
-        values = self.values(X)
-        found = self.solved(values, g, "true")
-        return self.solved(values, g, "shifted", self._smallest_shift(values)) if found is None else found
-
-    def solved(self, values: Tensor, g: Tensor, matrix: Matrix, shift: float = 0.0) -> _Direction | None:
-        """The direction with this Hessian plus a multiple of the identity; None if it is not positive definite."""
-        problem = self.equations.problem
-        if shift:
-            values = values.index_add(0, _diagonal_entries(problem.structure), values.new_full((g.numel(),), shift))
-        factors = Factors(problem)
-        self.factorizations += 1
-        try:
-            return _Direction(self.equations.solve(values, -g, factors), values, factors, matrix, shift)
-        except (NotPositiveDefiniteError, SingularMatrixError):
-            return None
-
-    def _shifted(self, values: Tensor, g: Tensor) -> _Direction:
-        # Those that worked last time are tried again, but a smaller one first. (J. Nocedal and S. J. Wright, "Numerical
-        # optimization", 2006, algorithm 3.3.)
-        shift = max(self._shift / 10, self._smallest_shift(values))
-        for _ in range(_SHIFTS):
-            found = self.solved(values, g, "shifted", shift)
-            if found is not None:
-                self._shift = shift
-                return found
-            shift *= 10
-        raise Stuck("no multiple of the identity makes the Hessian positive definite")
-
-    def _smallest_shift(self, values: Tensor) -> float:
-        """More than rounding errors, beside the largest diagonal entry."""
-        structure = self.equations.problem.structure
-        largest = float(structure.diagonal_of(structure.canonical(values)).abs().max())
-        return math.sqrt(torch.finfo(values.dtype).eps) * (largest if largest > 0 else 1.0)
-
-
-def _diagonal_entries(structure: Structure) -> Tensor:
-    """(n,) an entry at (i, i) for each i; all are stored."""
-
-    def find() -> Tensor:
-        at = torch.nonzero(structure.rows == structure.cols).squeeze(-1)
-        entries = torch.empty(structure.shape[0], dtype=torch.int64, device=at.device)
-        entries[structure.rows[at]] = at
-        return entries
-
-    return structure.remember("diagonal entries", find)
 
 
 def _value(energy: Energy, X: Tensor) -> float:
@@ -164,7 +82,7 @@ def minimize(
     the gradient; they can be differentiated again. They are not available in forward mode, nor inside of `torch.func`.
 
     Raises `ConvergenceError`, with the last iterate `x` and the `report`, if no minimum is found: a stationary point where
-    the Hessian is indefinite is none. A minimum that is not the only one nearby (a structure that is not held) is
+    the Hessian is indefinite is none, and is left along its negative curvature. A minimum that is not the only one nearby (a structure that is not held) is
     returned, but has no derivatives: ``report.unique`` is False, and a backward raises `SingularMatrixError`. Raises
     `NonFiniteError` if the energy or a derivative is NaN or infinite where it should not be, and `NotSymmetricError`,
     `ShapeError`, `DtypeError`, `DeviceError`, `OptionError`, `TransformError`.
@@ -211,7 +129,7 @@ def minimize(
     how = projection_of(project)
     if "project" not in inspect.signature(own.hessian_values).parameters:
         how = None
-    hessians = _Hessians(lambda X, **options: values_of(own, X, **options), equations, how)
+    hessians = Hessians(lambda X, **options: values_of(own, X, **options), equations, how)
     with progress_bar(progress, "minimize") as bar:
 
         def told(X: Tensor, iteration: Iteration) -> None:
@@ -239,7 +157,7 @@ class _Descent:
     """A run of the method."""
 
     def __init__(
-        self, energy: Energy, hessians: _Hessians, tolerances: tuple[float, float], max_iterations: int,
+        self, energy: Energy, hessians: Hessians, tolerances: tuple[float, float], max_iterations: int,
         largest_step: LargestStep | None, told: Callable[[Tensor, Iteration], None],
     ):  # fmt: skip
         self.energy, self.hessians = energy, hessians
@@ -261,8 +179,8 @@ class _Descent:
                 try:
                     found = self.hessians.direction(X, g, cautious)
                     decrement, step = self._step(X, g, found, value, self._enough(value))
-                    if step is None and found.matrix != "true":
-                        found, decrement, step = self._judged(X, g, found, value)
+                    if found.matrix != "true" and (step is None or self.hessians.changed % _PATIENCE == 0):
+                        found, decrement, step = self._judged(X, g, value, found, decrement, step)
                 except (NonFiniteError, Stuck) as error:
                     if not self.iterations and isinstance(error, NonFiniteError):
                         raise
@@ -282,22 +200,56 @@ class _Descent:
                 raise not_converged("the minimisation", X, reason, self.iterations)
             _, X, value = step
             self._largest = max(self._largest, abs(value))
-            cautious = found.matrix != "true" and fraction < 1
+            cautious = found.matrix in ("projected", "shifted") and fraction < 1
 
-    def _judged(self, X: Tensor, g: Tensor, found: _Direction, value: float) -> tuple[_Direction, float, Step | None]:
-        """The direction, decrement and step where a Hessian that was changed says that X is stationary."""
-        true = self.hessians.judged(X, g)
-        if true is not None:
-            return true, *self._step(X, g, true, value, self._enough(value))
-        decrement, step = self._step(X, g, found, value, 0.0)
+    def _judged(
+        self, X: Tensor, g: Tensor, value: float, found: Direction, decrement: float, step: Step | None
+    ) -> tuple[Direction, float, Step | None]:
+        """The direction, decrement and step where those by a Hessian that was changed do not lead far.
+
+        At a minimum, the true Hessian is positive definite, or singular. Else there is a saddle nearby, which attracts Newton's
+        method, and which is left along the negative curvature. (J. J. Moré and D. C. Sorensen, "On the use of directions of
+        negative curvature in a modified Newton method", 1979.)
+        """
         if step is None:
-            raise Stuck(
-                "the gradient vanishes where the Hessian is indefinite: a saddle point or a maximum; start from elsewhere, "
-                "for example from x0 with a little noise"
-            )
+            true = self.hessians.judged(X, g)
+            if true is not None:
+                return true, *self._step(X, g, true, value, self._enough(value))
+        v = self.hessians.negative_curvature(X, g)
+        away = None if v is None else self._along(X, v.reshape(X.shape), value)
+        if away is not None and (step is None or away.value < step.value):
+            return replace(found, matrix="curvature"), decrement, away
+        if step is None:  # the decrement is small enough, but this is no minimum
+            decrement, step = self._step(X, g, found, value, 0.0)
+        if step is None:
+            raise Stuck("the gradient vanishes where the Hessian is indefinite, and nowhere near is the energy lower")
         return found, decrement, step
 
-    def _step(self, X: Tensor, g: Tensor, found: _Direction, value: float, enough: float) -> tuple[float, Step | None]:
+    def _along(self, X: Tensor, v: Tensor, value: float) -> Step | None:
+        """The step along v that lowers the energy, doubled as long as that lowers it further."""
+        size = float((X - X.mean(0)).abs().max()) or 1.0
+        unit = v * (size / v.abs().max())
+        longest = longest_step(self.largest_step, X, unit)
+        best: Step | None = None
+        for fraction in (1e-3 * 8.0**k for k in (0, -1, -2, -3, 1, 2)):
+            if best is None and fraction <= longest:
+                there = _value(self.energy, X + fraction * unit)
+                best = Step(fraction, X + fraction * unit, there) if there < value - self._noise(X) else None
+        for _ in range(_DOUBLINGS):
+            if best is None or 2 * best.fraction > longest:
+                break
+            trial = X + 2 * best.fraction * unit
+            there = _value(self.energy, trial)
+            if not (math.isfinite(there) and there < best.value):
+                break
+            best = Step(2 * best.fraction, trial, there)
+        return best
+
+    def _noise(self, X: Tensor) -> float:
+        """Rounding errors of the energy."""
+        return _NOISE * torch.finfo(X.dtype).eps * abs(self._largest)
+
+    def _step(self, X: Tensor, g: Tensor, found: Direction, value: float, enough: float) -> tuple[float, Step | None]:
         """The decrement, and the step to be taken; None if X is as stationary as it can be, or the decrement small enough."""
         slope = float(g @ found.d)
         decrement = -slope / 2
@@ -305,7 +257,7 @@ class _Descent:
             return decrement, None
         d = found.d.reshape(X.shape)
         longest = longest_step(self.largest_step, X, d)
-        noise = _NOISE * torch.finfo(X.dtype).eps * abs(self._largest)
+        noise = self._noise(X)
         if -slope > noise:
             self._polished = None
             step = backtrack(lambda trial: _value(self.energy, trial), X, d, value, slope, longest)

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from .errors import OptionError
 
-# Which matrix gave the step: the "true" one, the Hessian "projected" term by term, or one of them plus a multiple of the
-# identity, "shifted".
-Matrix = Literal["true", "projected", "shifted"]
+# What gave the step: the "true" matrix, the Hessian "projected" term by term, one of them plus a multiple of the identity,
+# "shifted", or the negative "curvature" of the true one.
+Matrix = Literal["true", "projected", "shifted", "curvature"]
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,10 @@ class Iteration:
 
     objective : the energy E, or ½‖r‖² of a residual, before the step
     decrement : ½ λ², by how much the objective would fall if the energy were quadratic, or the residual linear
-    step : the fraction of the Newton step that was taken; 0 in the last iteration, which takes none
-    matrix : "true"; "projected" or "shifted" if the Hessian was not positive definite
+    step : the fraction of the Newton step that was taken; 0 in the last iteration, which takes none. Along negative curvature:
+        how far the variable that moves farthest does, in units of the size of X
+    matrix : "true"; "projected", "shifted" or "curvature" if the Hessian was not positive definite, and was changed, or a
+        saddle point was left along a direction of negative curvature
     shift : the multiple of the identity that was added
     factorizations : how many there were, failed ones included
     """

@@ -55,6 +55,7 @@ LAYERS = [
     "_report",
     "_newton",
     "_implicit",
+    "_directions",
     "_minimize",
     "_find_root",
     "_functional",

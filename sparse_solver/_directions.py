@@ -1,0 +1,120 @@
+"""Directions in which an energy falls, from Hessians that may be indefinite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ._engines import scattered
+from ._factors import Factors
+from ._implicit import Equations
+from ._newton import Stuck
+from ._projection import Projection
+from ._report import Matrix
+from ._structure import Structure
+from .errors import NotPositiveDefiniteError, SingularMatrixError
+
+_SHIFTS = 25  # how many shifts are tried, each ten times the one before
+_INVERSE_ITERATIONS = 12
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """d = −H⁻¹ g, zero at fixed entries, with a positive definite H, and how that was found."""
+
+    d: Tensor
+    values: Tensor
+    factors: Factors
+    matrix: Matrix
+    shift: float
+
+
+class Hessians:
+    """Finds directions in which the energy falls."""
+
+    def __init__(self, values: Callable[..., Tensor], equations: Equations, project: Projection | None):
+        self.values, self.equations, self.project = values, equations, project
+        self.factorizations = 0
+        self._shift = 0.0
+        self.changed = 0  # iterations in a row in which the Hessian was
+
+    def direction(self, X: Tensor, g: Tensor, cautious: bool) -> Direction:
+        """With the true Hessian if that is positive definite (if `cautious`, it is not tried), else with one that is."""
+        values = self.values(X)
+        found = None if cautious else self.solved(values, g, "true")
+        if found is None and self.project is not None:
+            values = self.values(X, project=self.project)
+            found = self.solved(values, g, "projected")
+        found = self._shifted(values, g) if found is None else found
+        self.changed = 0 if found.matrix == "true" else self.changed + 1
+        return found
+
+    def judged(self, X: Tensor, g: Tensor) -> Direction | None:
+        """The direction by the true Hessian, or if that is singular, by one that is not for rounding errors; None if it is
+        indefinite."""
+        values = self.values(X)
+        found = self.solved(values, g, "true")
+        return self.solved(values, g, "shifted", self._smallest_shift(values)) if found is None else found
+
+    def negative_curvature(self, X: Tensor, g: Tensor) -> Tensor | None:
+        """A unit vector v with vᵀ H v < 0, in the direction of the largest curvature of that sign, downhill if there is a slope;
+        None if there is none: by inverse iteration with the shifted Hessian, whose least eigenvalues are theirs."""
+        found = self._shifted(self.values(X), g)
+        part = self.equations.problem.part
+        v: Tensor = scattered(g.numel(), g.dtype, 0.0).squeeze(0).to(g.device)
+        v = v if part is None else v.index_fill(0, part.removed, 0.0)
+        curvature = math.inf
+        for _ in range(_INVERSE_ITERATIONS):
+            v = v / v.norm()
+            w = self.equations.solve(found.values, v, found.factors)
+            curvature, v = 1 / float(v @ w) - found.shift, w
+        if not curvature < 0:
+            return None
+        size = -float(v.norm()) if float(g @ v) > 0 else float(v.norm())
+        return v / size
+
+    def solved(self, values: Tensor, g: Tensor, matrix: Matrix, shift: float = 0.0) -> Direction | None:
+        """The direction with this Hessian plus a multiple of the identity; None if it is not positive definite."""
+        problem = self.equations.problem
+        if shift:
+            values = values.index_add(0, _diagonal_entries(problem.structure), values.new_full((g.numel(),), shift))
+        factors = Factors(problem)
+        self.factorizations += 1
+        try:
+            return Direction(self.equations.solve(values, -g, factors), values, factors, matrix, shift)
+        except (NotPositiveDefiniteError, SingularMatrixError):
+            return None
+
+    def _shifted(self, values: Tensor, g: Tensor) -> Direction:
+        # Those that worked last time are tried again, but a smaller one first. (J. Nocedal and S. J. Wright, "Numerical
+        # optimization", 2006, algorithm 3.3.)
+        shift = max(self._shift / 10, self._smallest_shift(values))
+        for _ in range(_SHIFTS):
+            found = self.solved(values, g, "shifted", shift)
+            if found is not None:
+                self._shift = shift
+                return found
+            shift *= 10
+        raise Stuck("no multiple of the identity makes the Hessian positive definite")
+
+    def _smallest_shift(self, values: Tensor) -> float:
+        """More than rounding errors, beside the largest diagonal entry."""
+        structure = self.equations.problem.structure
+        largest = float(structure.diagonal_of(structure.canonical(values)).abs().max())
+        return math.sqrt(torch.finfo(values.dtype).eps) * (largest if largest > 0 else 1.0)
+
+
+def _diagonal_entries(structure: Structure) -> Tensor:
+    """(n,) an entry at (i, i) for each i; all are stored."""
+
+    def find() -> Tensor:
+        at = torch.nonzero(structure.rows == structure.cols).squeeze(-1)
+        entries = torch.empty(structure.shape[0], dtype=torch.int64, device=at.device)
+        entries[structure.rows[at]] = at
+        return entries
+
+    return structure.remember("diagonal entries", find)
