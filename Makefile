@@ -7,12 +7,14 @@ RUN = .venv/bin/python
 demo: .venv/installed
 	$(RUN) examples/minimal.py
 
-# About a minute; the pictures are those of the README.
+# About two minutes; the pictures are those of the README.
 examples: .venv/test-installed
 	mkdir -p docs/images
 	$(RUN) examples/minimal.py
 	$(RUN) examples/quasi_harmonic_weights.py --picture docs/images/quasi_harmonic_weights.png
 	$(RUN) examples/conductivity.py --picture docs/images/conductivity.png
+	$(RUN) examples/cantilever.py --picture docs/images/cantilever.png
+	$(RUN) examples/neohookean.py --picture docs/images/neohookean.png
 
 test: lint types tests without-pardiso
 

@@ -1,11 +1,8 @@
 """Inverse design of a mass-spring cantilever: stiffnesses against sagging, then rest lengths for a shape that it sags into.
 
 A truss, clamped on the left, carries its own weight and a load at its tip, and bends far. Where it comes to rest minimises
-
-    E(X) = Σ_e k_e (|x_j − x_i| − l_e)² / (2 l_e) + Σ_v m_v g y_v,
-
-over springs e = (i, j) and nodes v. `ss.minimize` finds it by Newton's method, and passes gradients through it: a solve with
-the last factor each. First the material Σ_e k_e l_e, which is fixed, is moved among the springs so that the tip sinks least; then
+E(X) = Σ_e k_e (|x_j − x_i| − l_e)² / (2 l_e) + Σ_v m_v g y_v over springs e = (i, j) and nodes v. `ss.minimize` finds it by
+Newton's method, and passes gradients through it: a solve with the last factor each. First the material Σ_e k_e l_e, which is fixed, is moved among the springs so that the tip sinks least; then
 the springs of the uniform truss are made longer or shorter, until its axis, under load, follows a given curve.
 
 M. P. Bendsøe and O. Sigmund, "Topology optimization", 2003, for the first; A. Derouet-Jourdan, F. Bertails-Descoubes and J.
@@ -19,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from scipy.optimize import minimize
 from torch import Tensor
@@ -29,7 +25,7 @@ import sparse_solver as ss
 
 LENGTH = 10.0  # of the truss
 STIFFNESS, WEIGHT, LOAD = 60.0, 0.35, 0.10  # k of the uniform truss; of all nodes, and of what hangs at the tip
-LEAST, CHANGE = 0.02, 0.3  # stiffness of any spring, and changes of rest lengths, beside those of the uniform truss
+LEAST, CHANGE = 0.02, 0.2  # stiffness of any spring, and changes of rest lengths, beside those of the uniform truss
 
 Frame = tuple[Tensor, Tensor, Tensor, float]  # positions, stiffnesses and rest lengths of a design, and what counts
 Loss = Callable[[Tensor], Tensor]
@@ -37,8 +33,7 @@ Loss = Callable[[Tensor], Tensor]
 
 def spring(x: Tensor, constants: tuple[Tensor, Tensor]) -> Tensor:
     k, length = constants
-    term: Tensor = k * ((x[1] - x[0]).norm() - length) ** 2 / (2 * length)
-    return term
+    return (x[1] - x[0]).square().sum().sqrt().sub(length).square() * k / (2 * length)
 
 
 def weight(x: Tensor, mg: Tensor) -> Tensor:
@@ -61,6 +56,9 @@ class Truss:
         loads = torch.full((columns * rows,), WEIGHT / (columns * rows), dtype=torch.double)
         loads[self.tip] += LOAD / rows
         self.weight = ss.IndexedSum(weight, at.reshape(-1, 1), per_term=loads)
+        x, y = self.rest[self.axis].unbind(1)
+        waves = 0.08 * x * torch.sin(2 * torch.pi * x / LENGTH)
+        self.curve = torch.stack((x - 0.03 * x**2 / LENGTH, y + waves), 1)  # where the axis shall be
         self.last = self.rest  # where it came to rest before: a good start
 
     def sag(self, k: Tensor, lengths: Tensor) -> Tensor:
@@ -70,16 +68,22 @@ class Truss:
         self.last = X.detach()
         return X
 
-    def stiffnesses(self, design: Tensor) -> Tensor:
-        """Positive ones of all the material that there is, for any (springs,) numbers."""
-        share = torch.softmax(design, 0)
-        k: Tensor = LEAST * self.uniform + (1 - LEAST) * share * (self.uniform @ self.lengths) / self.lengths
-        return k
+    def stiffer(self, design: Tensor) -> tuple[Tensor, Tensor]:
+        """Stiffnesses of all the material that there is, for any (springs,) numbers, and rest lengths."""
+        share = (1 - LEAST) * torch.softmax(design, 0) * (self.uniform @ self.lengths)
+        return LEAST * self.uniform + share / self.lengths, self.lengths
+
+    def longer(self, design: Tensor) -> tuple[Tensor, Tensor]:
+        """Uniform stiffnesses, and rest lengths that differ by up to CHANGE, for any numbers."""
+        return self.uniform, self.lengths * (1 + CHANGE * torch.tanh(design))
+
+    def misses(self, X: Tensor) -> Tensor:
+        """How far the axis is from the curve, node by node, in units of the length."""
+        return (X[self.axis] - self.curve).square().sum(1).add(1e-12).sqrt().div(LENGTH)
 
     def deflection(self, X: Tensor) -> Tensor:
         """By how much the tip sinks, on average over its nodes, in units of the length."""
-        sinks: Tensor = (self.rest - X)[self.tip, 1].mean() / LENGTH
-        return sinks
+        return (self.rest - X)[self.tip, 1].mean().div(LENGTH)
 
     def frame(self, k: Tensor, lengths: Tensor, measure: Callable[[Tensor], Tensor]) -> Frame:
         with torch.no_grad():
@@ -87,17 +91,10 @@ class Truss:
             return X, k, lengths, float(measure(X))
 
 
-def wave(truss: Truss) -> Tensor:
-    """(columns, 2) where the axis shall be."""
-    x, y = truss.rest[truss.axis].unbind(1)
-    s = x / LENGTH
-    return torch.stack((x * (1 - 0.03 * s), y + 0.08 * LENGTH * torch.sin(2 * torch.pi * s) * s), 1)
-
-
 def optimize(loss: Loss, steps: int, size: int, what: str, show: Callable[[Tensor], Any]) -> None:
     """Minimises the loss of a design of this size, by L-BFGS from zero, and shows the designs on the way."""
 
-    def loss_and_gradient(numbers: np.ndarray) -> tuple[float, np.ndarray]:
+    def loss_and_gradient(numbers: Any) -> tuple[float, Any]:
         design = torch.from_numpy(numbers.copy()).requires_grad_()
         value = loss(design)
         (gradient,) = torch.autograd.grad(value, design)
@@ -111,35 +108,35 @@ def optimize(loss: Loss, steps: int, size: int, what: str, show: Callable[[Tenso
             show(torch.from_numpy(intermediate_result.x.copy()))
 
         options = {"maxiter": steps, "maxcor": 30, "ftol": 0.0, "gtol": 0.0}
-        minimize(loss_and_gradient, np.zeros(size), jac=True, method="L-BFGS-B", callback=report, options=options)
+        minimize(loss_and_gradient, [0.0] * size, jac=True, method="L-BFGS-B", callback=report, options=options)
 
 
 def gradient_error(loss: Loss, size: int) -> float:
     """How far the gradient at zero is from central differences, in a random direction."""
     design = torch.zeros(size, dtype=torch.double, requires_grad=True)
-    direction = torch.randn(size, dtype=torch.double)
+    direction = torch.randn(size, dtype=torch.double, generator=torch.Generator().manual_seed(0))
     (gradient,) = torch.autograd.grad(loss(design), design)
     with torch.no_grad():
         difference = (loss(design + 1e-4 * direction) - loss(design - 1e-4 * direction)) / 2e-4
     return abs(float(gradient @ direction / difference - 1))
 
 
-def draw(axis: Any, truss: Truss, frame: Frame, title: str, target: Tensor | None) -> None:
+def draw(axis: Any, truss: Truss, frame: Frame, title: str, curve: bool) -> None:
     from matplotlib.collections import LineCollection
     from matplotlib.colors import LinearSegmentedColormap
 
     colors = LinearSegmentedColormap.from_list("lengths", ["tab:blue", "0.3", "tab:red"])
     X, k, lengths, _ = frame
-    lines = LineCollection(list(X[truss.springs].numpy()), linewidths=(0.7 * k / STIFFNESS).clamp(0.15, 4).numpy())
-    lines.set(array=(lengths / truss.lengths - 1).numpy(), cmap=colors, clim=(-CHANGE, CHANGE))
+    lines = LineCollection(list(X[truss.springs].numpy()), linewidths=(0.9 * k / STIFFNESS).clamp(0.15, 4).numpy())
+    lines.set(array=(lengths / truss.lengths - 1).numpy(), cmap=colors, clim=(-CHANGE / 2, CHANGE / 2))
     axis.add_collection(lines)
-    if target is not None:
-        axis.plot(*target.unbind(1), "k--", lw=1.5)
+    if curve:
+        axis.plot(*truss.curve.unbind(1), "k--", lw=1.5)
     axis.set(xlim=(-0.3, LENGTH * 1.03), ylim=(-0.4 * LENGTH, 0.2 * LENGTH), aspect="equal", xticks=[], yticks=[])
     axis.set_title(title, fontsize=9)
 
 
-def pictures(truss: Truss, stages: list[tuple[str, list[Frame], Tensor | None]], file: Path) -> None:
+def pictures(truss: Truss, stages: list[tuple[str, list[Frame], bool]], file: Path) -> None:
     """Before, after, and convergence, as `file`, and the designs on the way as a GIF beside it."""
     import matplotlib
 
@@ -148,9 +145,9 @@ def pictures(truss: Truss, stages: list[tuple[str, list[Frame], Tensor | None]],
     from matplotlib.animation import PillowWriter
 
     picture, axes = plt.subplots(2, 2, figsize=(9.5, 5.6), layout="constrained")
-    draw(axes[0, 0], truss, stages[0][1][0], f"uniform: the tip sinks by {stages[0][1][0][3]:.2f} of the length", None)
-    for axis, (name, frames, target) in zip((axes[0, 1], axes[1, 0]), stages, strict=True):
-        draw(axis, truss, frames[-1], f"{name}: {frames[-1][3]:.4f}", target)
+    draw(axes[0, 0], truss, stages[0][1][0], f"uniform: the tip sinks by {stages[0][1][0][3]:.2f} of the length", False)
+    for axis, (name, frames, curve) in zip((axes[0, 1], axes[1, 0]), stages, strict=True):
+        draw(axis, truss, frames[-1], f"{name}: {frames[-1][3]:.4f}", curve)
         axes[1, 1].semilogy([measure for *_, measure in frames], label=name)
     axes[1, 1].set_xlabel("steps of L-BFGS")
     axes[1, 1].legend(fontsize=8)
@@ -159,10 +156,10 @@ def pictures(truss: Truss, stages: list[tuple[str, list[Frame], Tensor | None]],
     movie, axis = plt.subplots(figsize=(5.2, 3.5), layout="constrained")
     writer = PillowWriter(fps=8)
     with writer.saving(movie, str(file.with_suffix(".gif")), dpi=75):
-        for name, frames, target in stages:
-            for number in sorted({int(len(frames) ** (j / 24)) - 1 for j in range(25)}):
+        for name, frames, curve in stages:
+            for number in sorted({int(len(frames) ** (j / 24)) - 1 for j in range(25)}):  # most of them early
                 axis.clear()
-                draw(axis, truss, frames[number], f"{name}, step {number}: {frames[number][3]:.4f}", target)
+                draw(axis, truss, frames[number], f"{name}, step {number}: {frames[number][3]:.4f}", curve)
                 writer.grab_frame()
 
 
@@ -171,41 +168,29 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer springs and steps")
     parser.add_argument("--picture", type=Path, help="where to draw, e.g. cantilever.png; a GIF goes beside it")
     arguments = parser.parse_args()
-    torch.manual_seed(0)
     truss = Truss(*((24, 3) if arguments.quick else (60, 5)))
-    target, size = wave(truss), len(truss.springs)
-
-    def by_stiffness(design: Tensor) -> tuple[Tensor, Tensor]:
-        return truss.stiffnesses(design), truss.lengths
-
-    def by_length(design: Tensor) -> tuple[Tensor, Tensor]:
-        return truss.uniform, truss.lengths * (1 + CHANGE * torch.tanh(design))
-
-    def misses(X: Tensor) -> Tensor:
-        distances: Tensor = (X[truss.axis] - target).norm(dim=1)
-        return distances / LENGTH
-
-    def sinks(design: Tensor) -> Tensor:
-        return truss.deflection(truss.sag(*by_stiffness(design)))
-
-    def differs(design: Tensor) -> Tensor:
-        return 100 * misses(truss.sag(*by_length(design))).square().mean() + 1e-4 * design.square().mean()
-
+    size = len(truss.springs)
     stages, steps = [], 25 if arguments.quick else 80
-    for name, make, loss, measure, shown in (
-        ("stiffnesses, deflection of the tip", by_stiffness, sinks, truss.deflection, None),
-        ("rest lengths, distance from the curve", by_length, differs, lambda X: misses(X).max(), target),
+    tip, curve = "stiffnesses, deflection of the tip", "rest lengths, distance from the curve"
+    for name, make, objective, measure in (
+        (tip, truss.stiffer, truss.deflection, truss.deflection),
+        (curve, truss.longer, lambda X: truss.misses(X).sum(), lambda X: truss.misses(X).max()),
     ):
+
+        def loss(design: Tensor) -> Tensor:
+            return objective(truss.sag(*make(design))) + 1e-5 * design.square().sum()  # noqa: B023
+
         error = gradient_error(loss, size)
         frames = [truss.frame(*make(torch.zeros(size, dtype=torch.double)), measure)]
         optimize(loss, steps, size, name, lambda x: frames.append(truss.frame(*make(x), measure)))  # noqa: B023
-        stages.append((name, frames, shown))
+        stages.append((name, frames, name == curve))
         print(f"{name}: {frames[0][3]:.4f} -> {frames[-1][3]:.4f} of the length; gradient off by {error:.1e}")
         assert error < 1e-5
-    used = float(stages[0][1][-1][1] @ truss.lengths / (truss.uniform @ truss.lengths))
+    (_, (first, *_, last), _), (_, (*_, shaped), _) = stages
+    used = float(last[1] @ truss.lengths / (truss.uniform @ truss.lengths))
     print(f"{size:,} springs; stiffnesses use {used:.6f} of the material of the uniform ones")
-    assert stages[0][1][-1][3] <= stages[0][1][0][3] / 2
-    assert stages[1][1][-1][3] <= 0.01
+    assert last[3] <= first[3] / 2
+    assert shaped[3] <= 0.01
     if arguments.picture:
         pictures(truss, stages, arguments.picture)
 

@@ -261,21 +261,23 @@ class _Descent:
         if -slope > noise:
             self._polished = None
             step = backtrack(lambda trial: _value(self.energy, trial), X, d, value, slope, longest)
-            # Where large terms cancel, the noise is larger than it seems.
-            step = self._unjudged(X, d, value, slope, longest, 1e4 * noise) if step is None else step
+            step = self._unjudged(X, d, value, slope, longest) if step is None else step
             if step is None:
                 raise Stuck("no step along the descent direction makes the energy fall; are its derivatives right?")
             return decrement, step
         if self._polished is not None and decrement > self._polished / 4:
             return decrement, None
         self._polished = decrement
-        return decrement, self._unjudged(X, d, value, slope, longest, noise)
+        return decrement, self._unjudged(X, d, value, slope, longest)
 
-    def _unjudged(self, X: Tensor, d: Tensor, value: float, slope: float, longest: float, noise: float) -> Step | None:
-        """The whole step, if the energy there is the same but for noise, and the slope says that it is better."""
+    def _unjudged(self, X: Tensor, d: Tensor, value: float, slope: float, longest: float) -> Step | None:
+        """The whole step, if the energy there is the same but for noise, and the slope says that it is better.
+
+        Where large terms cancel, the noise is larger than it seems.
+        """
         trial = X + longest * d
         there = _value(self.energy, trial)
-        if not abs(there - value) <= noise:
+        if not abs(there - value) <= 1e4 * self._noise(X):
             return None
         new_slope = float(self._free(self.energy.gradient(trial)) @ d.reshape(-1))
         return Step(longest, trial, there) if abs(new_slope) <= abs(slope) / 2 else None

@@ -47,4 +47,4 @@ def test_the_pictures_are_there() -> None:
         pictures = re.findall(r"!\[[^]]*\]\(([^)]*)\)", document.read_text())
         assert pictures
         for picture in pictures:
-            assert (document.parent / picture).read_bytes().startswith(b"\x89PNG"), picture
+            assert (document.parent / picture).read_bytes().startswith((b"\x89PNG", b"GIF89a")), picture

@@ -66,6 +66,33 @@ def test_quasi_harmonic_weights(
     assert is_picture(tmp_path / "weights.png")
 
 
+def test_cantilever(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run = Run("cantilever", monkeypatch, capsys, "--picture", str(tmp_path / "cantilever.png"))
+    before, after, error = run.numbers(
+        rf"deflection of the tip: {NUMBER} -> {NUMBER} of the length; gradient off by {NUMBER}"
+    )
+    assert after <= before / 2
+    assert error < 1e-5
+    before, after, error = run.numbers(
+        rf"distance from the curve: {NUMBER} -> {NUMBER} of the length; gradient off by {NUMBER}"
+    )
+    assert before > 0.1
+    assert after <= 0.01
+    assert error < 1e-5
+    assert run.numbers(rf"stiffnesses use {NUMBER} of the material")[0] == pytest.approx(1, abs=1e-5)
+    assert is_picture(tmp_path / "cantilever.png")
+    assert (tmp_path / "cantilever.gif").read_bytes().startswith(b"GIF89a")
+
+
+def test_neohookean(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run = Run("neohookean", monkeypatch, capsys, "--picture", str(tmp_path / "neohookean.png"))
+    rise, ratio = run.numbers(rf"the energy rises by {NUMBER} at most, and half the step loses {NUMBER} times less")
+    assert rise == 0
+    assert 1.4 < ratio < 2.1
+    assert run.numbers(rf"off by {NUMBER}")[0] < 0.01
+    assert is_picture(tmp_path / "neohookean.png")
+
+
 def test_conductivity(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     run = Run("conductivity", monkeypatch, capsys, "--picture", str(tmp_path / "conductivity.png"))
     before, after = run.numbers(f"relative error {NUMBER} -> {NUMBER},")

@@ -162,6 +162,18 @@ def test_no_progress_can_be_made_at_the_minimum() -> None:
         X = again
 
 
+def test_minima_are_found_to_rounding_errors_from_anywhere() -> None:
+    """The energy's own rounding errors, which stop its decrease early, do not stop the iteration."""
+    energy = structure(*constants()) + ss.IndexedSum(
+        lambda x, c: c * x.sum(), NODES, per_term=torch.linspace(-3, 3, 2 * N).double()
+    )
+    exact, _ = ss.minimize(energy, REST)
+    for distance in (1e-2, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-12):
+        for _ in range(5):
+            X, _ = ss.minimize(energy, exact + distance * torch.randn(2 * N, 2))
+            assert energy.gradient(X).abs().max() < max(1e-13, 1e-9 * distance)
+
+
 def test_a_large_constant_in_the_energy() -> None:
     energy = structure(*constants())
     offset = energy + ss.IndexedSum(lambda x, c: c + 0 * x.sum(), NODES, per_term=torch.full((2 * N,), 1e9).double())
