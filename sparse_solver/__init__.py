@@ -31,6 +31,7 @@ from .errors import (
     SparseSolverError,
     TransformError,
     TriangleError,
+    ValueChangedError,
 )
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "SparseSolverError",
     "TransformError",
     "TriangleError",
+    "ValueChangedError",
     "__version__",
     "clear_cache",
     "engines",

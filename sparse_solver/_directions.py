@@ -24,9 +24,13 @@ _INVERSE_ITERATIONS = 12
 
 @dataclass(frozen=True, eq=False)
 class Direction:
-    """d = −H⁻¹ g, zero at fixed entries, with a positive definite H, and how that was found."""
+    """d = −H⁻¹ g, zero at fixed entries, with a positive definite H, and how that was found.
+
+    hessian, values : (nnz,) H before and after the shift
+    """
 
     d: Tensor
+    hessian: Tensor
     values: Tensor
     factors: Factors
     matrix: Matrix
@@ -53,17 +57,15 @@ class Hessians:
         self.changed = 0 if found.matrix == "true" else self.changed + 1
         return found
 
-    def judged(self, X: Tensor, g: Tensor) -> Direction | None:
-        """The direction by the true Hessian, or if that is singular, by one that is not for rounding errors; None if it is
-        indefinite."""
-        values = self.values(X)
-        found = self.solved(values, g, "true")
-        return self.solved(values, g, "shifted", self._smallest_shift(values)) if found is None else found
+    def true(self, X: Tensor, g: Tensor) -> Direction | None:
+        """The direction by the true Hessian; None if it is not positive definite."""
+        return self.solved(self.values(X), g, "true")
 
-    def negative_curvature(self, X: Tensor, g: Tensor) -> Tensor | None:
-        """A unit vector v with vᵀ H v < 0, in the direction of the largest curvature of that sign, downhill if there is a slope;
-        None if there is none: by inverse iteration with the shifted Hessian, whose least eigenvalues are theirs."""
-        found = self._shifted(self.values(X), g)
+    def lowest_curvature(self, X: Tensor, g: Tensor) -> tuple[Tensor, bool]:
+        """The eigenvector of the Hessian's lowest eigenvalue, downhill if there is a slope, and whether that is negative, by more
+        than rounding errors may do; by inverse iteration with the shifted Hessian."""
+        values = self.values(X)
+        found = self._shifted(values, g)
         part = self.equations.problem.part
         v: Tensor = scattered(g.numel(), g.dtype, 0.0).squeeze(0).to(g.device)
         v = v if part is None else v.index_fill(0, part.removed, 0.0)
@@ -72,20 +74,18 @@ class Hessians:
             v = v / v.norm()
             w = self.equations.solve(found.values, v, found.factors)
             curvature, v = 1 / float(v @ w) - found.shift, w
-        if not curvature < 0:
-            return None
         size = -float(v.norm()) if float(g @ v) > 0 else float(v.norm())
-        return v / size
+        return v / size, curvature < -self._smallest_shift(values)
 
     def solved(self, values: Tensor, g: Tensor, matrix: Matrix, shift: float = 0.0) -> Direction | None:
         """The direction with this Hessian plus a multiple of the identity; None if it is not positive definite."""
-        problem = self.equations.problem
+        problem, hessian = self.equations.problem, values
         if shift:
             values = values.index_add(0, _diagonal_entries(problem.structure), values.new_full((g.numel(),), shift))
         factors = Factors(problem)
         self.factorizations += 1
         try:
-            return Direction(self.equations.solve(values, -g, factors), values, factors, matrix, shift)
+            return Direction(self.equations.solve(values, -g, factors), hessian, values, factors, matrix, shift)
         except (NotPositiveDefiniteError, SingularMatrixError):
             return None
 

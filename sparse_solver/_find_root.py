@@ -19,6 +19,7 @@ from ._report import Iteration, Report, progress_bar
 from ._untraced import untraced
 from .errors import NonFiniteError, OptionError, ShapeError, SingularMatrixError
 
+_ENOUGH = "the Newton step is small enough"
 _ROUNDING = "rounding errors are all that is left of the residual"
 
 
@@ -31,7 +32,7 @@ def find_root(
     params: Iterable[Tensor] = (),
     *,
     fixed: Tensor | None = None,
-    rtol: float = 1e-10,
+    rtol: float | None = None,
     atol: float = 0.0,
     max_iterations: int = 100,
     assume: Assume = "general",
@@ -40,7 +41,7 @@ def find_root(
     progress: bool = False,
     engine: str | None = None,
 ) -> tuple[Tensor, Report]:
-    """X with r(X, *params) = 0, and a `Report`, by Newton's method with a line search on ½‖r‖²; X is differentiable.
+    """X with r(X, *params) = 0, and a `Report`, by Newton's method with a line search on ‖r‖; X is differentiable.
 
     residual : r, of the shape of X, from X and params; differentiable in all of them by torch
     jacobian_values : (nnz,) the values of ∂r/∂X on the pattern, from the same
@@ -49,8 +50,9 @@ def find_root(
     params : the tensors in which X shall be differentiable
     fixed : (p,) int64 or int32 rows of x0, or a bool mask, of its rows or its shape: these entries of X stay, and as many
         equations, the ones with their numbers, are left out; None: none
-    rtol, atol : iterations end where ‖r‖₂ is at most atol, or rtol times what it was at x0. Where rounding errors do not
-        allow that, they end when the Newton step is as small as these
+    rtol, atol : iterations end where the Newton step changes no entry by more than rtol of its size, or of how far it is from
+        x0; rtol=None: ε^⅔, 4e-11 in double precision. Or where ‖r‖₂ is at most atol, in units of the residual. Or where
+        rounding errors are all that is left of r
     assume, engine : as for `solve`, for the Jacobian
     max_iterations, largest_step, callback, progress : as for `minimize`
 
@@ -79,14 +81,14 @@ def find_root(
     chapter 6.)
     """
     parameters = tuple(params)
-    check_start(x0, parameters, rtol, atol, max_iterations)
+    check_start(x0, parameters, 0.0 if rtol is None else rtol, atol, max_iterations)
     if not isinstance(pattern, Pattern):
         raise OptionError(f"pattern is a {type(pattern).__name__}; expected a Pattern")
     if pattern.shape != (x0.numel(), x0.numel()):
         raise ShapeError(f"the pattern has shape {pattern.shape}, and x0 has {x0.numel()} entries")
     numbers = fixed_numbers(fixed, x0.shape)
     if numbers.numel() == x0.numel():
-        return x0.clone(), Report(True, "there is nothing to be found", (), True)
+        return x0.clone(), Report(True, "no unknown is free", (), True)
     part = pattern._structure.without(numbers) if numbers.numel() else None
     problem = Problem(pattern._structure, Options(assume, engine=engine), part)
     equations = Equations(residual, jacobian_values, parameters, problem)
@@ -99,9 +101,7 @@ def find_root(
 
         search = _Search(equations, (rtol, atol), max_iterations, largest_step, told)
         solution, report = search.run(x0)
-    x = differentiable(
-        solution, x0, equations, lambda: residual(solution.x, *parameters), "the residual", "all of them as params="
-    )
+    x = differentiable(solution, x0, equations, residual, "the residual", "all of them as params=")
     return x, report
 
 
@@ -109,7 +109,7 @@ class _Search:
     """A run of the method."""
 
     def __init__(
-        self, equations: Equations, tolerances: tuple[float, float], max_iterations: int,
+        self, equations: Equations, tolerances: tuple[float | None, float], max_iterations: int,
         largest_step: LargestStep | None, told: Callable[[Tensor, Iteration], None],
     ):  # fmt: skip
         self.equations = equations
@@ -117,62 +117,61 @@ class _Search:
         self.max_iterations, self.largest_step, self.told = max_iterations, largest_step, told
         self.iterations: list[Iteration] = []
 
+    @torch.no_grad()
     def run(self, x0: Tensor) -> tuple[Solution, Report]:
         """The solution and the report."""
-        X, parameters = x0.detach().clone(), self.equations.parameters
-        enough: float | None = None
+        X = x0.detach().clone()
         while True:
-            with torch.no_grad():
-                r = self._free(self.equations.residual(X, *parameters), X)
-                size = float(torch.linalg.vector_norm(r))
-                if not math.isfinite(size):  # in later iterations, the line search sees to it
-                    raise NonFiniteError("the residual is not finite at x0", argument="x0", index=None)
-                enough = max(self.atol, self.rtol * size) if enough is None else enough
-                try:
-                    solution, step, reason = self._step(X, r, size, enough)
-                except (NonFiniteError, Stuck) as error:
-                    raise not_converged("the search", X, str(error), self.iterations) from error
-            fraction = 0.0 if step is None else step.fraction
-            made = Iteration(size**2 / 2, size**2 / 2, fraction, "true", 0.0, 1)
+            r = self._free(self.equations.residual(X, *self.equations.parameters), X)
+            size = _norm(r)
+            if not math.isfinite(size):  # in later iterations, the line search sees to it
+                raise NonFiniteError("the residual is not finite at x0", argument="x0", index=None)
+            try:
+                is_last = len(self.iterations) == self.max_iterations
+                solution, step, reason = self._next(X, x0.detach(), r, size, is_last)
+            except (NonFiniteError, Stuck) as error:
+                raise not_converged("the search", X, str(error), self.iterations) from error
+            made = Iteration(size, size, 0.0 if step is None else step.fraction, "true", 0.0, 1)
             self.iterations.append(made)
-            self.told(X, made)
-            if step is None:
+            self.told(X.clone(), made)
+            if step is not None:
+                X = step.x
+            elif not reason:
+                reason = f"max_iterations={self.max_iterations} is reached"
+                raise not_converged("the search", X, reason, self.iterations)
+            else:
                 unique = solution.factors is not None
                 reason += "" if unique else "; the Jacobian is singular there"
                 return solution, Report(True, reason, tuple(self.iterations), unique)
-            if len(self.iterations) > self.max_iterations:
-                reason = f"max_iterations={self.max_iterations} is reached"
-                raise not_converged("the search", X, reason, self.iterations)
-            X = step.x
 
-    def _step(self, X: Tensor, r: Tensor, size: float, enough: float) -> tuple[Solution, Step | None, str]:
-        """X with its factor, the step to be taken, or None and why there is none."""
+    def _next(self, X: Tensor, x0: Tensor, r: Tensor, size: float, is_last: bool) -> tuple[Solution, Step | None, str]:
+        """X with its factor, the step to be taken, or why none is needed; neither at the last one."""
         values = self.equations.jacobian_values(X, *self.equations.parameters).detach()
         factors = Factors(self.equations.problem)
         try:
             d = self.equations.solve(values, -r, factors).reshape(X.shape)
         except SingularMatrixError as error:
-            if size <= enough:
-                return Solution(X, values, None), None, "the residual is small enough"
+            if size <= self.atol:
+                return Solution(X, r, values, None), None, _ENOUGH
             raise Stuck(f"the Jacobian is singular ({error})") from error
-        solution = Solution(X, values, factors)
-        if size <= enough:
-            return solution, None, "the residual is small enough"
-        eps, step_size, scale = torch.finfo(X.dtype).eps, float(d.abs().max()), float(X.abs().max())
-        if step_size <= 4 * eps * scale:
+        solution = Solution(X, r, values, factors)
+        eps, scale = torch.finfo(X.dtype).eps, torch.maximum(X.abs(), (X - x0).abs())
+        rtol = eps ** (2 / 3) if self.rtol is None else self.rtol
+        if size <= self.atol or bool((d.abs() <= rtol * scale).all()):
+            return solution, None, _ENOUGH
+        largest = float(d.abs().max()) / max(float(scale.max()), torch.finfo(X.dtype).tiny)
+        if largest <= 4 * eps:
             return solution, None, _ROUNDING
+        if is_last:
+            return solution, None, ""
         longest = longest_step(self.largest_step, X, d)
-        step = backtrack(lambda trial: self._objective(trial), X, d, size**2 / 2, -(size**2), longest)
-        if step is None:
-            # Rounding errors of the residual are as large as it, and lead to steps that are a little larger than theirs.
-            if step_size <= eps ** (2 / 3) * scale:
-                return solution, None, _ROUNDING
+        step = backtrack(self._objective, X, d, size, -size, longest)
+        if step is None and largest > eps**0.75:  # else, rounding errors of the residual are as large as it
             raise Stuck("no step along the Newton direction makes the residual smaller; is the Jacobian right?")
-        return solution, step, ""
+        return solution, step, _ROUNDING if step is None else ""
 
     def _objective(self, X: Tensor) -> float:
-        r = self._free(self.equations.residual(X, *self.equations.parameters), X)
-        return float(torch.linalg.vector_norm(r)) ** 2 / 2
+        return _norm(self._free(self.equations.residual(X, *self.equations.parameters), X))
 
     def _free(self, residual: Any, X: Tensor) -> Tensor:
         """The residual as a vector, zero where its equations are left out."""
@@ -181,3 +180,9 @@ class _Search:
             raise ShapeError(f"the residual is {what}; expected a tensor of the shape of x0, {tuple(X.shape)}")
         part, r = self.equations.problem.part, residual.detach().reshape(-1)
         return r if part is None else r.index_fill(0, part.removed, 0.0)
+
+
+def _norm(r: Tensor) -> float:
+    """‖r‖₂, also where its square overflows."""
+    largest = float(r.abs().max())
+    return largest * float((r / largest).norm()) if 0 < largest < math.inf else largest

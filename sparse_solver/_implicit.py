@@ -21,8 +21,9 @@ from torch.autograd import Function
 from torch.autograd.graph import get_gradient_edge
 
 from ._factors import Factors, Problem, factors_of, token_of
+from ._rules import Places, apply
 from ._solve import solve_values
-from .errors import OptionError, SingularMatrixError
+from .errors import OptionError, SingularMatrixError, ValueChangedError
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,21 @@ class Equations:
     parameters: tuple[Tensor, ...]
     problem: Problem
 
+    def check_unchanged(self, residual: Tensor, before: Tensor, values: Tensor, x: Tensor) -> None:
+        """Raises unless the residual at x is what it was, but for rounding errors.
+
+        Tensors that are no parameters, but that the residual uses, may have been overwritten; autograd does not see to these.
+        """
+        structure, part = self.problem.structure, self.problem.part
+        if part is not None:
+            residual = residual.index_fill(0, part.removed, 0.0)
+        places = Places(structure.rows, structure.cols)
+        sizes = apply(values.abs(), x.reshape(1, -1).abs(), places).squeeze(0) + before.abs()
+        if not bool(((residual - before).abs() <= torch.finfo(x.dtype).eps ** 0.5 * sizes.max()).all()):
+            raise ValueChangedError(
+                "what the energy or the residual depends on was changed in place between the solution and its derivative"
+            )
+
     def solve(self, values: Tensor, rhs: Tensor, factors: Factors, transpose: bool = False) -> Tensor:
         """J⁻¹ or J⁻ᵀ applied to the vector `rhs`; zero at fixed entries."""
         problem = self.problem
@@ -48,9 +64,11 @@ class Equations:
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """What Newton's method found: x, and the factor there, of the Jacobian with these values. None: it is singular."""
+    """What Newton's method found: x, the residual there (n,), zero where entries of x are fixed, and the factor there, of the
+    Jacobian with these values. None: it is singular."""
 
     x: Tensor
+    residual: Tensor
     values: Tensor
     factors: Factors | None
 
@@ -64,12 +82,12 @@ class _Implicit(Function):
     ) -> Tensor:
         ctx.equations, ctx.regular = equations, solution.factors is not None
         x = solution.x.clone()
-        ctx.save_for_backward(x, solution.values, token, *parameters)
+        ctx.save_for_backward(x, solution.residual, solution.values, token, *parameters)
         return x
 
     @staticmethod
     def backward(ctx: Any, x_bar: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, values, token, *parameters = ctx.saved_tensors
+        x, residual_then, values, token, *parameters = ctx.saved_tensors
         equations: Equations = ctx.equations
         if not ctx.regular:
             raise SingularMatrixError(
@@ -90,6 +108,7 @@ class _Implicit(Function):
             alias = torch.Tensor.view_as if recorded else _detached
             at, *parameters = (alias(tensor, tensor) for tensor in (x, *parameters))
             residual = equations.residual(at, *parameters).reshape(-1)
+            equations.check_unchanged(residual.detach(), residual_then, values.detach(), x.detach())
             inputs = [parameter for parameter, wanted in zip(parameters, wants, strict=True) if wanted]
             inputs = [at, *inputs] if wants_start else inputs
             pulled: Iterable[Tensor | None] = (None for _ in inputs)
@@ -109,17 +128,17 @@ def _detached(tensor: Tensor, _: Tensor) -> Tensor:
 
 
 def differentiable(
-    solution: Solution, start: Tensor, equations: Equations, recorded: Callable[[], Tensor], name: str, hint: str
+    solution: Solution, start: Tensor, equations: Equations, recorded: Callable[..., Tensor], name: str, hint: str
 ) -> Tensor:
     """The solution, with its derivatives in the parameters, and in `start` where that is fixed.
 
-    `recorded` : something whose graph shows on which tensors the equations depend, listed or not
+    `recorded` : makes, from x and parameters, something whose graph shows on which tensors the equations depend, listed or not
     `name`, `hint` : what has to list them, and how they are to be passed
     """
     if not torch.is_grad_enabled():
         return solution.x
     parameters = equations.parameters
-    if _depends_on_others(recorded(), parameters):
+    if _depends_on_others(recorded, (solution.x, *parameters)):
         raise OptionError(
             f"{name} depends on tensors that require gradients and are not among its parameters, so that the solution would "
             f"lack derivatives: pass {hint}, or detach them"
@@ -134,21 +153,25 @@ def differentiable(
     return x
 
 
-def _depends_on_others(tensor: Tensor, parameters: tuple[Tensor, ...]) -> bool:
-    """Whether the graph of `tensor` leads to a leaf by a way around the parameters."""
-    if not tensor.requires_grad:
+def _depends_on_others(recorded: Callable[..., Tensor], arguments: tuple[Tensor, ...]) -> bool:
+    """Whether the graph of what is made from the arguments leads to a leaf that is none of them.
+
+    Aliases of the arguments show also where one of them is used in another way than as an argument.
+    """
+    aliases = [
+        argument.detach().requires_grad_() if argument.is_floating_point() else argument for argument in arguments
+    ]
+    made = recorded(*aliases)
+    if not made.requires_grad:
         return False
-    edges = (get_gradient_edge(parameter) for parameter in parameters if parameter.requires_grad)
-    known = {(edge.node, edge.output_nr) for edge in edges}
-    own = get_gradient_edge(tensor)
-    stack, seen = [(own.node, own.output_nr)], set()
+    known = {get_gradient_edge(alias).node for alias in aliases if alias.requires_grad}
+    stack, seen = [get_gradient_edge(made).node], set()
     while stack:
-        edge = stack.pop()
-        node = edge[0]
-        if edge in known or node in seen:
+        node = stack.pop()
+        if node in known or node in seen:
             continue
         seen.add(node)
         if hasattr(node, "variable"):  # a leaf
             return True
-        stack.extend((following, number) for following, number in node.next_functions if following is not None)
+        stack.extend(following for following, _ in node.next_functions if following is not None)
     return False

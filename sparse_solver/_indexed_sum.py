@@ -20,7 +20,15 @@ from ._plain import is_transformed
 from ._projection import Projection, projected, projection_of
 from ._stencil import Stencil, stencil_of
 from ._tensors import check_range
-from .errors import DeviceError, DtypeError, IndexRangeError, LayoutError, OptionError, ShapeError
+from .errors import (
+    DeviceError,
+    DtypeError,
+    IndexRangeError,
+    LayoutError,
+    OptionError,
+    ShapeError,
+    ValueChangedError,
+)
 
 # Entries of element Hessians that are computed at once: larger arrays are not faster.
 _CHUNK = 2**22
@@ -39,7 +47,7 @@ class _Terms:
 
     def parts(self, X: Tensor) -> list[slice]:
         """The terms, chunk by chunk."""
-        count, size = self.indices.shape[0], self.chunk or max(1, _CHUNK // self.variables(X) ** 2)
+        count, size = self.indices.shape[0], self.chunk or max(1, _CHUNK // max(self.variables(X), 1) ** 2)
         return [slice(at, min(at + size, count)) for at in range(0, count, size)]
 
     def variables(self, X: Tensor) -> int:
@@ -107,14 +115,17 @@ class _Terms:
 class _Recomputed(Function):
     """A function of which the graph keeps the arguments only; its backward computes the rest again.
 
-    So what many chunks need in between is never in memory at the same time.
+    So what many chunks need in between is never in memory at the same time. Tensors that the function uses besides its
+    arguments are not kept; if they are changed meanwhile, a sum of what is computed again shows it.
     """
 
     @staticmethod
     def forward(ctx: Any, function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
         ctx.function = function
         ctx.save_for_backward(*arguments)
-        return function(*arguments)
+        result = function(*arguments)
+        ctx.sum = result.sum()
+        return result
 
     @staticmethod
     def backward(ctx: Any, bar: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -126,6 +137,9 @@ class _Recomputed(Function):
                 pairs = zip(arguments, wanted, strict=True)
                 arguments = tuple(argument.detach().requires_grad_(wants) for argument, wants in pairs)
             result = ctx.function(*arguments)
+            tolerance = torch.finfo(result.dtype).eps ** 0.5 * result.detach().abs().sum()
+            if not torch.allclose(result.detach().sum(), ctx.sum, rtol=0, atol=float(tolerance), equal_nan=True):
+                raise ValueChangedError("a tensor that the summand uses was changed in place before the backward")
             if not result.requires_grad:
                 return (None, *(None for _ in arguments))
             inputs = [argument for argument, wants in zip(arguments, wanted, strict=True) if wants]
@@ -147,8 +161,9 @@ class IndexedSum:
 
     X is float32 or float64, and may require gradients, as may the constants: the energy, its gradient and its Hessian are
     differentiable in all of them. Tensors that the summand uses without being given them are constants, too, and
-    differentiable, but `minimize` has to be told of them. Indices are copied; constants are not, so that parameters of a
-    model may be updated in place.
+    differentiable, but `minimize` has to be told of them, and if they require gradients, chunks do not bound the memory that
+    a graph takes. Indices are copied; constants are not, so that parameters of a model may be updated in place. Under the
+    transforms of `torch.func`, derivatives of determinants beyond the second are as wrong as torch's (NaN with torch 2.13).
 
     Sums (`+`, `-`, `sum`), products with numbers or scalar tensors, and quotients by them are energies; they share one
     pattern. What depends on the indices alone is done once, and found again for equal indices: an energy with new constants
@@ -344,8 +359,11 @@ class IndexedSum:
     def __neg__(self) -> IndexedSum:
         return self * -1.0
 
-    def __sub__(self, other: IndexedSum) -> IndexedSum:
-        return self + -other if isinstance(other, IndexedSum) else NotImplemented
+    def __sub__(self, other: IndexedSum | float) -> IndexedSum:
+        return self + -other if isinstance(other, (IndexedSum, int, float)) else NotImplemented
+
+    def __rsub__(self, other: float) -> IndexedSum:
+        return -self + other
 
     def __truediv__(self, divisor: float | Tensor) -> IndexedSum:
         return self * (1 / divisor) if isinstance(divisor, (int, float, Tensor)) else NotImplemented

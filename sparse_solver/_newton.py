@@ -53,7 +53,9 @@ def longest_step(largest_step: LargestStep | None, x: Tensor, d: Tensor) -> floa
     """The largest fraction of the step d, at most 1, that the caller's function allows."""
     if largest_step is None:
         return 1.0
-    allowed = float(largest_step(x, d))
+    allowed = float(largest_step(x.clone(), d.clone()))
+    if allowed == 0:
+        raise Stuck("largest_step allows no step")
     if not allowed > 0:
         raise OptionError(f"largest_step returned {allowed}; expected a positive number, how far x may go along d")
     return min(1.0, allowed)
@@ -62,11 +64,15 @@ def longest_step(largest_step: LargestStep | None, x: Tensor, d: Tensor) -> floa
 def check_start(x0: Tensor, parameters: tuple[Tensor, ...], rtol: float, atol: float, max_iterations: int) -> None:
     """Raises unless Newton's method can begin here."""
     if not isinstance(x0, Tensor) or x0.layout != torch.strided:
-        raise LayoutError(f"x0 is a {type(x0).__name__}; expected a dense torch tensor")
+        what = f"has layout {x0.layout}" if isinstance(x0, Tensor) else f"is a {type(x0).__name__}"
+        raise LayoutError(f"x0 {what}; expected a dense torch tensor")
+    for parameter in parameters:
+        if not isinstance(parameter, Tensor):
+            raise LayoutError(f"params holds a {type(parameter).__name__}; expected torch tensors")
     if x0.dtype not in (torch.float32, torch.float64):
         raise DtypeError(f"x0 has dtype {x0.dtype}; expected float32 or float64")
     for name, tolerance in (("rtol", rtol), ("atol", atol)):
-        if not 0 <= tolerance < math.inf:
+        if not isinstance(tolerance, (int, float)) or not 0 <= tolerance < math.inf:
             raise OptionError(f"{name}={tolerance!r}: expected a number that is not negative")
     if not isinstance(max_iterations, int) or max_iterations < 0:
         raise OptionError(f"max_iterations={max_iterations!r}: expected a number of iterations")
@@ -80,8 +86,9 @@ def check_start(x0: Tensor, parameters: tuple[Tensor, ...], rtol: float, atol: f
 def not_converged(what: str, x: Tensor, reason: str, iterations: list[Iteration]) -> ConvergenceError:
     """The error for `what` (the minimisation) that ends at x."""
     last = f"; the last decrement was {iterations[-1].decrement:.1e}" if iterations else ""
+    steps = sum(iteration.step > 0 for iteration in iterations)
     return ConvergenceError(
-        f"{what} did not converge in {len(iterations)} iterations: {reason}{last}",
+        f"{what} did not converge in {steps} steps: {reason}{last}",
         x=x,
         report=Report(False, reason, tuple(iterations), None),
     )

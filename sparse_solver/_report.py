@@ -18,8 +18,8 @@ Matrix = Literal["true", "projected", "shifted", "curvature"]
 class Iteration:
     """One iteration of Newton's method.
 
-    objective : the energy E, or ½‖r‖² of a residual, before the step
-    decrement : ½ λ², by how much the objective would fall if the energy were quadratic, or the residual linear
+    objective : the energy E, or ‖r‖ of a residual, before the step
+    decrement : ½ λ², by how much the objective would fall if the energy were quadratic; ‖r‖, as if the residual were linear
     step : the fraction of the Newton step that was taken; 0 in the last iteration, which takes none. Along negative curvature:
         how far the variable that moves farthest does, in units of the size of X
     matrix : "true"; "projected", "shifted" or "curvature" if the Hessian was not positive definite, and was changed, or a
@@ -47,7 +47,7 @@ class Report:
 
     converged : whether it was
     reason : why the iteration ended, in words
-    iterations : each `Iteration`; the last one belongs to the result, and took no step
+    iterations : each `Iteration`; the last one belongs to the result, or to the last iterate, and took no step
     unique : whether the matrix at the result is regular, so that the solution is the only one nearby; None if not converged
     """
 
@@ -58,7 +58,7 @@ class Report:
 
     @property
     def objective(self) -> float:
-        """The energy, or ½‖r‖², of the result."""
+        """The energy, or ‖r‖, of the result."""
         return self.iterations[-1].objective if self.iterations else float("nan")
 
     @property
@@ -72,7 +72,7 @@ class Report:
         return sum(iteration.matrix != "true" for iteration in self.iterations)
 
     def __str__(self) -> str:
-        steps, each = max(len(self.iterations) - 1, 0), "\n".join(map(str, self.iterations))
+        steps, each = sum(iteration.step > 0 for iteration in self.iterations), "\n".join(map(str, self.iterations))
         ended = "converged" if self.converged else "did not converge"
         return (
             f"{ended} after {steps} steps, {self.factorizations} factorisations: {self.reason}\n"

@@ -108,6 +108,10 @@ class ConvergenceError(SparseSolverError, RuntimeError):
     """Newton's method did not find a solution (`x`: the last iterate; `report`: a `Report`, with the reason)."""
 
 
+class ValueChangedError(SparseSolverError, RuntimeError):
+    """What a derivative needs was changed in place before it was computed."""
+
+
 class EngineUnavailableError(SparseSolverError, RuntimeError):
     """The engine is not installed on this machine (`engine`, `hint`: what to install)."""
 

@@ -56,6 +56,7 @@ LAYERS = [
     "_newton",
     "_implicit",
     "_directions",
+    "_descent",
     "_minimize",
     "_find_root",
     "_functional",

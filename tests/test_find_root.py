@@ -90,6 +90,33 @@ def test_units_do_not_matter(scale: float) -> None:
     assert torch.allclose(x, expected, atol=1e-10)
 
 
+TWO = ss.Pattern(torch.arange(2), torch.arange(2), (2, 2))
+
+
+@pytest.mark.parametrize(
+    ("residual", "derivative", "x0", "root"),
+    [
+        (lambda x: torch.exp(x) - 1, torch.exp, [50.0, 45.0], [0.0, 0.0]),  # from where it is 10²¹
+        (
+            lambda x: torch.stack((1e12 * (x[0] - 1), x[1] ** 3 - 8)),
+            lambda x: torch.stack((torch.full((), 1e12, dtype=x.dtype), 3 * x[1] ** 2)),
+            [0.0, 1.0],
+            [1.0, 2.0],
+        ),
+        (
+            lambda x: torch.stack((x[0] - 1e8, x[1] ** 2 - 1e-8)),
+            lambda x: torch.stack((torch.ones((), dtype=x.dtype), 2 * x[1])),
+            [0.0, 1.0],
+            [1e8, 1e-4],
+        ),
+        (lambda x: 1e160 * (x - 2), lambda x: torch.full_like(x, 1e160), [0.0, 1.0], [2.0, 2.0]),
+    ],
+)
+def test_equations_of_different_sizes(residual: Any, derivative: Any, x0: list[float], root: list[float]) -> None:
+    x, report = ss.find_root(residual, derivative, TWO, torch.tensor(x0, dtype=torch.double))
+    assert torch.allclose(x, torch.tensor(root, dtype=torch.double), rtol=1e-3, atol=1e-8), report
+
+
 def test_the_line_search_helps() -> None:
     one = ss.Pattern(torch.tensor([0]), torch.tensor([0]), (1, 1))
     x, report = ss.find_root(torch.atan, lambda x: 1 / (1 + x**2), one, torch.tensor([10.0], dtype=torch.double))
@@ -143,6 +170,8 @@ def test_parameters_that_are_not_listed_are_noticed() -> None:
     a.requires_grad_()
     with pytest.raises(ss.OptionError, match="params="):
         ss.find_root(lambda x: residual(x, a, b), lambda x: jacobian_values(x, a, b), PATTERN, x0)
+    with pytest.raises(ss.OptionError, match="params="):
+        ss.find_root(lambda x, _, b: residual(x, a, b), lambda x, _, b: jacobian_values(x, a, b), PATTERN, x0, (a, b))
     with pytest.raises(ss.OptionError, match="params="):
         ss.find_root(lambda x, b: residual(x, a, b), lambda x, b: jacobian_values(x, a, b), PATTERN, x0, (b,))
 

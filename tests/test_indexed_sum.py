@@ -219,6 +219,7 @@ def test_sums() -> None:
     assert torch.allclose((-one - one)(case.X), -2 * one(case.X))
     assert torch.allclose((one * 3 / 2)(case.X), 1.5 * one(case.X))
     assert torch.allclose((2 * (one + 3 * one)).hessian_values(case.X), 8 * one.hessian_values(case.X))
+    assert torch.allclose((0 - one)(case.X), (-one - 0)(case.X))
     for wrong in (1.0, "a", torch.ones(2)):
         with pytest.raises(TypeError):
             one + wrong  # type: ignore[operator]
@@ -462,3 +463,13 @@ def test_chunks_bound_what_a_graph_keeps() -> None:
         del value
         gc.collect()
     assert sizes[100] < sizes[None] / 3
+
+
+def test_what_is_captured_and_changed_between_forward_and_backward_is_noticed() -> None:
+    w = torch.ones((), dtype=torch.double)
+    X = torch.rand(7, 2, dtype=torch.double, requires_grad=True)
+    energy = ss.IndexedSum(lambda x: w * (x[1] - x[0]).square().sum(), EDGES, chunk_size=1)
+    value = energy(X)
+    w.mul_(2)
+    with pytest.raises(ss.ValueChangedError):
+        value.backward()
