@@ -50,6 +50,7 @@ LAYERS = [
     "_projection",
     "_stencil",
     "_derivatives",
+    "_terms",
     "_energy",
     "_indexed_sum",
     "_report",

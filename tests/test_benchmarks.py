@@ -16,7 +16,7 @@ from torch import Tensor
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import contenders, problems, processes, repeat, targets, timing  # noqa: E402
+from benchmarks import contenders, energies, problems, processes, repeat, targets, timing  # noqa: E402
 from benchmarks.__main__ import main, wrong  # noqa: E402
 from benchmarks.peers import PEERS  # noqa: E402
 
@@ -185,6 +185,16 @@ def test_contenders_have_names_of_their_own() -> None:
     for group in ((*contenders.BARE, *contenders.OURS, *PEERS), (*repeat.BARE, *repeat.OURS, *repeat.PEERS)):
         names = [make.name for make in group]
         assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_hessians_of_energies_are_right_before_they_are_timed(
+    shuffled: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert energies.difference(energies.Sheet(6, shuffled)) < 1e-12
+    monkeypatch.setattr(sys, "argv", ["energies", "--quick"])
+    energies.main()
+    assert "| 32, shuffled |" in capsys.readouterr().out
 
 
 def test_the_example_runs(tmp_path: Path) -> None:
