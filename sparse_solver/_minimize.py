@@ -75,8 +75,9 @@ def minimize(
     Raises `ConvergenceError`, with the last iterate `x` and the `report`, if no minimum is found: a stationary point where
     the Hessian is indefinite is none, and is left along its negative curvature. A minimum that is not the only one nearby (a structure that is not held) is
     returned, but has no derivatives: ``report.unique`` is False, and a backward raises `SingularMatrixError`. Raises
-    `NonFiniteError` if the energy or a derivative is NaN or infinite where it should not be, and `NotSymmetricError`,
-    `ShapeError`, `DtypeError`, `DeviceError`, `OptionError`, `TransformError`.
+    `NonFiniteError` if the energy or its gradient is NaN or infinite at x0, `ValueChangedError` in a backward if what the energy
+    depends on was overwritten meanwhile, and `NotSymmetricError`, `ShapeError`, `DtypeError`, `DeviceError`, `OptionError`,
+    `TransformError`.
 
     >>> import torch, sparse_solver as ss
     >>> def spring(x, k):

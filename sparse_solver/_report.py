@@ -101,6 +101,6 @@ def progress_bar(wanted: bool, what: str) -> Iterator[Bar]:
     try:
         from tqdm.auto import tqdm
     except ImportError:
-        raise OptionError("progress=True needs tqdm: python -m pip install tqdm") from None
+        raise OptionError("progress=True needs tqdm: python -m pip install tqdm, or sparse-solver[progress]") from None
     with tqdm(desc=what, unit="step") as bar:
         yield Bar(bar)
