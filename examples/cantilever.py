@@ -2,11 +2,9 @@
 
 A truss, clamped on the left, carries its own weight and a load at its tip, and bends far. Where it comes to rest minimises
 E(X) = Σ_e k_e (|x_j − x_i| − l_e)² / (2 l_e) + Σ_v m_v g y_v over springs e = (i, j) and nodes v. `ss.minimize` finds it by
-Newton's method, and passes gradients through it: a solve with the last factor each. First the material Σ_e k_e l_e, which is fixed, is moved among the springs so that the tip sinks least; then
-the springs of the uniform truss are made longer or shorter, until its axis, under load, follows a given curve.
-
-M. P. Bendsøe and O. Sigmund, "Topology optimization", 2003, for the first; A. Derouet-Jourdan, F. Bertails-Descoubes and J.
-Thollot, "Stable inverse dynamic curves", ACM Transactions on Graphics 29 (6), 2010, is about the second, for rods.
+Newton's method, and passes gradients through it: a solve with the last factor each. First the material Σ_e k_e l_e, which is
+fixed, is moved among the springs so that the tip sinks least (M. P. Bendsøe and O. Sigmund, "Topology optimization", 2003).
+Then the springs of the uniform truss are made longer or shorter, until its axis, under load, follows a given curve.
 """
 
 from __future__ import annotations

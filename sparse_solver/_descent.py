@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ._directions import Direction, Hessians
+from ._engines import scattered
 from ._implicit import Solution
 from ._newton import LargestStep, Step, Stuck, backtrack, longest_step, not_converged
 from ._report import Iteration, Report
@@ -18,7 +19,7 @@ from ._rules import Places, apply
 from .errors import NonFiniteError, ShapeError
 
 _NOISE = 10  # rounding errors of the energy, in units of ε times its size
-_EXACT = 32  # those of the gradient, in units of ε |H| |X|
+_EXACT = 16  # decrements, in units of one that rounding errors of X make
 _PATIENCE = 5  # changed Hessians in a row, after which negative curvature is looked for
 _LATELY = 10  # iterations, in which Newton's method divides x⁻ᵖ and eˣ by e¹⁰ at most
 _DOUBLINGS = 20  # of the first step along it
@@ -39,25 +40,20 @@ def energy_at(energy: Any, X: Tensor) -> float:
 class _Point:
     """An iterate X: the energy, the gradient as a vector (zero at fixed entries), and a direction with its derivatives.
 
-    decrement : ½ λ² = −½ gᵀ d
-    noise : rounding errors of the energy: of its value, and of terms that cancel in it, which are as large as |X|ᵀ|H||X|
-    inexactness : max_i |g_i| / (ε (|H| |X|)_i): what rounding errors of X alone do to the gradient makes it one or so
+    slope, decrement : gᵀ d, and ½ λ² = −½ gᵀ d
+    noise : rounding errors that the energy's value shows
+    hidden_noise : those of terms that may cancel in it, which are as large as |X|ᵀ|H||X| / 2; mostly much too large
     """
 
     def __init__(self, X: Tensor, value: float, g: Tensor, found: Direction, places: Places):
         self.X, self.value, self.g, self.found = X, value, g, found
-        eps = torch.finfo(X.dtype).eps
         self.slope = float(g @ found.d)
         self.decrement = -self.slope / 2
+        eps = torch.finfo(X.dtype).eps
         x = X.reshape(1, -1).abs()
-        sizes = apply(found.hessian.abs(), x, places).squeeze(0)
-        self.noise = _NOISE * eps * (abs(value) + float(x.squeeze(0) @ sizes) / 2)
-        moduli = g.abs()
-        ratios = torch.where(moduli > 0, moduli / (eps * sizes), moduli)
-        self.inexactness = float(ratios.max())
-        # Where it no longer falls, and is no more than this, there is no reason to think that it would.
-        small = found.matrix == "true" and self.decrement <= eps**1.5 * abs(value)
-        self.is_as_good_as_exact = small or self.inexactness <= eps**-0.25
+        size = float((x @ apply(found.hessian.abs(), x, places).mT) / 2)
+        self.noise = _NOISE * eps * abs(value)
+        self.hidden_noise = _NOISE * eps * (abs(value) + size)
 
 
 class Descent:
@@ -71,7 +67,7 @@ class Descent:
         self.rtol, self.atol = tolerances
         self.max_iterations, self.largest_step, self.told = max_iterations, largest_step, told
         self.iterations: list[Iteration] = []
-        self._before: float | None = None  # the decrement before a step that the energy was too inexact to judge
+        self._before: float | None = None  # the decrement of the iteration before
         structure = hessians.equations.problem.structure
         self._places = Places(structure.rows, structure.cols)
 
@@ -100,6 +96,8 @@ class Descent:
             self.told(X.clone(), made)
             if step is not None:
                 _, X, value = step
+                if not bool(torch.isfinite(X).all()):
+                    raise not_converged("the minimisation", X, "the variables overflow", self.iterations)
                 cautious = found.matrix in ("projected", "shifted") and made.step < 1
             elif not reason:
                 reason = f"max_iterations={self.max_iterations} is reached"
@@ -107,27 +105,31 @@ class Descent:
             else:
                 unique = found.matrix == "true"
                 reason += (
-                    "" if unique else "; the Hessian is singular there, so that the minimum is not unique, or none"
+                    ""
+                    if unique
+                    else "; the Hessian is singular there to working precision, so that the minimum is not unique, or none"
                 )
                 solution = Solution(X, g, found.values, found.factors if unique else None)
                 return solution, Report(True, reason, tuple(self.iterations), unique)
 
     def _next(self, point: _Point, is_last: bool) -> tuple[_Point, Step | None, str]:
         """The point, perhaps with a better direction, the step to be taken, or why none is needed; neither at the last one."""
-        reason = self._reason_to_stop(point)
-        if is_last and not reason:
-            return point, None, ""
-        step, stuck = None, None
-        if not reason:
+        is_true = point.found.matrix == "true"
+        reason, step, stuck = self._reason_to_stop(point), None, None
+        if is_true and reason:
+            step = self._beyond(point)
+            reason = reason if step is None else ""
+        elif not reason and not is_last:
             try:
                 step = self._step(point)
                 reason = "" if step is not None else _ROUNDING
             except Stuck as error:
-                if point.found.matrix == "true":
+                if is_true:
                     raise
                 stuck = error
-        if point.found.matrix == "true":
-            return point, step, reason
+        self._before = point.decrement
+        if is_true or (is_last and not reason):
+            return point, None if is_last else step, reason
         if reason:  # by a Hessian that was changed: the gradient vanishes, but is this a minimum?
             true = self.hessians.true(point.X, point.g)
             if true is not None:
@@ -144,12 +146,26 @@ class Descent:
                 return _ENOUGH
             if float(point.found.d.abs().max()) <= self.rtol**0.5 * float((point.X - self._start).abs().max()):
                 return _SHORT
-        if point.inexactness <= _EXACT:
+        if not bool(point.g.any()):
             return _ROUNDING
         if not point.slope < 0:
+            if self._is_rounding(point):
+                return _ROUNDING
             raise Stuck("the Newton direction does not lead downhill: the Hessian is too ill-conditioned")
-        stagnates = self._before is not None and point.decrement > 0.9 * self._before
-        return _ROUNDING if stagnates and point.is_as_good_as_exact else ""
+        falls = self._before is not None and point.decrement <= self._before / 4
+        # A shift makes soft directions stiff, in which there may be a long way to go: then a step is tried first.
+        return _ROUNDING if point.found.matrix == "true" and not falls and self._is_rounding(point) else ""
+
+    def _is_rounding(self, point: _Point) -> bool:
+        """Whether the decrement is what rounding errors of X make of one: those of X + δ, with δ as large as they are."""
+        eps = torch.finfo(point.X.dtype).eps
+        if point.decrement > 1e-3 * point.hidden_noise:  # which is never too small for that
+            return False
+        signs = scattered(point.X.numel(), point.X.dtype, 0.0).sign().reshape(point.X.shape).to(point.X.device)
+        moved = self._free(self.energy.gradient(point.X + eps * point.X * signs)) - point.g
+        equations, found = self.hessians.equations, point.found
+        noise = float(moved @ equations.solve(found.values, moved, found.factors)) / 2
+        return point.decrement <= _EXACT * noise
 
     def _enough(self, value: float) -> float:
         # What it has fallen lately: near a pole, say, it falls by orders of magnitude, without being near a minimum.
@@ -160,34 +176,44 @@ class Descent:
         """A step that makes the energy fall, or where that is too inexact, the slope; None where rounding errors are all."""
         X, d = point.X, point.found.d.reshape(point.X.shape)
         longest = longest_step(self.largest_step, X, d)
-        step = None
-        judged = 2 * point.decrement > point.noise
-        if judged:
-            step = backtrack(lambda trial: energy_at(self.energy, trial), X, d, point.value, point.slope, longest)
-        self._before = None if judged and step is not None else point.decrement
+        step = backtrack(lambda trial: energy_at(self.energy, trial), X, d, point.value, point.slope, longest)
+        step = self._by_slope(point, d, longest) if step is None else step
         if step is None:
-            step = self._by_slope(point, d, longest)
-        if step is None and not point.is_as_good_as_exact:
-            raise Stuck(
-                "no step along the descent direction makes the energy fall; are its derivatives right, and has it a minimum?"
-            )
+            eps, is_true = torch.finfo(X.dtype).eps, point.found.matrix == "true"
+            if not (is_true and point.decrement <= eps**1.5 * abs(point.value)) and not self._is_rounding(point):
+                raise Stuck(
+                    "no step along the descent direction makes the energy fall; are its derivatives right, and has it a minimum?"
+                )
         return step
 
     def _by_slope(self, point: _Point, d: Tensor, longest: float) -> Step | None:
         """The first of the steps t = longest · 2⁻ᵏ with which the slope falls as it should, if the energy does not rise by more
-        than noise; large terms that cancel make it larger than it seems.
+        than rounding errors may make of it.
 
         (W. W. Hager and H. Zhang, "A new conjugate gradient method with guaranteed descent", 2005, on the same idea.)
         """
+        rise = max(1e3 * point.noise, min(point.hidden_noise, 10 * point.decrement))
         fraction = longest
         for _ in range(20):
             trial = point.X + fraction * d
             there = energy_at(self.energy, trial)
-            if there <= point.value + 1e3 * point.noise:
+            if math.isfinite(there) and there <= point.value + rise:
                 slope = float(self._free(self.energy.gradient(trial)) @ point.found.d)
                 if abs(slope) <= (1 - fraction / 4) * -point.slope:
                     return Step(fraction, trial, there)
             fraction /= 2
+        return None
+
+    def _beyond(self, point: _Point) -> Step | None:
+        """Many Newton steps at once, if that lowers the energy: a minimum would be behind X by then, but an inflection, to which
+        the method creeps, or a slope that becomes ever flatter, is not. Where it converges as to a minimum, there is no need.
+        """
+        if self.largest_step is None and self._before is not None and point.decrement > 1e-6 * self._before:
+            for many in (16.0, 1e3, 1e5):
+                trial = point.X + many * point.found.d.reshape(point.X.shape)
+                there = energy_at(self.energy, trial)
+                if -math.inf < there < point.value - point.noise:
+                    return Step(many, trial, there)
         return None
 
     def _leave_saddle(self, point: _Point, step: Step | None, reason: str) -> tuple[_Point, Step | None, str]:
@@ -199,23 +225,29 @@ class Descent:
         away = self._along(point, v.reshape(point.X.shape))
         if away is not None and (step is None or away.value < step.value):
             point.found = replace(point.found, matrix="curvature")
-            self._before = None
             return point, away, ""
         if step is None and is_negative:
-            raise Stuck("the gradient vanishes where the Hessian is indefinite, and nowhere near is the energy lower")
+            raise Stuck(
+                "no minimum: the gradient is small where the Hessian is indefinite, and along its lowest curvature, the energy is "
+                "not found to be lower"
+            )
         return point, step, reason
 
     def _along(self, point: _Point, v: Tensor) -> Step | None:
         """The step along v, or against it, that lowers the energy, doubled as long as that lowers it further."""
         X = point.X
-        size = float((X - X.mean(0)).abs().max()) or 1.0
+        size = max(float((X - X.mean(0)).abs().max()), float((X - self._start).abs().max())) or 1.0
         best: Step | None = None
         for unit in (v * (size / v.abs().max()), v * (-size / v.abs().max())):
-            longest = longest_step(self.largest_step, X, unit)
+            longest = math.inf if self.largest_step is None else longest_step(self.largest_step, X, unit)
             for fraction in (1e-3 * 8.0**k for k in (0, -1, -2, -3, 1, 2, 3)):
                 if best is None and fraction <= longest:
                     there = energy_at(self.energy, X + fraction * unit)
-                    best = Step(fraction, X + fraction * unit, there) if there < point.value - point.noise else None
+                    best = (
+                        Step(fraction, X + fraction * unit, there)
+                        if -math.inf < there < point.value - point.noise
+                        else None
+                    )
             for _ in range(_DOUBLINGS):
                 if best is None or 2 * best.fraction > longest:
                     break

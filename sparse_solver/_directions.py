@@ -73,6 +73,8 @@ class Hessians:
         for _ in range(_INVERSE_ITERATIONS):
             v = v / v.norm()
             w = self.equations.solve(found.values, v, found.factors)
+            if not float(v @ w) > 0:
+                raise Stuck("the Hessian is too small, or too large, to be inverted; has the energy a minimum?")
             curvature, v = 1 / float(v @ w) - found.shift, w
         size = -float(v.norm()) if float(g @ v) > 0 else float(v.norm())
         return v / size, curvature < -self._smallest_shift(values)

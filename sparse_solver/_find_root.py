@@ -101,7 +101,7 @@ def find_root(
 
         search = _Search(equations, (rtol, atol), max_iterations, largest_step, told)
         solution, report = search.run(x0)
-    x = differentiable(solution, x0, equations, residual, "the residual", "all of them as params=")
+    x = differentiable(solution, x0, equations, residual, "the residual", "the residual", "all of them as params=")
     return x, report
 
 
@@ -166,9 +166,28 @@ class _Search:
             return solution, None, ""
         longest = longest_step(self.largest_step, X, d)
         step = backtrack(self._objective, X, d, size, -size, longest)
+        if step is None:
+            step = self._by_correction(X, d, values, factors, longest, scale)
         if step is None and largest > eps**0.75:  # else, rounding errors of the residual are as large as it
             raise Stuck("no step along the Newton direction makes the residual smaller; is the Jacobian right?")
         return solution, step, _ROUNDING if step is None else ""
+
+    def _by_correction(
+        self, X: Tensor, d: Tensor, values: Tensor, factors: Factors, longest: float, scale: Tensor
+    ) -> Step | None:
+        """The whole step, if the one after it, by the same Jacobian, is less than half as long.
+
+        Where equations differ in size, ‖r‖ is the rounding errors of the largest, however far the others are from zero. (P.
+        Deuflhard, "Newton methods for nonlinear problems", 2004, on the natural monotonicity test.)
+        """
+        trial = X + longest * d
+        r = self._free(self.equations.residual(trial, *self.equations.parameters), X)
+        if not math.isfinite(_norm(r)):
+            return None
+        next_ = self.equations.solve(values, -r, factors).reshape(X.shape)
+        scale = scale.clamp(min=torch.finfo(X.dtype).tiny)
+        shorter = float((next_.abs() / scale).max()) < float((d.abs() / scale).max()) / 2
+        return Step(longest, trial, _norm(r)) if shorter else None
 
     def _objective(self, X: Tensor) -> float:
         return _norm(self._free(self.equations.residual(X, *self.equations.parameters), X))

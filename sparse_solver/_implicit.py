@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.graph import get_gradient_edge
 
-from ._factors import Factors, Problem, factors_of, token_of
+from ._factors import Factors, Problem, token_of
+from ._function import Solve
 from ._rules import Places, apply
 from ._solve import solve_values
 from .errors import OptionError, SingularMatrixError, ValueChangedError
@@ -96,12 +97,12 @@ class _Implicit(Function):
                 row=None,
             )
         recorded = torch.is_grad_enabled()  # then the result is differentiable, too
-        factors = factors_of(token, equations.problem)
         wants_start, wants = ctx.needs_input_grad[0], ctx.needs_input_grad[4:]
         with torch.set_grad_enabled(recorded):
             if recorded:
                 values = equations.jacobian_values(x, *parameters)
-            lam = equations.solve(values, x_bar.reshape(-1), factors, transpose=True)
+            # Not strict: what is not finite, as for a gradient scaler, is passed on.
+            lam = Solve.apply(values, x_bar.reshape(1, -1), token, equations.problem, True, False).squeeze(0)
         with torch.enable_grad():
             # Partial derivatives, though x depends on the parameters, and they may depend on each other: autograd takes total
             # ones, but nothing else depends on these aliases.
@@ -124,28 +125,48 @@ class _Implicit(Function):
 
 
 def _detached(tensor: Tensor, _: Tensor) -> Tensor:
-    return tensor.detach().requires_grad_()
+    return tensor.detach().requires_grad_(_has_derivatives(tensor))
+
+
+def _has_derivatives(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def differentiable(
-    solution: Solution, start: Tensor, equations: Equations, recorded: Callable[..., Tensor], name: str, hint: str
+    solution: Solution,
+    start: Tensor,
+    equations: Equations,
+    recorded: Callable[..., Tensor],
+    name: str,
+    gradient: str,
+    hint: str,
 ) -> Tensor:
     """The solution, with its derivatives in the parameters, and in `start` where that is fixed.
 
-    `recorded` : makes, from x and parameters, something whose graph shows on which tensors the equations depend, listed or not
-    `name`, `hint` : what has to list them, and how they are to be passed
+    `recorded` : r from x and the parameters, whose graph shows on which tensors it depends, listed or not
+    `name`, `gradient`, `hint` : what has to list them, what r is called, and how they are to be passed
     """
     if not torch.is_grad_enabled():
         return solution.x
     parameters = equations.parameters
-    if _depends_on_others(recorded, (solution.x, *parameters)):
+    fixed = start.requires_grad and equations.problem.part is not None
+    wanted = fixed or any(parameter.requires_grad for parameter in parameters)
+    aliases = [_detached(tensor, tensor) for tensor in (solution.x, *parameters)]
+    others, depends_on_x = _leaves(recorded(*aliases), aliases)
+    if others:  # those that are there the second time, too, are not made by the function
+        again, _ = _leaves(recorded(*aliases), aliases)
+        others = [leaf for leaf in others if any(leaf is other for other in again)]
+    if others:
         raise OptionError(
             f"{name} depends on tensors that require gradients and are not among its parameters, so that the solution would "
             f"lack derivatives: pass {hint}, or detach them"
         )
-    fixed = start.requires_grad and equations.problem.part is not None
-    if not fixed and not any(parameter.requires_grad for parameter in parameters):
+    if not wanted:
         return solution.x
+    if not depends_on_x:
+        raise OptionError(
+            f"{gradient} must be differentiable in its argument, for derivatives of the solution: it is not to be detached"
+        )
     factors = solution.factors
     token = token_of(Factors(equations.problem) if factors is None else factors)
     start = start if fixed else start.detach()
@@ -153,25 +174,21 @@ def differentiable(
     return x
 
 
-def _depends_on_others(recorded: Callable[..., Tensor], arguments: tuple[Tensor, ...]) -> bool:
-    """Whether the graph of what is made from the arguments leads to a leaf that is none of them.
+def _leaves(made: Tensor, aliases: list[Tensor]) -> tuple[list[Tensor], bool]:
+    """The leaves of a graph that are none of the aliases, and whether the first alias is one.
 
-    Aliases of the arguments show also where one of them is used in another way than as an argument.
+    Aliases of the arguments, since one of them may also be used in another way than as an argument.
     """
-    aliases = [
-        argument.detach().requires_grad_() if argument.is_floating_point() else argument for argument in arguments
-    ]
-    made = recorded(*aliases)
     if not made.requires_grad:
-        return False
-    known = {get_gradient_edge(alias).node for alias in aliases if alias.requires_grad}
-    stack, seen = [get_gradient_edge(made).node], set()
+        return [], False
+    edges = [get_gradient_edge(alias).node for alias in aliases if alias.requires_grad]
+    stack, seen, others = [get_gradient_edge(made).node], set(), []
     while stack:
         node = stack.pop()
-        if node in known or node in seen:
+        if node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):  # a leaf
-            return True
+        if node not in edges and hasattr(node, "variable"):
+            others.append(node.variable)
         stack.extend(following for following, _ in node.next_functions if following is not None)
-    return False
+    return others, edges[0] in seen

@@ -215,7 +215,7 @@ class IndexedSum:
         if isinstance(factor, Tensor):
             if factor.dim() != 0 or not factor.is_floating_point():
                 raise ShapeError(
-                    f"an energy times a tensor of {factor.dtype} and shape {tuple(factor.shape)}: a scalar?"
+                    f"an energy times a tensor of {factor.dtype} and shape {tuple(factor.shape)}; expected a floating-point scalar"
                 )
         elif isinstance(factor, (int, float)):
             factor = float(factor)
@@ -236,7 +236,7 @@ class IndexedSum:
         return self + -other if isinstance(other, (IndexedSum, int, float)) else NotImplemented
 
     def __rsub__(self, other: float) -> IndexedSum:
-        return -self + other
+        return -self + other if isinstance(other, (int, float)) and other == 0 else NotImplemented
 
     def __truediv__(self, divisor: float | Tensor) -> IndexedSum:
         return self * (1 / divisor) if isinstance(divisor, (int, float, Tensor)) else NotImplemented

@@ -24,12 +24,6 @@ from ._untraced import untraced
 from .errors import NonFiniteError, OptionError, ShapeError
 
 
-def _recorded(energy: Any, X: Tensor) -> Tensor:
-    """Something with a graph that leads to all that the energy depends on."""
-    value = energy.value(X)
-    return value if isinstance(value, Tensor) and value.requires_grad else energy.gradient(X)
-
-
 @untraced
 def minimize(
     energy: Energy | Callable[..., Energy],
@@ -39,7 +33,7 @@ def minimize(
     params: Iterable[Tensor] | None = None,
     rtol: float = 1e-20,
     atol: float = 0.0,
-    max_iterations: int = 100,
+    max_iterations: int = 200,
     project: bool | Projection = True,
     largest_step: LargestStep | None = None,
     callback: Callable[[Tensor, Iteration], object] | None = None,
@@ -73,8 +67,9 @@ def minimize(
     the gradient; they can be differentiated again. They are not available in forward mode, nor inside of `torch.func`.
 
     Raises `ConvergenceError`, with the last iterate `x` and the `report`, if no minimum is found: a stationary point where
-    the Hessian is indefinite is none, and is left along its negative curvature. A minimum that is not the only one nearby (a structure that is not held) is
-    returned, but has no derivatives: ``report.unique`` is False, and a backward raises `SingularMatrixError`. Raises
+    the Hessian is indefinite is none, and is left along its negative curvature. A minimum that is not the only one nearby (a
+    structure that is not held) is returned, but has no derivatives: ``report.unique`` is False, and a backward raises
+    `SingularMatrixError`. Raises
     `NonFiniteError` if the energy or its gradient is NaN or infinite at x0, `ValueChangedError` in a backward if what the energy
     depends on was overwritten meanwhile, and `NotSymmetricError`, `ShapeError`, `DtypeError`, `DeviceError`, `OptionError`,
     `TransformError`.
@@ -134,7 +129,7 @@ def minimize(
         descent = Descent(own, hessians, (rtol, atol), max_iterations, largest_step, told)
         solution, report = descent.run(x0, value)
     hint = "them as params=, and as energy a function that makes it from them"
-    x = differentiable(solution, x0, equations, lambda X, *own: _recorded(made(*own), X), "the energy", hint)
+    x = differentiable(solution, x0, equations, equations.residual, "the energy", "the energy's gradient", hint)
     return x, report
 
 

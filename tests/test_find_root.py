@@ -109,6 +109,12 @@ TWO = ss.Pattern(torch.arange(2), torch.arange(2), (2, 2))
             [0.0, 1.0],
             [1e8, 1e-4],
         ),
+        (
+            lambda x: torch.stack((1e10 * (torch.exp(x[0]) - 3), x[1] ** 3 - 2)),
+            lambda x: torch.stack((1e10 * torch.exp(x[0]), 3 * x[1] ** 2)),
+            [1.0, 1.0],
+            [1.0986122886681098, 2 ** (1 / 3)],
+        ),
         (lambda x: 1e160 * (x - 2), lambda x: torch.full_like(x, 1e160), [0.0, 1.0], [2.0, 2.0]),
     ],
 )

@@ -223,8 +223,11 @@ def test_sums() -> None:
     for wrong in (1.0, "a", torch.ones(2)):
         with pytest.raises(TypeError):
             one + wrong  # type: ignore[operator]
-    with pytest.raises(ss.ShapeError):
-        one * torch.ones(2)
+    for wrong_factor in (torch.ones(2), torch.tensor(2)):
+        with pytest.raises(ss.ShapeError, match="floating-point scalar"):
+            one * wrong_factor
+    with pytest.raises(TypeError):
+        5 - one
     with pytest.raises(TypeError):
         one * "a"  # type: ignore[operator]
     triangles = ss.IndexedSum(area, TRIANGLES, shape=(8, 2))
@@ -473,3 +476,14 @@ def test_what_is_captured_and_changed_between_forward_and_backward_is_noticed() 
     w.mul_(2)
     with pytest.raises(ss.ValueChangedError):
         value.backward()
+
+
+@pytest.mark.parametrize("chunk", [None, 1])
+def test_values_that_are_not_finite_are_passed_on(chunk: int | None) -> None:
+    c = torch.ones(3, dtype=torch.double, requires_grad=True)
+    X = torch.tensor([float("nan"), 1.0, float("inf"), 1.0, 1.0], dtype=torch.double)
+    energy = ss.IndexedSum(lambda x, c: c * x[0] * x[1], EDGES, per_term=c, chunk_size=chunk)
+    value = energy(X)
+    assert value.isnan()
+    (found,) = torch.autograd.grad(value, c)
+    assert torch.allclose(found, torch.tensor([float("nan"), float("inf"), float("nan")]).double(), equal_nan=True)
