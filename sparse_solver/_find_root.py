@@ -101,7 +101,7 @@ def find_root(
 
         search = _Search(equations, (rtol, atol), max_iterations, largest_step, told)
         solution, report = search.run(x0)
-    x = differentiable(solution, x0, equations, residual, "the residual", "the residual", "all of them as params=")
+    x = differentiable(solution, x0, equations, "the residual", "the residual", "all of them as params=")
     return x, report
 
 

@@ -133,17 +133,10 @@ def _has_derivatives(tensor: Tensor) -> bool:
 
 
 def differentiable(
-    solution: Solution,
-    start: Tensor,
-    equations: Equations,
-    recorded: Callable[..., Tensor],
-    name: str,
-    gradient: str,
-    hint: str,
+    solution: Solution, start: Tensor, equations: Equations, name: str, gradient: str, hint: str
 ) -> Tensor:
     """The solution, with its derivatives in the parameters, and in `start` where that is fixed.
 
-    `recorded` : r from x and the parameters, whose graph shows on which tensors it depends, listed or not
     `name`, `gradient`, `hint` : what has to list them, what r is called, and how they are to be passed
     """
     if not torch.is_grad_enabled():
@@ -152,9 +145,9 @@ def differentiable(
     fixed = start.requires_grad and equations.problem.part is not None
     wanted = fixed or any(parameter.requires_grad for parameter in parameters)
     aliases = [_detached(tensor, tensor) for tensor in (solution.x, *parameters)]
-    others, depends_on_x = _leaves(recorded(*aliases), aliases)
+    others, depends_on_x = _leaves(equations.residual(*aliases), aliases)
     if others:  # those that are there the second time, too, are not made by the function
-        again, _ = _leaves(recorded(*aliases), aliases)
+        again, _ = _leaves(equations.residual(*aliases), aliases)
         others = [leaf for leaf in others if any(leaf is other for other in again)]
     if others:
         raise OptionError(

@@ -129,7 +129,7 @@ def minimize(
         descent = Descent(own, hessians, (rtol, atol), max_iterations, largest_step, told)
         solution, report = descent.run(x0, value)
     hint = "them as params=, and as energy a function that makes it from them"
-    x = differentiable(solution, x0, equations, equations.residual, "the energy", "the energy's gradient", hint)
+    x = differentiable(solution, x0, equations, "the energy", "the energy's gradient", hint)
     return x, report
 
 
