@@ -12,10 +12,9 @@ from torch import Tensor
 
 from ._directions import Direction, Hessians
 from ._engines import scattered
-from ._implicit import Solution
+from ._implicit import Equations, Solution
 from ._newton import LargestStep, Step, Stuck, backtrack, longest_step, not_converged
 from ._report import Iteration, Report
-from ._rules import Places, apply
 from .errors import NonFiniteError, ShapeError
 
 _NOISE = 10  # rounding errors of the energy, in units of ε times its size
@@ -45,13 +44,12 @@ class _Point:
     hidden_noise : those of terms that may cancel in it, which are as large as |X|ᵀ|H||X| / 2; mostly much too large
     """
 
-    def __init__(self, X: Tensor, value: float, g: Tensor, found: Direction, places: Places):
+    def __init__(self, X: Tensor, value: float, g: Tensor, found: Direction, equations: Equations):
         self.X, self.value, self.g, self.found = X, value, g, found
         self.slope = float(g @ found.d)
         self.decrement = -self.slope / 2
         eps = torch.finfo(X.dtype).eps
-        x = X.reshape(1, -1).abs()
-        size = float((x @ apply(found.hessian.abs(), x, places).mT) / 2)
+        size = float(X.reshape(-1).abs() @ equations.sizes(found.hessian, X)) / 2
         self.noise = _NOISE * eps * abs(value)
         self.hidden_noise = _NOISE * eps * (abs(value) + size)
 
@@ -61,15 +59,13 @@ class Descent:
 
     def __init__(
         self, energy: Any, hessians: Hessians, tolerances: tuple[float, float], max_iterations: int,
-        largest_step: LargestStep | None, told: Callable[[Tensor, Iteration], None],
+        largest_step: LargestStep | None, tell: Callable[[Tensor, Iteration], None],
     ):  # fmt: skip
         self.energy, self.hessians = energy, hessians
         self.rtol, self.atol = tolerances
-        self.max_iterations, self.largest_step, self.told = max_iterations, largest_step, told
+        self.max_iterations, self.largest_step, self.tell = max_iterations, largest_step, tell
         self.iterations: list[Iteration] = []
         self._before: float | None = None  # the decrement of the iteration before
-        structure = hessians.equations.problem.structure
-        self._places = Places(structure.rows, structure.cols)
 
     @torch.no_grad()
     def run(self, x0: Tensor, value: float) -> tuple[Solution, Report]:
@@ -79,8 +75,8 @@ class Descent:
         while True:
             self.hessians.factorizations = 0
             try:
-                g = self._free(self.energy.gradient(X))
-                point = _Point(X, value, g, self.hessians.direction(X, g, cautious), self._places)
+                g = self._gradient(X)
+                point = _Point(X, value, g, self.hessians.direction(X, g, cautious), self.hessians.equations)
                 is_last = len(self.iterations) == self.max_iterations
                 point, step, reason = self._next(point, is_last)
             except (NonFiniteError, Stuck) as error:
@@ -93,7 +89,7 @@ class Descent:
                 self.hessians.factorizations,
             )  # fmt: skip
             self.iterations.append(made)
-            self.told(X.clone(), made)
+            self.tell(X, made)
             if step is not None:
                 _, X, value = step
                 if not bool(torch.isfinite(X).all()):
@@ -104,11 +100,8 @@ class Descent:
                 raise not_converged("the minimisation", X, reason, self.iterations)
             else:
                 unique = found.matrix == "true"
-                reason += (
-                    ""
-                    if unique
-                    else "; the Hessian is singular there to working precision, so that the minimum is not unique, or none"
-                )
+                if not unique:
+                    reason += "; the Hessian is singular there to working precision: the minimum is not unique, or none"
                 solution = Solution(X, g, found.values, found.factors if unique else None)
                 return solution, Report(True, reason, tuple(self.iterations), unique)
 
@@ -133,7 +126,7 @@ class Descent:
         if reason:  # by a Hessian that was changed: the gradient vanishes, but is this a minimum?
             true = self.hessians.true(point.X, point.g)
             if true is not None:
-                return self._next(_Point(point.X, point.value, point.g, true, self._places), is_last)
+                return self._next(_Point(point.X, point.value, point.g, true, self.hessians.equations), is_last)
         if step is None or self.hessians.changed % _PATIENCE == 0:
             point, step, reason = self._leave_saddle(point, step, reason)
         if step is None and stuck is not None:
@@ -162,7 +155,7 @@ class Descent:
         if point.decrement > 1e-3 * point.hidden_noise:  # which is never too small for that
             return False
         signs = scattered(point.X.numel(), point.X.dtype, 0.0).sign().reshape(point.X.shape).to(point.X.device)
-        moved = self._free(self.energy.gradient(point.X + eps * point.X * signs)) - point.g
+        moved = self._gradient(point.X + eps * point.X * signs) - point.g
         equations, found = self.hessians.equations, point.found
         noise = float(moved @ equations.solve(found.values, moved, found.factors)) / 2
         return point.decrement <= _EXACT * noise
@@ -198,7 +191,7 @@ class Descent:
             trial = point.X + fraction * d
             there = energy_at(self.energy, trial)
             if math.isfinite(there) and there <= point.value + rise:
-                slope = float(self._free(self.energy.gradient(trial)) @ point.found.d)
+                slope = float(self._gradient(trial) @ point.found.d)
                 if abs(slope) <= (1 - fraction / 4) * -point.slope:
                     return Step(fraction, trial, there)
             fraction /= 2
@@ -208,13 +201,17 @@ class Descent:
         """Many Newton steps at once, if that lowers the energy: a minimum would be behind X by then, but an inflection, to which
         the method creeps, or a slope that becomes ever flatter, is not. Where it converges as to a minimum, there is no need.
         """
+        d, step = point.found.d.reshape(point.X.shape), None
         if self.largest_step is None and self._before is not None and point.decrement > 1e-6 * self._before:
             for many in (16.0, 1e3, 1e5):
-                trial = point.X + many * point.found.d.reshape(point.X.shape)
-                there = energy_at(self.energy, trial)
-                if -math.inf < there < point.value - point.noise:
-                    return Step(many, trial, there)
-        return None
+                step = self._lower(point.X, d, many, point.value - point.noise) if step is None else step
+        return step
+
+    def _lower(self, X: Tensor, d: Tensor, fraction: float, than: float) -> Step | None:
+        """The step X + fraction · d, if the energy is lower there than that."""
+        trial = X + fraction * d
+        there = energy_at(self.energy, trial)
+        return Step(fraction, trial, there) if -math.inf < there < than else None
 
     def _leave_saddle(self, point: _Point, step: Step | None, reason: str) -> tuple[_Point, Step | None, str]:
         """A saddle, which attracts Newton's method, is left along its lowest curvature, if that lowers the energy more than `step`.
@@ -242,34 +239,21 @@ class Descent:
             longest = math.inf if self.largest_step is None else longest_step(self.largest_step, X, unit)
             for fraction in (1e-3 * 8.0**k for k in (0, -1, -2, -3, 1, 2, 3)):
                 if best is None and fraction <= longest:
-                    there = energy_at(self.energy, X + fraction * unit)
-                    best = (
-                        Step(fraction, X + fraction * unit, there)
-                        if -math.inf < there < point.value - point.noise
-                        else None
-                    )
+                    best = self._lower(X, unit, fraction, point.value - point.noise)
             for _ in range(_DOUBLINGS):
                 if best is None or 2 * best.fraction > longest:
                     break
-                trial = X + 2 * best.fraction * unit
-                there = energy_at(self.energy, trial)
-                if not (math.isfinite(there) and there < best.value):
+                further = self._lower(X, unit, 2 * best.fraction, best.value)
+                if further is None:
                     break
-                best = Step(2 * best.fraction, trial, there)
+                best = further
             if best is not None:
-                return best
-        return None
+                break
+        return best
 
-    def _free(self, gradient: Any) -> Tensor:
+    def _gradient(self, X: Tensor) -> Tensor:
         """The gradient as a vector, zero at fixed entries."""
-        problem = self.hessians.equations.problem
-        if not isinstance(gradient, Tensor) or gradient.numel() != problem.structure.shape[0]:
-            what = (
-                f"shape {tuple(gradient.shape)}" if isinstance(gradient, Tensor) else f"type {type(gradient).__name__}"
-            )
-            raise ShapeError(f"the energy's gradient has {what}; expected a tensor of the shape of x0")
-        g = gradient.detach().reshape(-1)
-        g = g if problem.part is None else g.index_fill(0, problem.part.removed, 0.0)
+        g = self.hessians.equations.free(self.energy.gradient(X), "the energy's gradient")
         if not bool(torch.isfinite(g).all()):
             raise NonFiniteError("the gradient of the energy is not finite", argument="gradient", index=None)
         return g

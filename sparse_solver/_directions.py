@@ -44,27 +44,35 @@ class Hessians:
         self.values, self.equations, self.project = values, equations, project
         self.factorizations = 0
         self._shift = 0.0
+        self._last: tuple[Tensor, Tensor] | None = None  # an X, and the true Hessian there
         self.changed = 0  # iterations in a row in which the Hessian was
 
     def direction(self, X: Tensor, g: Tensor, cautious: bool) -> Direction:
         """With the true Hessian if that is positive definite (if `cautious`, it is not tried), else with one that is."""
-        values = self.values(X)
-        found = None if cautious else self.solved(values, g, "true")
+        found = None if cautious else self.true(X, g)
         if found is None and self.project is not None:
             values = self.values(X, project=self.project)
             found = self.solved(values, g, "projected")
-        found = self._shifted(values, g) if found is None else found
+            found = self._shifted(values, g) if found is None else found
+        elif found is None:
+            found = self._shifted(self._true_values(X), g)
         self.changed = 0 if found.matrix == "true" else self.changed + 1
         return found
 
     def true(self, X: Tensor, g: Tensor) -> Direction | None:
         """The direction by the true Hessian; None if it is not positive definite."""
-        return self.solved(self.values(X), g, "true")
+        return self.solved(self._true_values(X), g, "true")
+
+    def _true_values(self, X: Tensor) -> Tensor:
+        """The Hessian at X, which is computed once, however often it is asked for there."""
+        if self._last is None or self._last[0] is not X:
+            self._last = X, self.values(X)
+        return self._last[1]
 
     def lowest_curvature(self, X: Tensor, g: Tensor) -> tuple[Tensor, bool]:
         """The eigenvector of the Hessian's lowest eigenvalue, downhill if there is a slope, and whether that is negative, by more
         than rounding errors may do; by inverse iteration with the shifted Hessian."""
-        values = self.values(X)
+        values = self._true_values(X)
         found = self._shifted(values, g)
         part = self.equations.problem.part
         v: Tensor = scattered(g.numel(), g.dtype, 0.0).squeeze(0).to(g.device)

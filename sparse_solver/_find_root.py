@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from ._implicit import Equations, Solution, differentiable
 from ._kinds import Assume, Options
 from ._newton import LargestStep, Step, Stuck, backtrack, check_start, longest_step, not_converged
 from ._pattern import Pattern
-from ._report import Iteration, Report, progress_bar
+from ._report import Iteration, Report, telling
 from ._untraced import untraced
 from .errors import NonFiniteError, OptionError, ShapeError, SingularMatrixError
 
@@ -92,14 +91,8 @@ def find_root(
     part = pattern._structure.without(numbers) if numbers.numel() else None
     problem = Problem(pattern._structure, Options(assume, engine=engine), part)
     equations = Equations(residual, jacobian_values, parameters, problem)
-    with progress_bar(progress, "find_root") as bar:
-
-        def told(X: Tensor, iteration: Iteration) -> None:
-            bar.update(iteration)
-            if callback is not None:
-                callback(X, iteration)
-
-        search = _Search(equations, (rtol, atol), max_iterations, largest_step, told)
+    with telling(callback, progress, "find_root") as tell:
+        search = _Search(equations, (rtol, atol), max_iterations, largest_step, tell)
         solution, report = search.run(x0)
     x = differentiable(solution, x0, equations, "the residual", "the residual", "all of them as params=")
     return x, report
@@ -110,11 +103,11 @@ class _Search:
 
     def __init__(
         self, equations: Equations, tolerances: tuple[float | None, float], max_iterations: int,
-        largest_step: LargestStep | None, told: Callable[[Tensor, Iteration], None],
+        largest_step: LargestStep | None, tell: Callable[[Tensor, Iteration], None],
     ):  # fmt: skip
         self.equations = equations
         self.rtol, self.atol = tolerances
-        self.max_iterations, self.largest_step, self.told = max_iterations, largest_step, told
+        self.max_iterations, self.largest_step, self.tell = max_iterations, largest_step, tell
         self.iterations: list[Iteration] = []
 
     @torch.no_grad()
@@ -122,7 +115,7 @@ class _Search:
         """The solution and the report."""
         X = x0.detach().clone()
         while True:
-            r = self._free(self.equations.residual(X, *self.equations.parameters), X)
+            r = self._residual(X)
             size = _norm(r)
             if not math.isfinite(size):  # in later iterations, the line search sees to it
                 raise NonFiniteError("the residual is not finite at x0", argument="x0", index=None)
@@ -133,7 +126,7 @@ class _Search:
                 raise not_converged("the search", X, str(error), self.iterations) from error
             made = Iteration(size, size, 0.0 if step is None else step.fraction, "true", 0.0, 1)
             self.iterations.append(made)
-            self.told(X.clone(), made)
+            self.tell(X, made)
             if step is not None:
                 X = step.x
             elif not reason:
@@ -165,7 +158,7 @@ class _Search:
         if is_last:
             return solution, None, ""
         longest = longest_step(self.largest_step, X, d)
-        step = backtrack(self._objective, X, d, size, -size, longest)
+        step = backtrack(lambda trial: _norm(self._residual(trial)), X, d, size, -size, longest)
         if step is None:
             step = self._by_correction(X, d, values, factors, longest, scale)
         if step is None and largest > eps**0.75:  # else, rounding errors of the residual are as large as it
@@ -181,7 +174,7 @@ class _Search:
         Deuflhard, "Newton methods for nonlinear problems", 2004, on the natural monotonicity test.)
         """
         trial = X + longest * d
-        r = self._free(self.equations.residual(trial, *self.equations.parameters), X)
+        r = self._residual(trial)
         if not math.isfinite(_norm(r)):
             return None
         next_ = self.equations.solve(values, -r, factors).reshape(X.shape)
@@ -189,16 +182,8 @@ class _Search:
         shorter = float((next_.abs() / scale).max()) < float((d.abs() / scale).max()) / 2
         return Step(longest, trial, _norm(r)) if shorter else None
 
-    def _objective(self, X: Tensor) -> float:
-        return _norm(self._free(self.equations.residual(X, *self.equations.parameters), X))
-
-    def _free(self, residual: Any, X: Tensor) -> Tensor:
-        """The residual as a vector, zero where its equations are left out."""
-        if not isinstance(residual, Tensor) or residual.numel() != X.numel():
-            what = f"of shape {tuple(residual.shape)}" if isinstance(residual, Tensor) else type(residual).__name__
-            raise ShapeError(f"the residual is {what}; expected a tensor of the shape of x0, {tuple(X.shape)}")
-        part, r = self.equations.problem.part, residual.detach().reshape(-1)
-        return r if part is None else r.index_fill(0, part.removed, 0.0)
+    def _residual(self, X: Tensor) -> Tensor:
+        return self.equations.free(self.equations.residual(X, *self.equations.parameters), "the residual")
 
 
 def _norm(r: Tensor) -> float:

@@ -22,9 +22,10 @@ from torch.autograd.graph import get_gradient_edge
 
 from ._factors import Factors, Problem, token_of
 from ._function import Solve
+from ._plain import has_derivatives
 from ._rules import Places, apply
 from ._solve import solve_values
-from .errors import OptionError, SingularMatrixError, ValueChangedError
+from .errors import OptionError, ShapeError, SingularMatrixError, ValueChangedError
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,17 +43,28 @@ class Equations:
     parameters: tuple[Tensor, ...]
     problem: Problem
 
+    def free(self, residual: Any, name: str) -> Tensor:
+        """The residual, called `name`, as a vector (n,), zero where entries of x are fixed; raises if it is none."""
+        n, part = self.problem.structure.shape[0], self.problem.part
+        if not isinstance(residual, Tensor) or residual.numel() != n:
+            given = isinstance(residual, Tensor)
+            what = f"shape {tuple(residual.shape)}" if given else f"type {type(residual).__name__}"
+            raise ShapeError(f"{name} has {what}; expected a tensor of the shape of x0, with {n} entries")
+        r = residual.detach().reshape(-1)
+        return r if part is None else r.index_fill(0, part.removed, 0.0)
+
+    def sizes(self, values: Tensor, x: Tensor) -> Tensor:
+        """(n,) |J| |x|: rounding errors of x change the residual by ε times that, at most."""
+        structure = self.problem.structure
+        return apply(values.abs(), x.reshape(1, -1).abs(), Places(structure.rows, structure.cols)).squeeze(0)
+
     def check_unchanged(self, residual: Tensor, before: Tensor, values: Tensor, x: Tensor) -> None:
         """Raises unless the residual at x is what it was, but for rounding errors.
 
         Tensors that are no parameters, but that the residual uses, may have been overwritten; autograd does not see to these.
         """
-        structure, part = self.problem.structure, self.problem.part
-        if part is not None:
-            residual = residual.index_fill(0, part.removed, 0.0)
-        places = Places(structure.rows, structure.cols)
-        sizes = apply(values.abs(), x.reshape(1, -1).abs(), places).squeeze(0) + before.abs()
-        if not bool(((residual - before).abs() <= torch.finfo(x.dtype).eps ** 0.5 * sizes.max()).all()):
+        largest = (self.sizes(values, x) + before.abs()).max()
+        if not bool(((residual - before).abs() <= torch.finfo(x.dtype).eps ** 0.5 * largest).all()):
             raise ValueChangedError(
                 "what the energy or the residual depends on was changed in place between the solution and its derivative"
             )
@@ -108,13 +120,16 @@ class _Implicit(Function):
             # ones, but nothing else depends on these aliases.
             alias = torch.Tensor.view_as if recorded else _detached
             at, *parameters = (alias(tensor, tensor) for tensor in (x, *parameters))
-            residual = equations.residual(at, *parameters).reshape(-1)
-            equations.check_unchanged(residual.detach(), residual_then, values.detach(), x.detach())
+            residual = equations.residual(at, *parameters)
+            now = equations.free(residual, "the residual")
+            equations.check_unchanged(now, residual_then, values.detach(), x.detach())
             inputs = [parameter for parameter, wanted in zip(parameters, wants, strict=True) if wanted]
             inputs = [at, *inputs] if wants_start else inputs
             pulled: Iterable[Tensor | None] = (None for _ in inputs)
             if residual.requires_grad:
-                pulled = torch.autograd.grad(residual, inputs, -lam, create_graph=recorded, allow_unused=True)
+                pulled = torch.autograd.grad(
+                    residual, inputs, -lam.reshape(residual.shape), create_graph=recorded, allow_unused=True
+                )
             found = iter(pulled)
             start_bar, part = None, equations.problem.part
             if wants_start and part is not None:
@@ -125,11 +140,7 @@ class _Implicit(Function):
 
 
 def _detached(tensor: Tensor, _: Tensor) -> Tensor:
-    return tensor.detach().requires_grad_(_has_derivatives(tensor))
-
-
-def _has_derivatives(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
+    return tensor.detach().requires_grad_(has_derivatives(tensor))
 
 
 def differentiable(

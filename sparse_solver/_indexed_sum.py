@@ -137,7 +137,7 @@ class IndexedSum:
         stencil = self._stencil
         total = X.new_zeros(stencil.halves.numel())
         for group, part, each in self._evaluate(hessians, X):
-            each = each if how is None else projected((each + each.mT) / 2, how)
+            each = each if how is None else projected(each, how)
             total = stencil.add(group, part.start, each, total)
         return stencil.values(total)
 

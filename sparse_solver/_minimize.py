@@ -19,7 +19,7 @@ from ._kinds import Options
 from ._newton import LargestStep, check_start
 from ._pattern import Pattern
 from ._projection import Projection, projection_of
-from ._report import Iteration, Report, progress_bar
+from ._report import Iteration, Report, telling
 from ._untraced import untraced
 from .errors import NonFiniteError, OptionError, ShapeError
 
@@ -69,10 +69,9 @@ def minimize(
     Raises `ConvergenceError`, with the last iterate `x` and the `report`, if no minimum is found: a stationary point where
     the Hessian is indefinite is none, and is left along its negative curvature. A minimum that is not the only one nearby (a
     structure that is not held) is returned, but has no derivatives: ``report.unique`` is False, and a backward raises
-    `SingularMatrixError`. Raises
-    `NonFiniteError` if the energy or its gradient is NaN or infinite at x0, `ValueChangedError` in a backward if what the energy
-    depends on was overwritten meanwhile, and `NotSymmetricError`, `ShapeError`, `DtypeError`, `DeviceError`, `OptionError`,
-    `TransformError`.
+    `SingularMatrixError`. Raises `NonFiniteError` if the energy or its gradient is NaN or infinite at x0, `ValueChangedError`
+    in a backward if what the energy depends on was overwritten meanwhile, and `NotSymmetricError`, `ShapeError`,
+    `DtypeError`, `DeviceError`, `OptionError`, `TransformError`.
 
     >>> import torch, sparse_solver as ss
     >>> def spring(x, k):
@@ -119,14 +118,8 @@ def minimize(
     if "project" not in inspect.signature(own.hessian_values).parameters:
         how = None
     hessians = Hessians(lambda X, **options: values_of(own, X, **options), equations, how)
-    with progress_bar(progress, "minimize") as bar:
-
-        def told(X: Tensor, iteration: Iteration) -> None:
-            bar.update(iteration)
-            if callback is not None:
-                callback(X, iteration)
-
-        descent = Descent(own, hessians, (rtol, atol), max_iterations, largest_step, told)
+    with telling(callback, progress, "minimize") as tell:
+        descent = Descent(own, hessians, (rtol, atol), max_iterations, largest_step, tell)
         solution, report = descent.run(x0, value)
     hint = "them as params=, and as energy a function that makes it from them"
     x = differentiable(solution, x0, equations, "the energy", "the energy's gradient", hint)

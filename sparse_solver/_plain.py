@@ -28,6 +28,11 @@ def is_plain(*tensors: Tensor) -> bool:
     return not torch.is_grad_enabled() and not is_transformed(*tensors)
 
 
+def has_derivatives(tensor: Tensor) -> bool:
+    """Whether torch differentiates in tensors of this dtype."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 def is_transformed(*tensors: Tensor) -> bool:
     """Whether a transform of `torch.func`, forward mode, or torch's first vmap may have to do with these tensors."""
     return (

@@ -27,7 +27,7 @@ def projection_of(project: bool | Projection) -> Projection | None:
 
 
 def projected(matrices: Tensor, how: Projection) -> Tensor:
-    """V f(Λ) Vᵀ of each of the symmetric matrices V Λ Vᵀ (t, d, d), f(λ) = max(λ, 0) or |λ|.
+    """V f(Λ) Vᵀ of the symmetric parts V Λ Vᵀ of the matrices (t, d, d), f(λ) = max(λ, 0) or |λ|.
 
     "zero" gives the nearest positive semidefinite matrix in the Frobenius norm (N. J. Higham, "Computing a nearest
     symmetric positive semidefinite matrix", 1988; for element Hessians J. Teran et al., "Robust quasistatic finite elements
@@ -37,6 +37,7 @@ def projected(matrices: Tensor, how: Projection) -> Tensor:
     """
     if is_transformed(matrices):
         raise TransformError("project= looks at eigenvalues, which the transforms of torch.func do not allow")
+    matrices = _symmetric(matrices)
     positive: Tensor = _PositivePart.apply(matrices)
     return positive if how == "zero" else 2 * positive - matrices  # |λ| = 2 max(λ, 0) − λ
 
@@ -65,9 +66,8 @@ class _PositivePart(Function):
 
     @staticmethod
     def backward(ctx: Any, bar: Tensor) -> Tensor:  # type: ignore[override]
-        if (
-            torch.is_grad_enabled()
-        ):  # torch's once_differentiable lets torch.autograd.grad pass, with derivatives missing
+        # Not torch's once_differentiable, which lets torch.autograd.grad pass with derivatives missing.
+        if torch.is_grad_enabled():
             raise TransformError("a projected Hessian can be differentiated once: not with create_graph=True")
         which, eigenvalues, vectors = ctx.saved_tensors
         row, column = eigenvalues.unsqueeze(-1), eigenvalues.unsqueeze(-2)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
+
+from torch import Tensor
 
 from .errors import OptionError
 
@@ -80,27 +82,28 @@ class Report:
         )
 
 
-class Bar:
-    """A progress bar, or nothing."""
-
-    def __init__(self, bar: Any):
-        self._bar = bar
-
-    def update(self, iteration: Iteration) -> None:
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"{iteration.objective:.6g}, decrement {iteration.decrement:.1e}", refresh=False)
-            self._bar.update()
-
-
 @contextmanager
-def progress_bar(wanted: bool, what: str) -> Iterator[Bar]:
-    """The bar for `what`, if it is wanted."""
-    if not wanted:
-        yield Bar(None)
+def telling(
+    callback: Callable[[Tensor, Iteration], object] | None, progress: bool, what: str
+) -> Iterator[Callable[[Tensor, Iteration], None]]:
+    """The function that tells the caller of `what` about each iteration, with a copy of X, and moves the bar, if that is wanted."""
+
+    def tell(X: Tensor, iteration: Iteration) -> None:
+        if callback is not None:
+            callback(X.clone(), iteration)
+
+    if not progress:
+        yield tell
         return
     try:
         from tqdm.auto import tqdm
     except ImportError:
         raise OptionError("progress=True needs tqdm: python -m pip install tqdm, or sparse-solver[progress]") from None
     with tqdm(desc=what, unit="step") as bar:
-        yield Bar(bar)
+
+        def tell_and_show(X: Tensor, iteration: Iteration) -> None:
+            bar.set_postfix_str(f"{iteration.objective:.6g}, decrement {iteration.decrement:.1e}", refresh=False)
+            bar.update()
+            tell(X, iteration)
+
+        yield tell_and_show

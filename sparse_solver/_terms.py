@@ -13,7 +13,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from ._derivatives import Function as TermFunction
-from ._plain import is_transformed
+from ._plain import has_derivatives, is_transformed
 from .errors import DeviceError, DtypeError, LayoutError, ShapeError, ValueChangedError
 
 # Entries of element Hessians that are computed at once: larger arrays are not faster.
@@ -134,7 +134,7 @@ class Recomputed(Function):
 
 
 def is_parameter(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
+    return isinstance(leaf, Tensor) and has_derivatives(leaf)
 
 
 def check_constants(name: str, tree: Any, count: int, device: torch.device) -> None:
