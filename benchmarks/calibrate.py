@@ -109,7 +109,7 @@ Row = tuple[str, int, dict[str, int | None], float, dict[str, float]]
 
 def rows(names: list[str]) -> Iterator[Row]:
     """(name, n, predicted factor entries, operations in the envelope, milliseconds by engine) of each pattern."""
-    engines = [name for name, found in _engines.available().items() if found.installed]
+    engines = _engines.installed_on(torch.device("cpu"))
     for name in (bar := tqdm(names)):
         bar.set_description(name)
         torch.manual_seed(0)
@@ -141,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="eight patterns instead of all")
     names = list(QUICK if parser.parse_args().quick else PATTERNS)
-    engines = [name for name, found in _engines.available().items() if found.installed]
+    engines = _engines.installed_on(torch.device("cpu"))
     header = f"{'pattern':<18}{'n':>9}{'factor':>11}{'flops':>9}{'envelope':>10}" + "".join(
         f"{name:>10}" for name in engines
     )

@@ -12,6 +12,7 @@ from ._structure import Structure
 # Of a block-diagonal matrix, at most: enough for what a call costs not to matter, and no more than maps and factors are
 # small for.
 _ROWS, _ENTRIES = 2**15, 2**19
+_PROCESSORS = 64  # times as much is what it takes for a GPU to have something to do
 
 
 def blocks_of(structure: Structure, count: int) -> Iterator[tuple[slice, Structure]]:
@@ -21,7 +22,8 @@ def blocks_of(structure: Structure, count: int) -> Iterator[tuple[slice, Structu
     Slices have the length of powers of two: then batches of all sizes share few structures, and their analyses.
     """
     size = 1
-    largest = min(count, _ROWS // max(1, structure.shape[0]), _ENTRIES // max(1, structure.nnz))
+    room = 1 if structure.device.type == "cpu" else _PROCESSORS
+    largest = min(count, room * _ROWS // max(1, structure.shape[0]), room * _ENTRIES // max(1, structure.nnz))
     while 2 * size <= largest:
         size *= 2
     start = 0
@@ -35,10 +37,12 @@ def blocks_of(structure: Structure, count: int) -> Iterator[tuple[slice, Structu
 def _repeated(structure: Structure, count: int) -> Structure:
     def build() -> Structure:
         n = structure.shape[0]
-        first = n * torch.arange(count).unsqueeze(1)
+        first = n * torch.arange(count, device=structure.device).unsqueeze(1)
         rows, cols = (first + structure.rows).reshape(-1), (first + structure.cols).reshape(-1)
         labels = None if structure.labels is None else structure.labels.repeat(count)
-        return Structure(rows, cols, (count * n, count * n), labels)
+        repeated = Structure(rows, cols, (count * n, count * n), labels)
+        repeated.block = structure, count
+        return repeated
 
     return structure if count == 1 else structure.remember(("repeated", count), build)
 

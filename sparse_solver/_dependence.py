@@ -77,7 +77,7 @@ def conflicting_rows(C: Structure, values: Tensor, known: Tensor, y: Tensor, d: 
     from scipy.sparse.csgraph import connected_components
 
     matrix = csc_matrix((values.numpy(), (C.rows.numpy(), C.cols.numpy())), shape=C.shape)
-    is_known = torch.zeros(C.shape[1], dtype=torch.bool).index_fill(0, known, True)
+    is_known = torch.zeros(C.shape[1], dtype=torch.bool, device="cpu").index_fill(0, known, True)
     held, free = matrix[:, known.numpy()], matrix[:, torch.nonzero(~is_known).squeeze(-1).numpy()].tocsr()
     rows = np.array(Dependences(free, eps).rows(), dtype=np.int64)
     if not rows.size:

@@ -26,6 +26,7 @@ class Info:
     assume_reason : why
     engine : the engine ("mixed" in a batch)
     engine_reason : why
+    device : where the factor is: with the matrix or, where no engine solves there, on the "cpu"
     n : rows of the matrix
     nnz : stored entries, duplicates counted once
     factor_nnz : entries of the factor or factors
@@ -40,6 +41,7 @@ class Info:
     assume_reason: str
     engine: str
     engine_reason: str
+    device: str
     n: int
     nnz: int
     factor_nnz: int | None
@@ -50,7 +52,7 @@ class Info:
     factorization_seconds: float
 
 
-def _info(structure: Structure, numerics: list[Numeric]) -> Info:
+def _info(structure: Structure, numerics: list[Numeric], device: torch.device) -> Info:
     def same(values: Iterable[str]) -> str:
         different = set(values)
         return different.pop() if len(different) == 1 else "mixed" if different else "none"
@@ -64,6 +66,7 @@ def _info(structure: Structure, numerics: list[Numeric]) -> Info:
         assume_reason=same(numeric.kind_reason for numeric in numerics),
         engine=same(numeric.engine for numeric in numerics),
         engine_reason=same(numeric.engine_reason for numeric in numerics),
+        device=str(device),
         n=structure.shape[0],
         nnz=structure.canonical_nnz,
         factor_nnz=total("nnz"),
@@ -112,7 +115,7 @@ class Factorization:
             raise TransformError(
                 "inside of torch.vmap a factorisation is one of many; factorize the batch outside of it"
             )
-        return _info(self._structure, [numeric for numeric, _ in self._factors.made])
+        return _info(self._structure, [numeric for numeric, _ in self._factors.made], self._factors.device)
 
     def solve(self, b: Tensor, *, transpose: bool = False) -> Tensor:
         """x = A⁻¹ b, or A⁻ᵀ b with ``transpose=True`` (never A⁻ᴴ).

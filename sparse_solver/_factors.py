@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from . import _engines
 from ._blocks import blocks_of, joined, parted
 from ._kinds import Options, check_symmetry, check_triangle
 from ._matrix import Matrix
@@ -43,33 +46,68 @@ class Problem:
     def places(self, dtype: torch.dtype) -> Places:
         return Places(self.structure.rows, self.structure.cols, self.options.mirror(dtype), self.structure)
 
+    def on_host(self) -> Problem:
+        """The same in the memory of the CPU."""
+        structure = self.structure.on(_HOST)
+        return Problem(structure, self.options, self.part and structure.without(self.part.removed.cpu()))
+
+
+_HOST = torch.device("cpu")
+
+
+@cache
+def _warn_of_host(device: torch.device) -> None:
+    """Tells once a process that a GPU is left idle."""
+    warnings.warn(
+        f"systems on {device} are solved by the CPU, and values, right-hand sides and solutions are copied to and fro: "
+        f"no engine solves there ({_engines.why_missing(device)})",
+        stacklevel=2,
+    )
+
 
 class Factors:
     """The numeric factorisations for one tensor of values, made at the first call that needs them.
 
     All methods take plain (untransformed) tensors: `values` (nnz,) and `rhs` (k, n), or (B, nnz) and (B, k, n).
+    Where no engine takes tensors on their device, there is a twin on the host that does the work.
     """
 
     def __init__(self, problem: Problem, compare: bool = False):
         self.problem = problem
-        self.made: list[tuple[Numeric, slice]] | None = None  # with the part of the batch that each is for
+        self._made: list[tuple[Numeric, slice]] | None = None  # with the part of the batch that each is for
         self._compare = compare
         self._values: Tensor | None = None
         self._batched: Factors | None = None
+        self._on_host: Factors | None = None
+        device, engine = problem.structure.device, problem.options.engine
+        if device != _HOST and not _engines.solves_on(device, engine):
+            if engine is None:
+                _warn_of_host(device)
+            self._on_host = Factors(problem.on_host(), compare)
+
+    @property
+    def made(self) -> list[tuple[Numeric, slice]] | None:
+        """The factorisations and the part of the batch that each is for, once there are any."""
+        return self._made if self._on_host is None else self._on_host.made
+
+    @property
+    def device(self) -> torch.device:
+        """Where the factors are."""
+        return (self._on_host or self).problem.structure.device
 
     def numerics(self, values: Tensor) -> list[tuple[Numeric, slice]]:
         """The factorisations: of the values at the first call, whatever became of the tensor since."""
-        if self.made is None or (self._values is not None and not torch.equal(self._values, values)):
+        if self._made is None or (self._values is not None and not torch.equal(self._values, values)):
             values = values.detach().resolve_conj().resolve_neg()
             matrices = values.reshape(math.prod(values.shape[:-1]), values.shape[-1]).contiguous()
             try:
-                self.made = self._factored(matrices)
+                self._made = self._factored(matrices)
             except NonFiniteError as error:
                 if self.problem.options.constraints is not None:
                     refuse_non_finite(error, self.problem.structure, matrices, self.problem.options.constraints)
                 raise
             self._values = values.clone() if self._compare else None
-        return self.made
+        return self._made
 
     def _factored(self, matrices: Tensor) -> list[tuple[Numeric, slice]]:
         structure, part = self.problem.structure, self.problem.part
@@ -109,6 +147,10 @@ class Factors:
             yield numeric(structure, matrix, options), slice(at, at + 1)
 
     def solve(self, values: Tensor, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
+        if self._on_host is not None:
+            if self.made is None or self._compare:  # else nobody looks at them
+                values = values.detach().cpu()
+            return self._on_host.solve(values, rhs.detach().cpu(), transpose, strict).to(rhs.device)
         rhs = rhs.detach().resolve_conj().resolve_neg().contiguous()
         if self.problem.part is None:
             return self._solve(values, rhs, transpose, strict)

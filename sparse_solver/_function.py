@@ -104,13 +104,13 @@ def _solve_legacy_batch(factors: Factors, values: Tensor, rhs: Tensor, transpose
     They still go by torch's first implementation of vmap, which does not know the rule of a Function: tensors
     arrive with their batch dimension hidden at the current level.
     """
-    level = torch._C._vmapmode_increment_nesting() - 1
+    level = torch._C._vmapmode_increment_nesting() - 1  # 0 in the thread that runs the backward pass of a GPU
     torch._C._vmapmode_decrement_nesting()
-    if level != 1 or torch._C._functorch.is_legacy_batchedtensor(values):
+    rhs = torch._remove_batch_dim(rhs, 1, 1, 0)
+    if level > 1 or any(map(torch._C._functorch.is_legacy_batchedtensor, (values, rhs))):
         raise TransformError("is_grads_batched=True and vectorize=True cannot be nested; use torch.func instead")
-    rhs = torch._remove_batch_dim(rhs, level, 1, 0)
     values, rhs, unfold = fold(rhs.shape[0], values, None, rhs, 0)
-    batched: Tensor = torch._add_batch_dim(unfold(factors.solve(values, rhs, transpose, strict)), 0, level)
+    batched: Tensor = torch._add_batch_dim(unfold(factors.solve(values, rhs, transpose, strict)), 0, 1)
     return batched
 
 

@@ -33,11 +33,12 @@ def double(values: Tensor) -> Tensor:
 
 
 def whole(layout: Layout, values: Tensor) -> csr_matrix:
-    """The Hermitian matrix with these entries, or with these in its upper triangle, in double precision."""
+    """The Hermitian matrix with these entries, or with these in its upper triangle, in double precision, on the host."""
     from scipy.sparse import csr_matrix, diags, triu
 
     n = layout.crow.numel() - 1
-    stored = csr_matrix((double(values).numpy(), layout.col.numpy(), layout.crow.numpy()), shape=(n, n))
+    parts = (part.cpu().numpy() for part in (double(values), layout.col, layout.crow))
+    stored = csr_matrix(tuple(parts), shape=(n, n))
     upper = triu(stored, format="csr")
     return (upper + upper.conj().T - diags(upper.diagonal(), shape=(n, n))).tocsr()
 
@@ -105,14 +106,14 @@ class Objective:
     ):
         N = structure.shape[0]
         n = N // blocks
-        self.constraints, self._values = blocks * constraints, values
-        self.is_constraint = torch.arange(N) % max(n, 1) >= n - constraints
+        self.constraints, self._values = blocks * constraints, values.cpu()  # where all of this is computed
+        self.is_constraint = torch.arange(N, device="cpu") % max(n, 1) >= n - constraints
 
         def build() -> tuple[Tensor, Tensor, Structure]:
-            kept = ~self.is_constraint
-            rows, entries = torch.nonzero(kept).squeeze(-1), kept[layout.rows] & kept[layout.col]
+            kept, places = ~self.is_constraint, (layout.rows.cpu(), layout.col.cpu())
+            rows, entries = torch.nonzero(kept).squeeze(-1), kept[places[0]] & kept[places[1]]
             number, chosen, i = kept.cumsum(0) - 1, torch.nonzero(entries).squeeze(-1), torch.arange(rows.numel())
-            row, col = (torch.cat((number[place[chosen]], i)) for place in (layout.rows, layout.col))
+            row, col = (torch.cat((number[place[chosen]], i)) for place in places)
             return chosen, rows, Structure(row, col, (rows.numel(), rows.numel()))
 
         self._entries, self._rows, self._shifted = structure.remember(("objective", constraints, stored), build)

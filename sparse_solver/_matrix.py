@@ -52,7 +52,7 @@ def _find_triangles(structure: Structure) -> _Triangles | None:
     source = layout.source
     assert source is not None  # only a full layout may be the identity
     place = torch.nonzero(source >= 0).squeeze(-1)  # the rest are zeros on the diagonal that are not stored
-    slot = torch.empty(structure.canonical_nnz, dtype=torch.int64)
+    slot = torch.empty(structure.canonical_nnz, dtype=torch.int64, device=structure.device)
     slot[opposite[source[place]]] = layout.nnz + place
     slot[source[place]] = place  # last: diagonal entries are their own opposites
     if structure.has_duplicates or layout.has_gaps:
@@ -142,4 +142,6 @@ def largest_modulus(numbers: Tensor) -> float:
     if numbers.is_complex():
         return float(torch.linalg.vector_norm(numbers, float("inf")))
     low, high = torch.aminmax(numbers)  # many times faster than a norm
+    if low.device.type != "cpu":  # ask a GPU once
+        return float(torch.maximum(-low, high))
     return max(-low.item(), high.item())

@@ -1,4 +1,4 @@
-"""Products with the matrix that an engine has factored, for residuals: by SciPy's compiled loops."""
+"""Products with the matrix that an engine has factored, for residuals: by SciPy's compiled loops on the CPU, else by torch's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ._layout import Layout
-from ._structure import Structure
+from ._structure import Structure, row_pointers, silence_notice
 
 
 class Products:
@@ -20,7 +20,9 @@ class Products:
     """
 
     def __init__(self, structure: Structure, stored: str | None, layout: Layout, values: Tensor, hermitian: bool):
-        self._indices = structure.remember(("SciPy indices", layout.part, stored), lambda: _indices(layout))
+        self._on_cpu = values.device.type == "cpu"
+        name, build = ("SciPy indices", _indices) if self._on_cpu else ("torch indices", _TorchIndices)
+        self._indices: Any = structure.remember((name, layout.part, stored), lambda: build(layout))
         self._shape, self._values, self._layout = structure.shape, values, layout
         self._triangle, self._hermitian = layout.part != "full", hermitian
         self._at_diagonal = layout.at_diagonal
@@ -51,6 +53,9 @@ class Products:
         return self._multiply(values, x, False) + self._multiply(opposite, x, True) - twice
 
     def _multiply(self, values: Tensor, x: Tensor, transpose: bool) -> Tensor:
+        if not self._on_cpu:
+            product: Tensor = self._indices.multiply(values, x, transpose)
+            return product
         from scipy.sparse import csc_matrix, csr_matrix
 
         matrix = (csc_matrix if transpose else csr_matrix)((values.numpy(), *self._indices), shape=self._shape)
@@ -64,3 +69,22 @@ def _indices(layout: Layout) -> tuple[Any, Any]:
     fits = max(layout.nnz, layout.crow.numel()) <= np.iinfo(np.int32).max
     dtype = torch.int32 if fits else torch.int64
     return layout.col.to(dtype).numpy(), layout.crow.to(dtype).numpy()
+
+
+class _TorchIndices:
+    """CSR indices of a square matrix, and of its transpose, on a device."""
+
+    def __init__(self, layout: Layout):
+        n = layout.crow.numel() - 1
+        self._order = torch.sort(layout.col, stable=True)[1]  # rows are in order already
+        self._plain = layout.crow, layout.col
+        self._transposed = row_pointers(layout.col[self._order], n), layout.rows[self._order]
+        silence_notice()
+
+    def multiply(self, values: Tensor, x: Tensor, transpose: bool) -> Tensor:
+        """A x, or Aᵀ x, for the rows of `x` (k, n)."""
+        crow, col = self._transposed if transpose else self._plain
+        values = values.index_select(0, self._order) if transpose else values
+        n = x.shape[-1]
+        matrix = torch.sparse_csr_tensor(crow, col, values, (n, n), device=values.device, check_invariants=False)
+        return (matrix @ x.mT).mT.contiguous()

@@ -103,7 +103,9 @@ class QuadraticProgram:
         Options("spd", triangle).check(torch.float64)
         self._part: Part | None = None
         if isinstance(known, Tensor):
-            check_device(known)
+            check_device(Q.rows, known)
+        if C is not None:
+            check_device(Q.rows, C.rows)
         with plainly():
             self._known = None if known is None else chosen_indices("known", known, n, "rows")
             self._structure = self._joined()
@@ -131,7 +133,7 @@ class QuadraticProgram:
             return
         structure = self._structure
         self._part = structure.without(self._known.sort()[0])
-        is_known = torch.zeros(structure.shape[0], dtype=torch.bool)
+        is_known = torch.zeros(structure.shape[0], dtype=torch.bool, device=structure.device)
         is_known[self._known] = True
         from_known, to_known = is_known[structure.cols], is_known[structure.rows]
         if self._triangle is None:
@@ -288,9 +290,9 @@ class QuadraticProgram:
         if C is None or C_values is None or is_transformed(C_values, *right.values()):
             return
         eps = torch.finfo(C_values.dtype).eps
-        known = torch.empty(0, dtype=torch.int64) if self._known is None else self._known
-        y, d = (double(right[name].detach().resolve_conj()) for name in ("y", "d"))
-        values = double(C_values.detach().resolve_conj())
+        known = torch.empty(0, dtype=torch.int64) if self._known is None else self._known.cpu()
+        y, d = (double(right[name].detach().resolve_conj().cpu()) for name in ("y", "d"))
+        values, C = double(C_values.detach().resolve_conj().cpu()), C.on(torch.device("cpu"))
         lead = d.shape[:-2] if values.dim() > 1 else ()
         if not lead:  # all right-hand sides are columns for one C
             count = math.prod(d.shape[:-1])

@@ -34,6 +34,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -43,6 +44,7 @@ from ._plain import is_plain
 from ._structure import Structure
 
 _SMALL = 2**17  # products that are not worth the arrangements for a sparse kernel
+_LARGE = 2**26  # numbers to hold at once
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ def tangent(
 
 def _sampled_product(lam: Tensor, x: Tensor, places: Places, scale: float) -> Tensor:
     """scale · Σ_k λ_{k,r} conj(x_{k,c}): the entries (r, c) of the outer product, without forming it."""
-    if lam.dim() == 3 and places.structure is not None and is_plain(lam, x):
+    on_cpu = lam.device.type == "cpu"
+    if lam.dim() == 3 and places.structure is not None and on_cpu and is_plain(lam, x):
         product = lam.new_empty(lam.shape[0], places.rows.numel())
         for part, block in blocks_of(places.structure, lam.shape[0]):
             rows, cols = (block.cols, block.rows) if places.is_transposed else (block.rows, block.cols)
@@ -117,10 +120,18 @@ def _sampled_product(lam: Tensor, x: Tensor, places: Places, scale: float) -> Te
         return product
     structure, right = places.structure, x.conj()
     small = lam.numel() == 0 or (lam.shape[-2] == 1 and places.rows.numel() < _SMALL)
-    if structure is not None and lam.dim() == 2 and not small and is_plain(lam, x):
+    if structure is not None and lam.dim() == 2 and on_cpu and not small and is_plain(lam, x):
         sides = (right, lam) if places.is_transposed else (lam, right)
         return structure.sampled_product(*sides, scale)
     scaled = scale * lam if scale != 1 else lam
     if lam.shape[-2] == 1:
         return scaled.squeeze(-2).index_select(-1, places.rows) * right.squeeze(-2).index_select(-1, places.cols)
-    return (scaled.index_select(-1, places.rows) * right.index_select(-1, places.cols)).sum(-2)
+    if on_cpu:
+        return _summed_products(scaled, right, places)
+    width = max(1, _LARGE // max(1, places.rows.numel() * lam.shape[:-2].numel()))
+    parts = zip(scaled.split(width, -2), right.split(width, -2), strict=True)
+    return reduce(torch.add, (_summed_products(u, v, places) for u, v in parts))
+
+
+def _summed_products(left: Tensor, right: Tensor, places: Places) -> Tensor:
+    return (left.index_select(-1, places.rows) * right.index_select(-1, places.cols)).sum(-2)

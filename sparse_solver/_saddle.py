@@ -79,7 +79,10 @@ class Minimization(Numeric):
             objective = self._objective(*upper)
             try:
                 negative = negative_eigenvalues(
-                    whole(*upper), lambda v: factor.solve(v.to(dtype), False), torch.finfo(dtype).eps, objective
+                    whole(*upper),
+                    lambda v: factor.solve(v.to(values.device, dtype), False).cpu(),
+                    torch.finfo(dtype).eps,
+                    objective,
                 )
             except SingularMatrixError as error:
                 if self._blocks > 1:

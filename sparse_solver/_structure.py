@@ -41,6 +41,9 @@ class Structure:
         self.device = rows.device
         self._memory: dict[Hashable, Any] = {}
         self._lock = ForkSafeLock(reentrant=True)  # what is built may ask for other things that are remembered
+        self.block: tuple[Structure, int] | None = (
+            None  # that of the diagonal blocks, and how many, if it has equal ones
+        )
 
         self.position: Tensor | None = None
         self.entry_of: Tensor | None = (
@@ -98,7 +101,7 @@ class Structure:
         Of plain tensors (k, n). Each place is computed once, by a kernel that reads (n, k) arrays: copies, made block by
         block, since large new arrays take the system longer to provide than the product takes.
         """
-        _silence_notice()
+        silence_notice()
         entries = torch.zeros(self.canonical_nnz, dtype=left.dtype, device=self.device)
         product = torch.sparse_csr_tensor(
             self.crow, self.col, entries, self.shape, device=self.device, check_invariants=False
@@ -172,7 +175,7 @@ class Structure:
         return parts.find((), (removed,), self._reduced)
 
     def _reduced(self, removed: Tensor) -> Part:
-        kept = torch.ones(self.shape[0], dtype=torch.bool)
+        kept = torch.ones(self.shape[0], dtype=torch.bool, device=self.device)
         kept[removed] = False
         number, at = kept.cumsum(0) - 1, torch.nonzero(kept).squeeze(-1)
         inside = kept[self.rows] & kept[self.cols]
@@ -180,6 +183,17 @@ class Structure:
         n, labels = at.numel(), at if self.labels is None else self.labels[at]
         part = Structure(number[self.rows[entries]], number[self.cols[entries]], (n, n), labels)
         return Part(part, entries, at, removed, Structure(self.rows[rest], self.cols[rest], self.shape), rest)
+
+    def on(self, device: torch.device) -> Structure:
+        """The same structure with its indices on another device."""
+        if device == self.device:
+            return self
+
+        def copy() -> Structure:
+            labels = None if self.labels is None else self.labels.to(device)
+            return Structure(self.rows.to(device), self.cols.to(device), self.shape, labels)
+
+        return self.remember(("on", device), copy)
 
     def outside(self, triangle: str) -> tuple[int, int] | None:
         """The first entry that the named triangle ("lower" or "upper", diagonal included) does not contain."""
@@ -206,7 +220,7 @@ class Part:
 
 
 @cache_once
-def _silence_notice() -> None:
+def silence_notice() -> None:
     """torch tells once a process that its CSR tensors are new: nothing to a user who sees none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

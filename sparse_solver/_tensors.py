@@ -229,10 +229,12 @@ def compressed_structure(kind: str, compressed: Tensor, plain: Tensor, shape: tu
 
 
 def check_device(*indices: Tensor) -> None:
-    """Raises DeviceError for indices that are not on the CPU."""
+    """Raises DeviceError for indices on different devices, or without numbers."""
     for index in indices:
-        if index.device.type != "cpu":
-            raise DeviceError(f"indices are on {index.device}; no engine here solves there, move them to the CPU")
+        if index.device != indices[0].device:
+            raise DeviceError(f"indices are on {indices[0].device} and on {index.device}; move them to one of them")
+        if index.device.type == "meta":
+            raise DeviceError("indices are on meta, where there are no numbers")
 
 
 def check_range(name: str, index: Tensor, count: int, lines: str, of: str = "a matrix") -> None:

@@ -131,7 +131,7 @@ class Trusted:
         """
         if not self.factor.perturbed_pivots and self._is_far_from_singular():
             return 1.0
-        best = torch.full((self._blocks,), _INFINITY, dtype=torch.float64, device="cpu")
+        best = torch.full((self._blocks,), _INFINITY, dtype=torch.float64, device=self.factor.values.device)
         v, columns = self._scattered(), self._products.column_sizes()
         Av = v
         for step in range(8):
@@ -170,7 +170,7 @@ class Trusted:
 
     def _scattered(self) -> Tensor:
         # Of a mean that is not zero, since the vectors that singular matrices annihilate are often constant.
-        return scattered(self._n, self._dtype, mean=0.25)
+        return scattered(self._n, self._dtype, 0.25, self.factor.values.device)
 
     def _sizes(self, vectors: Tensor) -> Tensor:
         """(k · blocks,) the largest modulus in what belongs to one system."""
@@ -185,7 +185,7 @@ class Trusted:
         overflowed."""
         ratio = (numerator.abs() / denominator).reshape(-1, self._n // self._blocks)
         largest = ratio.amax(-1).double()
-        if bool(largest.isnan().any()):
+        if largest.device.type != "cpu" or bool(largest.isnan().any()):  # asking a GPU takes longer
             ratio = ratio.masked_fill(denominator.view_as(ratio) == 0, 0).nan_to_num(nan=_INFINITY)
             largest = ratio.amax(-1).double()
         return largest
@@ -204,7 +204,7 @@ class Trusted:
         layout = self.factor.layout
         if layout.part == "full":
             ones = torch.ones(layout.nnz, dtype=torch.int8, device="cpu").numpy()
-            matrix = csr_matrix((ones, layout.col.numpy(), layout.crow.numpy()), shape=(self._n, self._n))
+            matrix = csr_matrix((ones, layout.col.cpu().numpy(), layout.crow.cpu().numpy()), shape=(self._n, self._n))
             rank = int(structural_rank(matrix))
             if rank < self._n:
                 return f"the matrix is structurally singular: its pattern has rank {rank} of {self._n}, whatever the values"

@@ -41,11 +41,11 @@ def count(monkeypatch: pytest.MonkeyPatch) -> Counts:
 
 
 def installed(*kinds: str) -> list[str]:
-    """The engines that are installed here and take real double matrices of all these kinds."""
+    """The engines that are installed here and take real double matrices of all these kinds, on the CPU."""
     import torch
 
     return [
         name
-        for name, found in _engines.available().items()
-        if found.installed and all(_engines.engine_named(name).supports(kind, torch.float64) for kind in kinds)  # type: ignore[arg-type]
+        for name in _engines.installed_on(torch.device("cpu"))
+        if all(_engines.engine_named(name).supports(kind, torch.float64) for kind in kinds)  # type: ignore[arg-type]
     ]

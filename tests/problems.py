@@ -33,6 +33,9 @@ class Problem:
     def shape(self) -> tuple[int, int]:
         return (self.n, self.n)
 
+    def to(self, device: torch.device) -> Problem:
+        return Problem(self.kind, *(part.to(device) for part in (self.dense, self.rows, self.cols, self.values)))
+
 
 def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
@@ -99,11 +102,12 @@ def independent(kind: str, values: Tensor, rows: Tensor, cols: Tensor) -> Callab
     if kind == "general":
         return lambda free: free
     n = int(rows.max()) + 1
-    at = torch.full((n, n), -1)
-    at[rows, cols] = torch.arange(values.numel())
+    at = torch.full((n, n), -1, device=rows.device)
+    at[rows, cols] = torch.arange(values.numel(), device=rows.device)
     opposite = at[cols, rows]
     conjugate = values.is_complex() and kind in ("spd", "hermitian")
-    return lambda free: (free + (free[opposite].conj() if conjugate else free[opposite])) / 2
+    half = torch.full_like(values, 0.5)
+    return lambda free: (free + (free[opposite].conj() if conjugate else free[opposite])) * half
 
 
 def grid(m: int) -> tuple[Tensor, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
+import simulated_gpu
 import torch
 from problems import COMPLEX, DTYPES, TOLERANCE, Problem, independent, kinds_of, problem, rhs
 from torch import Tensor
@@ -14,17 +15,27 @@ import sparse_solver as ss
 from sparse_solver import _engines
 
 DOUBLE = (torch.float64, torch.complex128)
+ON_HOST = "superlu"  # which serves tensors on a GPU, too
+
+
+def places() -> Iterator[tuple[str, torch.device]]:
+    """Each engine, and where the tensors lie that it is tried with."""
+    for engine in _engines.names():
+        for device_type in _engines.engine_named(engine).device_types:
+            yield engine, torch.device(device_type)
+    yield ON_HOST, simulated_gpu.DEVICE
 
 
 def cases(dtypes: tuple[torch.dtype, ...], symmetric: bool = False) -> Iterator[object]:
-    for engine in _engines.names():
+    for engine, device in places():
         found = ss.engines()[engine]
-        missing = pytest.mark.skipif(not found.installed, reason=str(found))
+        missing = pytest.mark.skipif(not found.installed, reason=f"{engine} is {found}")
         for dtype in dtypes:
             for kind in kinds_of(dtype):
                 if _engines.engine_named(engine).supports(kind, dtype) and not (symmetric and kind == "general"):
-                    name = f"{engine}-{str(dtype).removeprefix('torch.')}-{kind}"
-                    yield pytest.param(engine, problem(kind, dtype), marks=missing, id=name)
+                    name = f"{engine}-{device.type}-{str(dtype).removeprefix('torch.')}-{kind}"
+                    p = problem(kind, dtype)
+                    yield pytest.param(engine, p.to(device) if found.installed else p, marks=missing, id=name)
 
 
 every = pytest.mark.parametrize(("engine", "p"), list(cases(DTYPES)))
@@ -38,20 +49,25 @@ def close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * float(expected.detach().abs().max()))
 
 
+def vector(p: Problem, *shape: int, seed: int = 100) -> Tensor:
+    """Numbers of the dtype of the matrix, where it is."""
+    return rhs(*shape, dtype=p.values.dtype, seed=seed).to(p.values.device)
+
+
 def coo(p: Problem) -> Tensor:
     return torch.sparse_coo_tensor(torch.stack((p.rows, p.cols)), p.values, p.shape).coalesce()
 
 
 def shuffled(p: Problem) -> Tensor:
-    order = torch.randperm(p.values.numel())
+    order = torch.randperm(p.values.numel()).to(p.values.device)
     return torch.sparse_coo_tensor(torch.stack((p.rows, p.cols))[:, order], p.values[order], p.shape)
 
 
 def duplicated(p: Problem) -> Tensor:
     """Every entry in two parts, at random places of the list."""
-    part = torch.rand(p.values.numel(), dtype=p.values.real.dtype)
+    part = torch.rand(p.values.numel(), dtype=p.values.real.dtype).to(p.values.device)
     indices, values = torch.stack((p.rows, p.cols)), torch.cat((p.values * part, p.values * (1 - part)))
-    order = torch.randperm(values.numel())
+    order = torch.randperm(values.numel()).to(values.device)
     return torch.sparse_coo_tensor(torch.cat((indices, indices), 1)[:, order], values[order], p.shape)
 
 
@@ -74,7 +90,7 @@ LAYOUTS: dict[str, Callable[[Problem], Tensor]] = {
 @pytest.mark.parametrize("transpose", [False, True])
 @pytest.mark.parametrize("columns", [None, 1, 3])
 def test_solves_like_dense_torch(engine: str, p: Problem, transpose: bool, columns: int | None) -> None:
-    b = rhs(p.n, *([] if columns is None else [columns]), dtype=p.values.dtype)
+    b = vector(p, p.n, *([] if columns is None else [columns]))
     P = ss.Pattern(p.rows, p.cols, p.shape)
     x = P.solve(p.values, b, assume=p.kind, transpose=transpose, engine=engine)
     close(x, torch.linalg.solve(p.dense.mT if transpose else p.dense, b))
@@ -87,9 +103,11 @@ def test_solves_like_dense_torch(engine: str, p: Problem, transpose: bool, colum
 @every
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_and_their_gradients(engine: str, p: Problem, layout: str) -> None:
+    if p.values.device == simulated_gpu.DEVICE and layout != "coo":
+        pytest.skip("the simulation has no compressed sparse tensors")
     A = LAYOUTS[layout](p).requires_grad_()
-    b = rhs(p.n, 2, dtype=p.values.dtype).requires_grad_()
-    x_bar = rhs(p.n, 2, dtype=p.values.dtype, seed=5)
+    b = vector(p, p.n, 2).requires_grad_()
+    x_bar = vector(p, p.n, 2, seed=5)
     x = ss.solve(A, b, assume=p.kind, engine=engine)
     A_bar, b_bar = torch.autograd.grad(x, (A, b), x_bar)
 
@@ -109,11 +127,11 @@ def test_layouts_and_their_gradients(engine: str, p: Problem, layout: str) -> No
 def test_one_triangle(engine: str, p: Problem, triangle: str, transpose: bool) -> None:
     kept = p.rows >= p.cols if triangle == "lower" else p.rows <= p.cols
     rows, cols, values = p.rows[kept], p.cols[kept], p.values[kept].clone().requires_grad_()
-    b, x_bar = rhs(p.n, 2, dtype=p.values.dtype), rhs(p.n, 2, dtype=p.values.dtype, seed=5)
+    b, x_bar = vector(p, p.n, 2), vector(p, p.n, 2, seed=5)
     P = ss.Pattern(rows, cols, p.shape)
     x = P.solve(values, b, assume=p.kind, triangle=triangle, transpose=transpose, engine=engine)
 
-    part = torch.zeros(p.shape, dtype=p.values.dtype).index_put((rows, cols), values)
+    part = torch.zeros_like(p.dense).index_put((rows, cols), values)
     off = part - torch.diag(part.diagonal())
     dense = part + (off.mH if p.kind in ("spd", "hermitian") else off.mT)
     expected = torch.linalg.solve(dense.mT if transpose else dense, b)
@@ -126,16 +144,16 @@ def test_one_triangle(engine: str, p: Problem, triangle: str, transpose: bool) -
 @symmetric_double
 @pytest.mark.parametrize("triangle", ["lower", "upper"])
 def test_derivatives_in_one_triangle(engine: str, p: Problem, triangle: str) -> None:
-    p = problem(p.kind, p.values.dtype, n=4)
+    p = problem(p.kind, p.values.dtype, n=4).to(p.values.device)
     kept = p.rows >= p.cols if triangle == "lower" else p.rows <= p.cols
     P = ss.Pattern(p.rows[kept], p.cols[kept], p.shape)
-    real = (P.rows == P.cols).logical_and(torch.tensor(p.kind in ("spd", "hermitian")))
+    real = (P.rows == P.cols) & (p.kind in ("spd", "hermitian"))
 
     def solve(values: Tensor, b: Tensor) -> Tensor:
         values = torch.where(real, values.real.to(values.dtype), values)  # a Hermitian matrix has a real diagonal
         return P.solve(values, b, assume=p.kind, triangle=triangle, engine=engine)  # type: ignore[arg-type]
 
-    inputs = (p.values[kept].clone().requires_grad_(), rhs(p.n, 2, dtype=p.values.dtype).requires_grad_())
+    inputs = (p.values[kept].clone().requires_grad_(), vector(p, p.n, 2).requires_grad_())
     assert gradcheck(solve, inputs, check_forward_ad=True)
     assert gradgradcheck(solve, inputs, check_fwd_over_rev=True)
     batch = torch.stack((inputs[0], 2 * inputs[0])).detach()
@@ -152,7 +170,7 @@ def functions(engine: str, p: Problem, transpose: bool = False) -> tuple[Callabl
         return P.solve(keep(values), b, assume=p.kind, transpose=transpose, engine=engine)
 
     def dense(values: Tensor, b: Tensor) -> Tensor:
-        A = torch.zeros(p.shape, dtype=values.dtype).index_put((p.rows, p.cols), keep(values))
+        A = torch.zeros_like(p.dense).index_put((p.rows, p.cols), keep(values))
         return torch.linalg.solve(A.mT if transpose else A, b)
 
     return sparse, dense
@@ -161,9 +179,9 @@ def functions(engine: str, p: Problem, transpose: bool = False) -> tuple[Callabl
 @double
 @pytest.mark.parametrize("transpose", [False, True])
 def test_gradcheck(engine: str, p: Problem, transpose: bool) -> None:
-    p = problem(p.kind, p.values.dtype, n=4)
+    p = problem(p.kind, p.values.dtype, n=4).to(p.values.device)
     sparse, _ = functions(engine, p, transpose)
-    inputs = (p.values.clone().requires_grad_(), rhs(p.n, 2, dtype=p.values.dtype).requires_grad_())
+    inputs = (p.values.clone().requires_grad_(), vector(p, p.n, 2).requires_grad_())
     # torch's first vmap fails on the conjugate that `independent` takes, in forward mode.
     lazy = p.values.dtype in COMPLEX and p.kind in ("spd", "hermitian")
     assert gradcheck(
@@ -176,8 +194,8 @@ def test_gradcheck(engine: str, p: Problem, transpose: bool) -> None:
 @pytest.mark.parametrize("transpose", [False, True])
 def test_forward_mode(engine: str, p: Problem, transpose: bool) -> None:
     sparse, dense = functions(engine, p, transpose)
-    b = rhs(p.n, 2, dtype=p.values.dtype)
-    tangents = (rhs(p.values.numel(), dtype=p.values.dtype), rhs(p.n, 2, dtype=p.values.dtype, seed=7))
+    b = vector(p, p.n, 2)
+    tangents = (vector(p, p.values.numel()), vector(p, p.n, 2, seed=7))
     expected = torch.func.jvp(dense, (p.values, b), tangents)[1]
     close(torch.func.jvp(sparse, (p.values, b), tangents)[1], expected)
     with forward_ad.dual_level():
@@ -188,8 +206,8 @@ def test_forward_mode(engine: str, p: Problem, transpose: bool) -> None:
 @every
 def test_transforms(engine: str, p: Problem) -> None:
     sparse, dense = functions(engine, p)
-    values, b = p.values, rhs(p.n, dtype=p.values.dtype)
-    x_bar = rhs(p.n, dtype=p.values.dtype, seed=5)
+    values, b = p.values, vector(p, p.n)
+    x_bar = vector(p, p.n, seed=5)
     vjp = torch.func.vjp(sparse, values, b)[1](x_bar)
     for actual, expected in zip(vjp, torch.func.vjp(dense, values, b)[1](x_bar), strict=True):
         close(actual, expected)
@@ -203,7 +221,8 @@ def test_transforms(engine: str, p: Problem) -> None:
 
     for argument in (0, 1):
         close(torch.func.grad(loss(sparse), argument)(values, b), torch.func.grad(loss(dense), argument)(values, b))
-        if p.values.dtype not in COMPLEX:
+        # The simulation cannot multiply by numbers where forward mode is on.
+        if p.values.dtype not in COMPLEX and p.values.device != simulated_gpu.DEVICE:
             close(
                 torch.func.hessian(loss(sparse), argument)(values, b),
                 torch.func.hessian(loss(dense), argument)(values, b),
@@ -214,11 +233,11 @@ def test_transforms(engine: str, p: Problem) -> None:
 @pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0), (None, 1)])
 def test_vmap(engine: str, p: Problem, in_dims: tuple[int | None, int | None]) -> None:
     sparse, dense = functions(engine, p)
-    factors = torch.tensor([1.0, 1.5, 2.0], dtype=p.values.dtype)
+    factors = torch.tensor([1.0, 1.5, 2.0], dtype=p.values.dtype).to(p.values.device)
     values = p.values if in_dims[0] is None else factors.unsqueeze(1) * p.values
-    b = rhs(p.n, dtype=p.values.dtype)
+    b = vector(p, p.n)
     if in_dims[1] is not None:
-        b = rhs(3, p.n, dtype=p.values.dtype).movedim(0, in_dims[1])
+        b = vector(p, 3, p.n).movedim(0, in_dims[1])
 
     def one(i: int) -> tuple[Tensor, Tensor]:
         return (
@@ -240,11 +259,13 @@ def test_vmap(engine: str, p: Problem, in_dims: tuple[int | None, int | None]) -
 
 @every
 def test_compiled(engine: str, p: Problem) -> None:
+    if p.values.device == simulated_gpu.DEVICE:
+        pytest.skip("Dynamo does not trace the simulation")
     sparse, _ = functions(engine, p)
     torch._dynamo.reset()
     compiled = torch.compile(sparse, fullgraph=True, backend="aot_eager")
-    values, b = p.values.clone().requires_grad_(), rhs(p.n, dtype=p.values.dtype).requires_grad_()
-    x_bar = rhs(p.n, dtype=p.values.dtype, seed=5)
+    values, b = p.values.clone().requires_grad_(), vector(p, p.n).requires_grad_()
+    x_bar = vector(p, p.n, seed=5)
     close(compiled(values, b), sparse(values, b))
     for actual, expected in zip(
         torch.autograd.grad(compiled(values, b), (values, b), x_bar),
@@ -258,7 +279,7 @@ def test_compiled(engine: str, p: Problem) -> None:
 def test_batched_values_share_one_analysis(engine: str, p: Problem) -> None:
     P = ss.Pattern(p.rows, p.cols, p.shape)
     values = torch.stack((p.values, 2 * p.values, p.values / 4))
-    b = rhs(3, p.n, 2, dtype=p.values.dtype)
+    b = vector(p, 3, p.n, 2)
     dense = torch.stack((p.dense, 2 * p.dense, p.dense / 4))
     close(P.solve(values, b, assume=p.kind, engine=engine), torch.linalg.solve(dense, b))
     F = P.factorize(values, assume=p.kind, engine=engine)
@@ -285,6 +306,6 @@ def test_info_is_about_this_factor(engine: str, p: Problem) -> None:
 @every
 @pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e6, 1e30])
 def test_the_scale_of_the_matrix_does_not_matter(engine: str, p: Problem, scale: float) -> None:
-    b = rhs(p.n, dtype=p.values.dtype)
+    b = vector(p, p.n)
     x = ss.Pattern(p.rows, p.cols, p.shape).solve(p.values * scale, b * scale, assume=p.kind, engine=engine)
     close(x, torch.linalg.solve(p.dense, b))

@@ -30,14 +30,17 @@ __all__ = [
     "analyze",
     "available",
     "engine_named",
+    "installed_on",
     "is_hermitian",
     "names",
     "release_idle",
     "scattered",
+    "solves_on",
+    "why_missing",
 ]
 
 # In the order in which `engines()` lists them. Modules are imported, and libraries loaded, on first use.
-_MODULES = {"pardiso": ".pardiso", "qdldl": ".qdldl", "superlu": ".superlu"}
+_MODULES = {name: "." + name for name in ("pardiso", "qdldl", "superlu", "cudss", "cudss_hybrid")}
 
 
 def names() -> tuple[str, ...]:
@@ -58,6 +61,11 @@ def available() -> dict[str, Availability]:
     return {name: engine_named(name).availability() for name in _MODULES}
 
 
+def solves_on(device: torch.device, engine: str | None) -> bool:
+    """Whether the engine, or if that is None one that is installed, takes matrices on this device."""
+    return bool(installed_on(device)) if engine is None else _is_for(engine, device)
+
+
 def release_idle() -> None:
     """Has the engines give back the memory that they keep for factors to come."""
     for name in _MODULES:
@@ -66,8 +74,13 @@ def release_idle() -> None:
             engine.release_idle()
 
 
-def _installed() -> list[str]:
-    return [name for name, found in available().items() if found.installed]
+def installed_on(device: torch.device) -> list[str]:
+    """The engines that are installed here and take matrices on this device; no other library is loaded."""
+    return [name for name in _MODULES if _is_for(name, device) and engine_named(name).availability().installed]
+
+
+def _is_for(name: str, device: torch.device) -> bool:
+    return device.type in engine_named(name).device_types
 
 
 @dataclass(frozen=True)
@@ -93,7 +106,7 @@ def analyze(matrix: Matrix, kind: Kind, stored: str | None, engine: str | None) 
         return structure.remember(_symbolic_key(name, kind, dtype, stored), build)
 
     def choose() -> Choice:
-        able = {name for name in _installed() if engine_named(name).supports(kind, dtype)}
+        able = {name for name in installed_on(structure.device) if engine_named(name).supports(kind, dtype)}
         choice = select(structure.shape[0], kind, dtype, able)
         if choice is not None and choice.provisional:
             factor_nnz = symbolic_of(choice.engine).factor_nnz(matrix)
@@ -101,14 +114,16 @@ def analyze(matrix: Matrix, kind: Kind, stored: str | None, engine: str | None) 
                 envelope = envelope_flops(structure) if is_close(structure.shape[0], factor_nnz) else None
                 choice = select(structure.shape[0], kind, dtype, able, factor_nnz, envelope)
         if choice is None:
-            missing = "; ".join(f"{name}: {found.missing}" for name, found in available().items() if found.missing)
+            missing = why_missing(structure.device)
             raise EngineUnavailableError(
-                f"no engine here can factor a {kind} matrix of {dtype} ({missing})", engine=None, hint=missing
+                f"no engine here can factor a {kind} matrix of {dtype} on {structure.device} ({missing})",
+                engine=None,
+                hint=missing,
             )
         return choice
 
     if engine is not None:
-        _require(engine, kind, dtype)
+        _require(engine, structure.device, kind, dtype)
         chosen = Choice(engine, "asked for")
     else:
         key = ("choice", kind, dtype, stored)
@@ -130,14 +145,31 @@ def _symbolic_key(engine: str, kind: Kind, dtype: torch.dtype, stored: str | Non
     return ("symbolic", engine, kind, dtype, stored)
 
 
-def _require(name: str, kind: Kind, dtype: torch.dtype) -> None:
-    found = engine_named(name).availability()
+def why_missing(device: torch.device) -> str:
+    """What keeps engines from solving on this device, in words."""
+    reasons: dict[str | None, list[str]] = {}
+    for name in _MODULES:
+        if _is_for(name, device):
+            reasons.setdefault(engine_named(name).availability().missing, []).append(name)
+    why = [f"{', '.join(names)}: {missing}" for missing, names in reasons.items() if missing]
+    return "; ".join(why) or f"no engine is made for {device.type}"
+
+
+def _require(name: str, device: torch.device, kind: Kind, dtype: torch.dtype) -> None:
+    engine = engine_named(name)
+    if not _is_for(name, device):
+        where = " or ".join(engine.device_types)
+        raise EngineUnsupportedError(
+            f"the engine {name!r} solves on {where}, and the matrix is on {device}: move it, or choose another engine",
+            engine=name,
+        )
+    found = engine.availability()
     if found.missing is not None:
         raise EngineUnavailableError(
             f"the engine {name!r} is not available: {found.missing}", engine=name, hint=found.missing
         )
-    if not engine_named(name).supports(kind, dtype):
-        able = [other for other in _MODULES if engine_named(other).supports(kind, dtype)]
+    if not engine.supports(kind, dtype):
+        able = [other for other in _MODULES if _is_for(other, device) and engine_named(other).supports(kind, dtype)]
         raise EngineUnsupportedError(
             f"the engine {name!r} cannot factor a {kind} matrix of {dtype}; {' and '.join(map(repr, able))} can",
             engine=name,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections import OrderedDict
 from ctypes import addressof, byref, c_int64, memmove, sizeof
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from .._layout import Layout
 from .._sync import ForkSafeLock
 from ..errors import EngineError, SingularMatrixError
+from ._idle import RecentlyUsed
 from ._mkl import Library
 
 # Live factors that one analysis serves, at most; the careful method reserves room for the pivots of them all.
@@ -25,7 +25,7 @@ _FACTORS_PER_HANDLE, _CAREFUL_FACTORS_PER_HANDLE = 1024, 16
 # has to ask for its own, page by page; for large factors it makes no difference, and they are released at once.
 _IDLE_BYTES = 256 * 2**20
 
-_HANDLES_WITH_IDLE_MEMORY = 4  # those used last
+recently_used = RecentlyUsed(4)  # handles that may have idle memory
 
 _ANALYSIS, _FACTORIZATION, SOLVE, FORWARD, _RELEASE_FACTOR, _RELEASE_ALL = 11, 22, 33, 331, 0, -1
 
@@ -153,7 +153,7 @@ class Handle:
             else:  # about; the two-level method does not tell how much memory it takes
                 self._idle_at_most = _IDLE_BYTES // (self._entries * values.element_size())
         self._trim_if_unlocked()
-        _use(self)
+        recently_used.use(self)
         return code, iparm
 
     def solve(self, slot: int, values: Tensor, rhs: Tensor, transpose: bool, phase: int = SOLVE) -> Tensor:
@@ -192,30 +192,6 @@ class Handle:
                     self._free.append(slot)
             finally:
                 self._lock.release()
-
-
-_recent: OrderedDict[int, weakref.ref[Handle]] = OrderedDict()  # the handles that may have idle memory
-_recent_lock = ForkSafeLock()
-
-
-def _use(handle: Handle) -> None:
-    """Notes that this handle was used last, and releases what is idle in those that were used long ago."""
-    with _recent_lock:
-        _recent[id(handle)] = weakref.ref(handle)
-        _recent.move_to_end(id(handle))
-        old = [_recent.popitem(last=False)[1]() for _ in range(len(_recent) - _HANDLES_WITH_IDLE_MEMORY)]
-    for one in old:
-        if one is not None:
-            one.release_idle()
-
-
-def release_idle() -> None:
-    with _recent_lock:
-        handles = [reference() for reference in _recent.values()]
-        _recent.clear()
-    for handle in handles:
-        if handle is not None:
-            handle.release_idle()
 
 
 def engine_error(code: int, phase: str) -> Exception:

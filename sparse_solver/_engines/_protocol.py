@@ -26,6 +26,7 @@ from ..errors import NotPositiveDefiniteError
 # "symmetric" is A = Aᵀ, also for complex values; "hermitian" occurs for complex values only.
 Kind = Literal["spd", "symmetric", "hermitian", "general"]
 
+CPU = torch.device("cpu")
 
 # What can be solved with; an engine may take fewer.
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
@@ -55,15 +56,15 @@ def is_doubtful(smallest_pivot: float, dtype: torch.dtype) -> bool:
     return not smallest_pivot > 1e4 * torch.finfo(dtype).eps
 
 
-@lru_cache(maxsize=4)
-def scattered(n: int, dtype: torch.dtype, mean: float) -> Tensor:
+@lru_cache(maxsize=8)
+def scattered(n: int, dtype: torch.dtype, mean: float, device: torch.device = CPU) -> Tensor:
     """(1, n) scattered numbers between mean − 1 and mean + 1, always the same ones.
 
     vmap forbids torch's generators where this may be called.
     """
     with plainly():
         i = torch.arange(1, n + 1, dtype=torch.float64)
-        return (2 * torch.frac(i * i * 0.6180339887498949) - (1 - mean)).unsqueeze(0).to(dtype)
+        return (2 * torch.frac(i * i * 0.6180339887498949) - (1 - mean)).unsqueeze(0).to(device, dtype)
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Availability:
 
 
 class Factor(Protocol):
-    """One numeric factorisation. Owns its memory; releasing the object releases the memory."""
+    """One numeric factorisation, on the device of the matrix. Owns its memory, which is released with the object."""
 
     layout: Layout  # the arrangement of the matrix that was factored, and
     values: Tensor  # its values there: a private copy, by which residuals are formed
@@ -121,6 +122,7 @@ class Engine(Protocol):
     """A library that factors sparse matrices."""
 
     name: str
+    device_types: tuple[str, ...]  # where the matrices that it takes lie
 
     def availability(self) -> Availability:
         """Looks for the library (loading it, the first time)."""

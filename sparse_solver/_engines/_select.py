@@ -67,7 +67,7 @@ def select(
     factor_nnz: int | None = None,
     envelope: float | None = None,
 ) -> Choice | None:
-    """The engine for an n-by-n matrix of this kind and dtype among the `installed` ones; None: there is none.
+    """The engine for an n-by-n matrix of this kind and dtype among the `installed` ones for its device; None: there is none.
 
     `factor_nnz` is the predicted number of entries of the Cholesky factor, None as long as it is not known;
     `envelope` the `envelope_flops`, where they are known.
@@ -79,6 +79,8 @@ def select(
     >>> select(5, "general", torch.complex64, {"superlu"}).engine
     'superlu'
     """
+    if "cudss" in installed:
+        return Choice("cudss", "the matrix is on the GPU")
     blocked = next((name for name in ("pardiso", "superlu") if name in installed), None)
     if kind != "spd" or dtype.is_complex or "qdldl" not in installed:
         if blocked is None:

@@ -24,7 +24,7 @@ from .._matrix import Matrix, largest_modulus
 from .._structure import Structure
 from .._sync import ForkSafeLock
 from ..errors import EngineError
-from ._handle import FORWARD, Handle, engine_error, release_idle
+from ._handle import FORWARD, Handle, engine_error, recently_used
 from ._mkl import Library
 from ._mkl import library as mkl_library
 from ._protocol import DTYPES, Availability, Kind, is_hermitian, not_positive_definite, scattered
@@ -208,6 +208,7 @@ class PardisoFactor:
 
 class Pardiso:
     name = "pardiso"
+    device_types = ("cpu",)
 
     def availability(self) -> Availability:
         library = mkl_library()
@@ -222,7 +223,7 @@ class Pardiso:
         return PardisoSymbolic(library, structure, kind, dtype, stored)
 
     def release_idle(self) -> None:
-        release_idle()
+        recently_used.release()
 
 
 ENGINE = Pardiso()

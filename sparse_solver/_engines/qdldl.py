@@ -142,6 +142,7 @@ class QdldlFactor:
 
 class Qdldl:
     name = "qdldl"
+    device_types = ("cpu",)
 
     @staticmethod
     @cache

@@ -96,6 +96,7 @@ class SuperluFactor:
 
 class Superlu:
     name = "superlu"
+    device_types = ("cpu",)
 
     @staticmethod
     @cache

@@ -1,0 +1,197 @@
+"""A GPU that is not there: tensors on a device of their own, with their numbers in the memory of the host.
+
+`torch.device("gpu")` then behaves as CUDA does where it matters here. Operators refuse tensors of different devices,
+numpy() refuses, reading a number on the host is counted (`synchronisations`), and streams, events and an allocator that
+keeps the books are where `torch.get_device_module` leads. What it cannot show is what real kernels do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
+
+TYPE = "gpu"
+
+_COPIES = ("aten::_to_copy", "aten::copy_", "aten::set_", "aten::lift_fresh")
+_READS = ("aten::_local_scalar_dense", "aten::equal", "aten::nonzero", "aten::unique_dim", "aten::is_nonzero")
+_synchronisations = 0
+
+
+def synchronisations() -> int:
+    """How often so far the host had to wait for the device."""
+    return _synchronisations
+
+
+def _on_device(device: Any) -> bool:
+    return device is not None and torch.device(device).type == TYPE
+
+
+class SimulatedTensor(Tensor):
+    """A tensor on the device; `host` has its numbers."""
+
+    host: Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, host: Tensor) -> SimulatedTensor:
+        where: dict[str, Any] = {"dtype": host.dtype, "layout": host.layout, "device": DEVICE}
+        if host.layout == torch.strided:
+            where |= {"strides": host.stride(), "storage_offset": host.storage_offset()}
+        made: SimulatedTensor = Tensor._make_wrapper_subclass(cls, host.shape, **where)
+        made.host = host
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(operator, args, kwargs or {})
+
+    def data_ptr(self) -> int:
+        return self.host.data_ptr()
+
+    def numpy(self, *, force: bool = False) -> Any:
+        raise TypeError(f"can't convert {DEVICE} device type tensor to numpy")
+
+    __array__ = numpy
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"SimulatedTensor({self.host!r})"
+
+
+def _wrapped(host: Any) -> Any:
+    if not isinstance(host, Tensor):
+        return host
+    if host._is_zerotensor():
+        host = torch.zeros(host.shape, dtype=host.dtype)
+    elif host.layout == torch.strided:  # a wrapper does not know that its numbers are to be conjugated
+        host = host.resolve_conj().resolve_neg()
+    return SimulatedTensor(host)
+
+
+def _run(operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    global _synchronisations
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    simulated = {id(t.host): t for t in tensors if isinstance(t, SimulatedTensor)}
+    name = operator._schema.name
+    if simulated and name not in _COPIES and any(t.dim() > 0 and not isinstance(t, SimulatedTensor) for t in tensors):
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but found at least two devices, {DEVICE} and cpu! ({name})"
+        )
+
+    def unwrapped(leaf: Any) -> Any:
+        if isinstance(leaf, SimulatedTensor):
+            return leaf.host
+        return torch.device("cpu") if isinstance(leaf, torch.device) else leaf
+
+    device = kwargs.get("device", next((a for a in args if isinstance(a, torch.device)), None))
+    stays = bool(simulated) if device is None else _on_device(device)
+    if name == "aten::copy_":
+        stays = isinstance(args[0], SimulatedTensor)
+    if simulated and (name in _READS or (name in _COPIES and not stays and not kwargs.get("non_blocking"))):
+        _synchronisations += 1
+    kwargs = {key: value for key, value in tree_map(unwrapped, kwargs).items() if key != "pin_memory"}
+    result = operator(*tree_map(unwrapped, args), **kwargs)
+    if not stays:
+        return result
+    return tree_map(lambda leaf: simulated[id(leaf)] if id(leaf) in simulated else _wrapped(leaf), result)
+
+
+class Stream:
+    """Work is done when it is submitted; what counts is who waited for whom."""
+
+    def __init__(self, device: Any = None, number: int = 0):
+        self.device, self.cuda_stream, self.waited_for = DEVICE, number, []
+
+    def wait_stream(self, other: Stream) -> None:
+        self.waited_for.append(other.cuda_stream)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stream) and other.cuda_stream == self.cuda_stream
+
+    def __hash__(self) -> int:
+        return hash(self.cuda_stream)
+
+    def synchronize(self) -> None:
+        global _synchronisations
+        _synchronisations += 1
+
+
+class Event:
+    def record(self, stream: Stream | None = None) -> None: ...
+
+    def query(self) -> bool:
+        return Module.finished
+
+    def synchronize(self) -> None:
+        Module.finished = True
+
+
+class Module(_DummyBackendModule):
+    """What `torch.cuda` is to CUDA, as far as it is used."""
+
+    Stream, Event = Stream, Event
+    finished = True  # what events say
+    allocated: dict[int, tuple[Any, int, int]] = {}
+    allocations = 0
+    out_of_memory = False
+    _current = threading.local()
+
+    def current_stream(self, device: Any = None) -> Stream:
+        return getattr(self._current, "stream", Stream())
+
+    @contextlib.contextmanager
+    def stream(self, stream: Stream) -> Iterator[None]:
+        before = self.current_stream()
+        self._current.stream = stream
+        try:
+            yield
+        finally:
+            self._current.stream = before
+
+    @contextlib.contextmanager
+    def device(self, device: Any) -> Iterator[None]:
+        yield
+
+    def caching_allocator_alloc(self, size: int, device: Any = None, stream: Any = None) -> int:
+        if self.out_of_memory:
+            raise torch.OutOfMemoryError(f"tried to allocate {size} bytes")
+        memory = ctypes.create_string_buffer(size)
+        address = ctypes.addressof(memory)
+        self.allocated[address] = (memory, size, stream)
+        Module.allocations += 1
+        return address
+
+    def caching_allocator_delete(self, address: int) -> None:
+        del self.allocated[address]
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16]
+
+    def mem_get_info(self, device: Any = None) -> tuple[int, int]:
+        return 2**30, 2**31
+
+    def memory_reserved(self, device: Any = None) -> int:
+        return 0
+
+    def memory_allocated(self, device: Any = None) -> int:
+        return sum(size for _, size, _ in self.allocated.values())
+
+
+module = Module()
+_setup_privateuseone_for_python_backend(TYPE, module)
+DEVICE = torch.device(TYPE, 0)
+
+
+def _factory(operator: Any, *args: Any, **kwargs: Any) -> Any:
+    return _run(operator, args, kwargs)
+
+
+_library = torch.library.Library("_", "IMPL")
+_library.fallback(_factory, "PrivateUse1")
