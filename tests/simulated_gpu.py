@@ -30,6 +30,11 @@ def synchronisations() -> int:
     return _synchronisations
 
 
+def count_synchronisation() -> None:
+    global _synchronisations
+    _synchronisations += 1
+
+
 def _on_device(device: Any) -> bool:
     return device is not None and torch.device(device).type == TYPE
 
@@ -76,7 +81,6 @@ def _wrapped(host: Any) -> Any:
 
 
 def _run(operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    global _synchronisations
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     simulated = {id(t.host): t for t in tensors if isinstance(t, SimulatedTensor)}
     name = operator._schema.name
@@ -95,7 +99,7 @@ def _run(operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if name == "aten::copy_":
         stays = isinstance(args[0], SimulatedTensor)
     if simulated and (name in _READS or (name in _COPIES and not stays and not kwargs.get("non_blocking"))):
-        _synchronisations += 1
+        count_synchronisation()
     kwargs = {key: value for key, value in tree_map(unwrapped, kwargs).items() if key != "pin_memory"}
     result = operator(*tree_map(unwrapped, args), **kwargs)
     if not stays:
@@ -119,8 +123,7 @@ class Stream:
         return hash(self.cuda_stream)
 
     def synchronize(self) -> None:
-        global _synchronisations
-        _synchronisations += 1
+        count_synchronisation()
 
 
 class Event:

@@ -23,19 +23,30 @@ def places() -> Iterator[tuple[str, torch.device]]:
     for engine in _engines.names():
         for device_type in _engines.engine_named(engine).device_types:
             yield engine, torch.device(device_type)
-    yield ON_HOST, simulated_gpu.DEVICE
+    for engine in (ON_HOST, "cudss", "cudss_hybrid"):
+        yield engine, simulated_gpu.DEVICE
 
 
 def cases(dtypes: tuple[torch.dtype, ...], symmetric: bool = False) -> Iterator[object]:
     for engine, device in places():
+        simulated = device == simulated_gpu.DEVICE and engine != ON_HOST
         found = ss.engines()[engine]
-        missing = pytest.mark.skipif(not found.installed, reason=f"{engine} is {found}")
+        missing = pytest.mark.skipif(not simulated and not found.installed, reason=f"{engine} is {found}")
         for dtype in dtypes:
             for kind in kinds_of(dtype):
                 if _engines.engine_named(engine).supports(kind, dtype) and not (symmetric and kind == "general"):
                     name = f"{engine}-{device.type}-{str(dtype).removeprefix('torch.')}-{kind}"
                     p = problem(kind, dtype)
-                    yield pytest.param(engine, p.to(device) if found.installed else p, marks=missing, id=name)
+                    there = simulated or found.installed
+                    yield pytest.param(engine, p.to(device) if there else p, marks=missing, id=name)
+
+
+@pytest.fixture(autouse=True)
+def _simulated(request: pytest.FixtureRequest) -> None:
+    """Engines for GPUs find the simulated one where that is where the tensors are."""
+    engine, p = (request.getfixturevalue(name) for name in ("engine", "p"))
+    if p.values.device == simulated_gpu.DEVICE and engine != ON_HOST:
+        request.getfixturevalue("cudss")
 
 
 every = pytest.mark.parametrize(("engine", "p"), list(cases(DTYPES)))

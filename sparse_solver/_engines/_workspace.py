@@ -217,7 +217,7 @@ class Workspace:
         self._bytes = [0]
         self._data, self._matrix = c_void_p(), c_void_p()
         with self._handle.gpu.device(self._handle.device), plainly():
-            self._data = self._library.created("DataCreate", self._handle.pointer)
+            self._library.call("DataCreate", self._handle.pointer, byref(self._data))
             try:
                 values = plan.match
                 if values is None:  # which nobody looks at
