@@ -10,12 +10,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 TYPE = "gpu"
@@ -80,8 +79,23 @@ def _wrapped(host: Any) -> Any:
     return SimulatedTensor(host)
 
 
+def _leaves(things: Any) -> Iterator[Any]:
+    """What arguments are made of: they are lists of tensors at most."""
+    for thing in things:
+        if isinstance(thing, (list, tuple)):
+            yield from _leaves(thing)
+        else:
+            yield thing
+
+
+def _mapped(function: Callable[[Any], Any], thing: Any) -> Any:
+    if isinstance(thing, (list, tuple)):
+        return type(thing)(_mapped(function, part) for part in thing)
+    return function(thing)
+
+
 def _run(operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    tensors = [leaf for leaf in _leaves((*args, *kwargs.values())) if isinstance(leaf, Tensor)]
     simulated = {id(t.host): t for t in tensors if isinstance(t, SimulatedTensor)}
     name = operator._schema.name
     if simulated and name not in _COPIES and any(t.dim() > 0 and not isinstance(t, SimulatedTensor) for t in tensors):
@@ -100,11 +114,11 @@ def _run(operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         stays = isinstance(args[0], SimulatedTensor)
     if simulated and (name in _READS or (name in _COPIES and not stays and not kwargs.get("non_blocking"))):
         count_synchronisation()
-    kwargs = {key: value for key, value in tree_map(unwrapped, kwargs).items() if key != "pin_memory"}
-    result = operator(*tree_map(unwrapped, args), **kwargs)
+    kwargs = {key: _mapped(unwrapped, value) for key, value in kwargs.items() if key != "pin_memory"}
+    result = operator(*_mapped(unwrapped, args), **kwargs)
     if not stays:
         return result
-    return tree_map(lambda leaf: simulated[id(leaf)] if id(leaf) in simulated else _wrapped(leaf), result)
+    return _mapped(lambda leaf: simulated[id(leaf)] if id(leaf) in simulated else _wrapped(leaf), result)
 
 
 class Stream:

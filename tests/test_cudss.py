@@ -1,0 +1,284 @@
+"""The engine for GPUs: its binding against the header, where that is installed, and its manners on a simulated GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib.metadata
+import os
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import simulated_gpu
+import torch
+from problems import grid, laplacian_places, laplacian_values, problem, rhs
+from simulated_cudss import Csr, Cudss, _Data
+from simulated_gpu import DEVICE
+
+import sparse_solver as ss
+from sparse_solver._engines import _cudss as native
+from sparse_solver._engines._cudss import Phase
+
+SPD = problem("spd", torch.float64).to(DEVICE)
+GENERAL = problem("general", torch.float64).to(DEVICE)
+
+
+def pattern(p: Any) -> ss.Pattern:
+    return ss.Pattern(p.rows, p.cols, p.shape)
+
+
+def vector(n: int, *columns: int) -> torch.Tensor:
+    return rhs(n, *columns, dtype=torch.float64).to(DEVICE)
+
+
+def headers() -> str:
+    """The installed headers, without comments."""
+    folders = [os.environ.get("SPARSE_SOLVER_CUDSS_INCLUDE", "")]
+    for package in ("nvidia-cudss-cu12", "nvidia-cudss-cu13"):
+        try:
+            files = importlib.metadata.files(package) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        folders += [str(Path(str(file.locate())).parent) for file in files if file.name == "cudss.h"]
+    found = next((folder for folder in folders if folder and Path(folder, "cudss.h").exists()), None)
+    if found is None:
+        pytest.skip("no header of cuDSS here")
+    text = "\n".join(path.read_text() for path in sorted(Path(found).glob("*.h")))
+    return re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.DOTALL)
+
+
+def test_constants_are_those_of_the_header() -> None:
+    known: dict[str, int] = {}
+    for body in re.findall(r"enum[^{;]*\{([^}]*)\}", headers()):
+        value = -1
+        for name, expression in re.findall(r"(\w+)\s*(?:=([^,]*))?(?:,|$)", body.strip()):
+            value = eval(expression, {}, known) if expression else value + 1
+            known[name] = value
+    for prefix, members in (("PHASE", Phase), ("CONFIG", native.Config), ("DATA", native.Data)):
+        for member in members:
+            assert known[f"CUDSS_{prefix}_{member.name}"] == member.value
+    for number, name in enumerate(native.STATUSES):
+        assert known[f"CUDSS_STATUS_{name}"] == number
+    for name, number in native.MATRIX_TYPES.items():
+        assert known[f"CUDSS_MTYPE_{name.upper()}"] == number
+    assert (known["CUDSS_MVIEW_FULL"], known["CUDSS_MVIEW_UPPER"]) == (native.VIEW_FULL, native.VIEW_UPPER)
+    assert known["CUDSS_BASE_ZERO"] == native.BASE_ZERO
+    assert known["CUDSS_LAYOUT_COL_MAJOR"] == native.COLUMN_MAJOR
+    assert known["CUDSS_MATCHING_ALG_NONE"] == native.MATCHING_NONE
+    assert known["CUDSS_MATCHING_ALG_MAX_DIAG_PRODUCT"] == native.MATCHING_MAX_DIAG_PRODUCT
+    assert known["CUDSS_SOLVE_MODE_NORMAL"] == native.SOLVE_NORMAL
+    assert known["CUDSS_SOLVE_MODE_TRANSPOSE"] == native.SOLVE_TRANSPOSE
+
+
+def test_signatures_are_those_of_the_header() -> None:
+    text = headers()
+    sizes = {"int": ctypes.c_int, "int64_t": ctypes.c_int64, "size_t": ctypes.c_size_t}
+    for name, arguments in native.SIGNATURES.items():
+        declared = re.search(rf"\bcudss{name}\s*\(([^)]*)\)", text)
+        assert declared is not None, name
+        expected = []
+        for argument in declared[1].split(","):
+            words = argument.replace("const", "").replace("*", " * ").split()
+            is_pointer = "*" in words or words[0] in (
+                "cudssHandle_t", "cudssConfig_t", "cudssData_t", "cudssMatrix_t", "cudaStream_t"
+            )  # fmt: skip
+            expected.append(ctypes.c_void_p if is_pointer else sizes.get(words[0], ctypes.c_int))
+        assert [ctypes.sizeof(a) for a in arguments] == [ctypes.sizeof(e) for e in expected], name
+        assert [a in sizes.values() for a in arguments] == [e in sizes.values() for e in expected], name
+    assert re.search(r"ALLOCATOR_NAME_LEN\s+64", text)
+    assert ctypes.sizeof(native.DeviceMemHandler) == 3 * 8 + 64
+
+
+def test_statuses_are_named() -> None:
+    error = native.error_of(6, "Execute")
+    assert isinstance(error, ss.EngineError)
+    assert str(error) == "cuDSS failed in cudssExecute with status 6 (INTERNAL_ERROR)"
+    assert error.code == 6
+    assert "unknown status" in str(native.error_of(99, "Execute"))
+    assert isinstance(native.error_of(native.NOT_SUPPORTED, "ConfigSet"), ss.EngineUnsupportedError)
+
+
+def test_another_major_version_is_refused() -> None:
+    with pytest.raises(OSError, match=r"version 0\.8\.0, and 1\.x is needed"):
+        native.Library(Cudss(version=(0, 8, 0)))
+
+
+def test_what_is_missing_is_named() -> None:
+    if torch.version.cuda is None:
+        assert native.library() == "this torch was built without CUDA"
+    assert "cannot open" in str(native.load(["/nowhere/libcudss.so.1"]))
+
+
+def test_a_cpu_matrix_is_not_for_this_engine() -> None:
+    p = problem("spd", torch.float64)
+    with pytest.raises(ss.EngineUnsupportedError, match="solves on cuda, and the matrix is on cpu"):
+        pattern(p).solve(p.values, rhs(p.n, dtype=torch.float64), engine="cudss")
+
+
+def test_it_is_chosen_and_says_so(cudss: Cudss) -> None:
+    info = pattern(SPD).factorize(SPD.values).info
+    assert (info.engine, info.engine_reason, info.device) == ("cudss", "the matrix is on the GPU", "gpu:0")
+    assert info.assume == "spd"
+    assert info.memory_bytes is not None
+    assert info.memory_bytes > 0
+
+
+def test_the_analysis_is_used_again(cudss: Cudss) -> None:
+    P, b = pattern(SPD), vector(SPD.n)
+    for factor in (1.0, 2.0, 3.0):
+        values = (SPD.values * factor).requires_grad_()
+        P.solve(values, b, assume="spd").sum().backward()
+    phases = [phase for phase, _ in cudss.phases if phase != Phase.SOLVE]
+    assert phases == [Phase.ANALYSIS, Phase.FACTORIZATION, Phase.REFACTORIZATION, Phase.REFACTORIZATION]
+
+
+def test_two_live_factors_have_a_workspace_each(cudss: Cudss) -> None:
+    P, b = pattern(SPD), vector(SPD.n)
+    first, second = P.factorize(SPD.values), P.factorize(2 * SPD.values)
+    torch.testing.assert_close(first.solve(b).cpu(), 2 * second.solve(b).cpu())
+    torch.testing.assert_close(SPD.dense.cpu() @ first.solve(b).cpu(), b.cpu())
+    assert cudss.live(_Data) == 2
+
+
+def test_everything_is_given_back(cudss: Cudss) -> None:
+    before = len(simulated_gpu.module.allocated)
+    P = pattern(SPD)
+    F = [P.factorize(SPD.values * k) for k in (1, 2, 3)]
+    G = pattern(GENERAL).factorize(GENERAL.values)
+    assert len(simulated_gpu.module.allocated) > before
+    del F, G
+    gc.collect()
+    assert cudss.live(_Data) >= 2  # one a pattern waits for the next factorisation
+    ss.clear_cache()
+    del P
+    gc.collect()
+    ss.clear_cache()
+    assert (cudss.live(_Data), cudss.live(Csr)) == (0, 0)
+    assert len(simulated_gpu.module.allocated) == before
+
+
+def test_a_factor_that_dies_inside_of_a_call_does_not_enter_it(cudss: Cudss, monkeypatch: pytest.MonkeyPatch) -> None:
+    P = pattern(SPD)
+    doomed = [P.factorize(SPD.values), P.factorize(SPD.values)]
+    allocate = simulated_gpu.module.caching_allocator_alloc
+
+    def collecting(*arguments: Any) -> int:
+        doomed.clear()
+        return allocate(*arguments)
+
+    monkeypatch.setattr(simulated_gpu.module, "caching_allocator_alloc", collecting)
+    F = pattern(GENERAL).factorize(GENERAL.values)
+    torch.testing.assert_close(GENERAL.dense.cpu() @ F.solve(vector(GENERAL.n)).cpu(), vector(GENERAL.n).cpu())
+
+
+def test_not_positive_definite_and_then_definite_again(cudss: Cudss) -> None:
+    P, values = pattern(SPD), SPD.values.clone()
+    indefinite = torch.where(SPD.rows == SPD.cols, values * 0.1, values)
+    with pytest.raises(ss.NotPositiveDefiniteError) as caught:
+        P.factorize(indefinite, assume="spd")
+    assert caught.value.engine == "cudss"
+    x = P.solve(values, vector(SPD.n), assume="spd")
+    torch.testing.assert_close(SPD.dense.cpu() @ x.cpu(), vector(SPD.n).cpu())
+    assert P.factorize(indefinite).info.assume == "symmetric"
+
+
+def test_singular_matrices_are_recognised(cudss: Cudss) -> None:
+    edges, n = grid(4)
+    rows, cols = (index.to(DEVICE) for index in laplacian_places(edges, n))
+    values = laplacian_values(torch.ones(edges.shape[1], dtype=torch.float64), n, anchor=0.0).to(DEVICE)
+    P = ss.Pattern(rows, cols, (n, n))
+    for assume in ("auto", "symmetric", "general"):
+        with pytest.raises(ss.SingularMatrixError):
+            P.solve(values, vector(n), assume=assume)  # type: ignore[arg-type]
+
+
+def test_matching_is_for_what_pivots_fail_on(cudss: Cudss) -> None:
+    """Zeros on the diagonal: without exchanges of rows there is nothing to divide by."""
+    F = pattern(GENERAL).factorize(GENERAL.values)
+    assert (GENERAL.dense.cpu().diagonal() == 0).any()
+    assert F.info.perturbed_pivots == 0
+    torch.testing.assert_close(GENERAL.dense.cpu() @ F.solve(vector(GENERAL.n)).cpu(), vector(GENERAL.n).cpu())
+
+
+def test_a_batch_is_one_factorisation(cudss: Cudss) -> None:
+    P, b = pattern(SPD), vector(4, SPD.n, 3)
+    values = torch.stack([SPD.values * k for k in (1.0, 0.5, 3.0, 4.0)])
+    x = P.solve(values, b, assume="spd")
+    dense = torch.stack([SPD.dense.cpu() * k for k in (1.0, 0.5, 3.0, 4.0)])
+    torch.testing.assert_close(x.cpu(), torch.linalg.solve(dense, b.cpu()), rtol=1e-9, atol=0)
+    assert sum(phase == Phase.FACTORIZATION for phase, _ in cudss.phases) == 1
+    assert {columns for phase, columns in cudss.phases if phase == Phase.SOLVE} == {1}
+
+
+def test_deterministic_algorithms(cudss: Cudss) -> None:
+    """cuDSS then takes one right-hand side at a time, and no batches."""
+    P, b = pattern(SPD), vector(2, SPD.n, 3)
+    torch.use_deterministic_algorithms(True)
+    try:
+        x = P.solve(torch.stack((SPD.values, 2 * SPD.values)), b, assume="spd")
+        with pytest.raises(ss.EngineUnsupportedError, match="no deterministic algorithm"):
+            P.solve(SPD.values, vector(SPD.n), engine="cudss_hybrid")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(x[1].cpu(), torch.linalg.solve(2 * SPD.dense.cpu(), b[1].cpu()))
+
+
+@pytest.mark.parametrize("p", [SPD, GENERAL], ids=["spd", "general"])
+def test_the_factor_may_be_in_the_memory_of_the_host(cudss: Cudss, p: Any) -> None:
+    P = pattern(p)
+    F = P.factorize(p.values, engine="cudss_hybrid")
+    assert F.info.engine == "cudss_hybrid"
+    b = vector(p.n, 2)
+    torch.testing.assert_close(F.solve(b).cpu(), torch.linalg.solve(p.dense.cpu(), b.cpu()))
+    limits = [one[native.Config.HYBRID_DEVICE_MEMORY_LIMIT] for one in cudss.objects.values() if isinstance(one, dict)]
+    assert any(limit >= 4096 for limit in limits)
+
+
+def test_streams_wait_for_each_other(cudss: Cudss) -> None:
+    F = pattern(SPD).factorize(SPD.values)
+    side = simulated_gpu.Stream(number=7)
+    with simulated_gpu.module.stream(side):
+        x = F.solve(vector(SPD.n))
+    torch.testing.assert_close(SPD.dense.cpu() @ x.cpu(), vector(SPD.n).cpu())
+    assert 0 in side.waited_for  # the stream to which the factor belongs
+
+
+def test_no_memory_is_an_error_that_says_so(cudss: Cudss, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulated_gpu.Module, "out_of_memory", True)
+    with pytest.raises(ss.EngineError, match=r"ALLOC_FAILED.*tried to allocate"):
+        pattern(SPD).factorize(SPD.values)
+    monkeypatch.setattr(simulated_gpu.Module, "out_of_memory", False)
+    x = pattern(SPD).solve(SPD.values, vector(SPD.n))
+    torch.testing.assert_close(SPD.dense.cpu() @ x.cpu(), vector(SPD.n).cpu())
+
+
+@pytest.mark.parametrize(
+    "function", ["Create", "SetDeviceMemHandler", "ConfigCreate", "ConfigSet", "DataCreate", "MatrixCreateCsr",
+                 "MatrixCreateDn", "SetStream", "Execute", "DataGet", "MatrixSetValues"],
+)  # fmt: skip
+def test_every_status_is_looked_at(cudss: Cudss, function: str) -> None:
+    cudss.fail[function] = 6
+    with pytest.raises(ss.EngineError, match=rf"cudss{function}\b.*INTERNAL_ERROR"):
+        pattern(SPD).factorize(SPD.values, assume="spd")
+    x = pattern(SPD).solve(SPD.values, vector(SPD.n))  # and no harm is done
+    torch.testing.assert_close(SPD.dense.cpu() @ x.cpu(), vector(SPD.n).cpu())
+
+
+def test_threads_take_turns(cudss: Cudss) -> None:
+    P, wrong = pattern(SPD), []
+
+    def work(k: int) -> None:
+        for _ in range(5):
+            x = P.solve(SPD.values * k, vector(SPD.n), assume="spd")
+            if not torch.allclose(k * (SPD.dense.cpu() @ x.cpu()), vector(SPD.n).cpu()):
+                wrong.append(k)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
