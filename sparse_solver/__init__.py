@@ -1,5 +1,6 @@
 """Differentiable direct solves with sparse matrices for PyTorch: x = A(w)⁻¹ b, with gradients to A's entries and b."""
 
+from ._deferred import check_deferred
 from ._engines import Availability
 from ._factorization import Factorization, Info
 from ._find_root import find_root
@@ -66,6 +67,7 @@ __all__ = [
     "TriangleError",
     "ValueChangedError",
     "__version__",
+    "check_deferred",
     "clear_cache",
     "engines",
     "factorize",

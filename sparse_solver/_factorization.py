@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._deferred import DeferredNumeric
 from ._factors import Factors, Problem
 from ._kinds import Options
 from ._numeric import Numeric
@@ -52,7 +53,7 @@ class Info:
     factorization_seconds: float
 
 
-def _info(structure: Structure, numerics: list[Numeric], device: torch.device) -> Info:
+def _info(structure: Structure, numerics: list[Numeric | DeferredNumeric], device: torch.device) -> Info:
     def same(values: Iterable[str]) -> str:
         different = set(values)
         return different.pop() if len(different) == 1 else "mixed" if different else "none"

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from . import _engines
 from ._blocks import blocks_of, joined, parted
+from ._deferred import DeferredNumeric, raise_finished
 from ._kinds import Options, check_symmetry, check_triangle
 from ._matrix import Matrix
 from ._numeric import Doubtful, Numeric
@@ -74,7 +75,9 @@ class Factors:
 
     def __init__(self, problem: Problem, compare: bool = False):
         self.problem = problem
-        self._made: list[tuple[Numeric, slice]] | None = None  # with the part of the batch that each is for
+        self._made: list[tuple[Numeric | DeferredNumeric, slice]] | None = (
+            None  # with the part of the batch that each is for
+        )
         self._compare = compare
         self._values: Tensor | None = None
         self._batched: Factors | None = None
@@ -86,7 +89,7 @@ class Factors:
             self._on_host = Factors(problem.on_host(), compare)
 
     @property
-    def made(self) -> list[tuple[Numeric, slice]] | None:
+    def made(self) -> list[tuple[Numeric | DeferredNumeric, slice]] | None:
         """The factorisations and the part of the batch that each is for, once there are any."""
         return self._made if self._on_host is None else self._on_host.made
 
@@ -95,7 +98,7 @@ class Factors:
         """Where the factors are."""
         return (self._on_host or self).problem.structure.device
 
-    def numerics(self, values: Tensor) -> list[tuple[Numeric, slice]]:
+    def numerics(self, values: Tensor) -> list[tuple[Numeric | DeferredNumeric, slice]]:
         """The factorisations: of the values at the first call, whatever became of the tensor since."""
         if self._made is None or (self._values is not None and not torch.equal(self._values, values)):
             values = values.detach().resolve_conj().resolve_neg()
@@ -109,7 +112,7 @@ class Factors:
             self._values = values.clone() if self._compare else None
         return self._made
 
-    def _factored(self, matrices: Tensor) -> list[tuple[Numeric, slice]]:
+    def _factored(self, matrices: Tensor) -> list[tuple[Numeric | DeferredNumeric, slice]]:
         structure, part = self.problem.structure, self.problem.part
         if part is not None:
             self._check_rest(part, matrices)
@@ -132,11 +135,14 @@ class Factors:
 
     def _factor(
         self, matrices: Tensor, structure: Structure, block: Structure, part: slice
-    ) -> Iterator[tuple[Numeric, slice]]:
+    ) -> Iterator[tuple[Numeric | DeferredNumeric, slice]]:
         """The factorisation of the block-diagonal matrix, or if there is none, those of its blocks, one of which will
         know what is wrong."""
         options = self.problem.options
         numeric = Numeric if options.constraints is None else Minimization
+        if options.reporting == "deferred" and structure.device != _HOST:
+            yield DeferredNumeric(block, matrices.reshape(-1), options, blocks=matrices.shape[0]), part
+            return
         if block is not structure:
             try:
                 yield numeric(block, matrices.reshape(-1), options, blocks=matrices.shape[0]), part
@@ -151,6 +157,8 @@ class Factors:
             if self.made is None or self._compare:  # else nobody looks at them
                 values = values.detach().cpu()
             return self._on_host.solve(values, rhs.detach().cpu(), transpose, strict).to(rhs.device)
+        if self.problem.options.reporting == "deferred":
+            raise_finished()
         rhs = rhs.detach().resolve_conj().resolve_neg().contiguous()
         if self.problem.part is None:
             return self._solve(values, rhs, transpose, strict)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from . import _engines
 from ._factorization import Factorization
-from ._kinds import Assume, Options, Triangle
+from ._kinds import Assume, Options, Reporting, Triangle
 from ._quadratic import programs
 from ._solve import solve_values
 from ._stencil import stencils
@@ -23,6 +23,7 @@ def solve(
     triangle: Triangle | None = None,
     transpose: bool = False,
     engine: str | None = None,
+    check: Reporting = "sync",
 ) -> Tensor:
     """x = A⁻¹ b for a sparse matrix A, differentiable in A's stored entries and in b.
 
@@ -37,6 +38,10 @@ def solve(
     triangle : "lower" or "upper" if A stores one triangle of a symmetric matrix only
     transpose : solve with Aᵀ (never Aᴴ) instead
     engine : one of the names in `engines()`; by default the fastest for this matrix is taken
+    check : when errors that depend on the values are raised; on the CPU, always at once
+        "sync": at once, for which the host waits for a GPU
+        "deferred": the host does not wait; solutions of systems that fail are NaN, and the error is raised by a later
+        deferred solve, or by `check_deferred`. `assume` must not be "auto"
     returns : x, of the shape that `torch.linalg.solve` gives
 
     Stored entries are independent variables: the gradient is −λ_i conj(x_j), λ = A⁻ᴴ x̄, at the places of A's entries,
@@ -62,11 +67,16 @@ def solve(
             [-0.0248, -0.1736]])
     """
     structure, values = _taken_apart(A)
-    return solve_values(structure, values, b, Options(assume, triangle, engine), transpose)
+    return solve_values(structure, values, b, Options(assume, triangle, engine, reporting=check), transpose)
 
 
 def factorize(
-    A: Tensor, *, assume: Assume = "auto", triangle: Triangle | None = None, engine: str | None = None
+    A: Tensor,
+    *,
+    assume: Assume = "auto",
+    triangle: Triangle | None = None,
+    engine: str | None = None,
+    check: Reporting = "sync",
 ) -> Factorization:
     """Factor a sparse matrix once, to solve with it often; arguments and errors as for `solve`.
 
@@ -76,7 +86,7 @@ def factorize(
     tensor([0.0909, 0.6364])
     """
     structure, values = _taken_apart(A)
-    factorization: Factorization = Factorization(structure, values, Options(assume, triangle, engine))
+    factorization: Factorization = Factorization(structure, values, Options(assume, triangle, engine, reporting=check))
     return factorization
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+from torch import Tensor
 
 from . import _engines
 from ._engines import Kind
@@ -21,11 +22,13 @@ from .errors import (
 
 Assume = Literal["auto", "spd", "symmetric", "hermitian", "general"]
 Triangle = Literal["lower", "upper"]
+Reporting = Literal["sync", "deferred"]  # the keyword is check=
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a matrix is stored, what it is assumed to be, and which engine factors it (None: a suitable one).
+    """How a matrix is stored, what it is assumed to be, which engine factors it (None: a suitable one), and when errors
+    are raised.
 
     `constraints` : for the matrix of a minimisation, how many constraints there are, which are its last rows; see
     `_saddle`.
@@ -35,6 +38,7 @@ class Options:
     triangle: Triangle | None = None
     engine: str | None = None
     constraints: int | None = None
+    reporting: Reporting = "sync"
 
     def check(self, dtype: torch.dtype) -> None:
         """Raises OptionError where the options contradict each other, or do not exist."""
@@ -45,6 +49,13 @@ class Options:
         if self.engine is not None and self.engine not in _engines.names():
             names = ", ".join(map(repr, _engines.names()))
             raise OptionError(f"engine={self.engine!r}: there is no such engine; the engines are {names}")
+        if self.reporting not in get_args(Reporting):
+            raise OptionError(f"check={self.reporting!r}: expected 'sync' or 'deferred'")
+        if self.reporting == "deferred" and self.assume == "auto":
+            raise OptionError(
+                "check='deferred' does not wait to see what the values are: say assume='spd', 'symmetric', 'hermitian' or "
+                "'general'"
+            )
         if self.triangle is not None and self.assume == "general":
             raise OptionError("triangle= stores half of a symmetric matrix, which assume='general' denies")
         if self.triangle is not None and self.assume == "auto" and dtype.is_complex:
@@ -141,8 +152,18 @@ def _asymmetry(matrix: Matrix, conjugate: bool) -> tuple[int, int, float] | None
     """
     if matrix.values.numel() == 0 or matrix.is_mirrored(conjugate):
         return None
-    structure, canonical = matrix.structure, matrix.canonical
+    structure = matrix.structure
     _ = matrix.largest  # raises where there is NaN, with which nothing can be compared
+    excess, difference = asymmetry(matrix, conjugate)
+    worst = int(excess.argmax())
+    if not float(excess[worst]) > 0:
+        return None
+    return int(structure.canonical_rows[worst]), int(structure.col[worst]), float(difference[worst])
+
+
+def asymmetry(matrix: Matrix, conjugate: bool) -> tuple[Tensor, Tensor]:
+    """(canonical_nnz,) by how much |a_ij − a_ji| exceeds what rounding explains, and that difference itself."""
+    structure, canonical = matrix.structure, matrix.canonical
     at = structure.transpose_map
     opposite = canonical.index_select(0, at.clamp(min=0)).masked_fill(at < 0, 0)
     if conjugate and opposite.is_complex():
@@ -151,11 +172,7 @@ def _asymmetry(matrix: Matrix, conjugate: bool) -> tuple[int, int, float] | None
     scale = torch.maximum(canonical.abs(), opposite.abs())
     scale = torch.maximum(scale, root[structure.canonical_rows] * root[structure.col])
     difference = (canonical - opposite).abs()
-    excess = difference - 64 * torch.finfo(canonical.dtype).eps * scale
-    worst = int(excess.argmax())
-    if not float(excess[worst]) > 0:
-        return None
-    return int(structure.canonical_rows[worst]), int(structure.col[worst]), float(difference[worst])
+    return difference - 64 * torch.finfo(canonical.dtype).eps * scale, difference
 
 
 def _require_symmetric(matrix: Matrix, options: Options, conjugate: bool) -> None:
@@ -177,8 +194,7 @@ def _require_symmetric(matrix: Matrix, options: Options, conjugate: bool) -> Non
 
 
 def _require_real_diagonal(matrix: Matrix, options: Options) -> None:
-    diagonal = matrix.diagonal
-    excess = diagonal.imag.abs() - 64 * torch.finfo(matrix.dtype).eps * diagonal.real.abs()
+    diagonal, excess = matrix.diagonal, imaginary_diagonal(matrix)
     if excess.numel() and not bool((excess <= 0).all()):
         row = int(excess.argmax())
         raise NotSymmetricError(
@@ -188,3 +204,10 @@ def _require_real_diagonal(matrix: Matrix, options: Options) -> None:
             col=row,
             difference=2 * abs(float(diagonal.imag[row])),
         )
+
+
+def imaginary_diagonal(matrix: Matrix) -> Tensor:
+    """(n,) by how much the diagonal of a Hermitian matrix is less real than rounding explains."""
+    diagonal = matrix.diagonal
+    excess: Tensor = diagonal.imag.abs() - 64 * torch.finfo(matrix.dtype).eps * diagonal.real.abs()
+    return excess

@@ -20,19 +20,20 @@ from ._structure import structure_at
 from .errors import TransformError
 
 
-def _options(assume: str, triangle: str, engine: str, constraints: int) -> Options:
-    return Options(assume, triangle or None, engine or None, None if constraints < 0 else constraints)  # type: ignore[arg-type]
+def _options(assume: str, triangle: str, engine: str, constraints: int, reporting: str) -> Options:
+    number = None if constraints < 0 else constraints
+    return Options(assume, triangle or None, engine or None, number, reporting)  # type: ignore[arg-type]
 
 
 @torch.library.custom_op("sparse_solver::solve", mutates_args=())
 def _solve(
     values: Tensor, rhs: Tensor, rows: Tensor, cols: Tensor, known: Tensor | None, assume: str, triangle: str,
-    engine: str, constraints: int, transpose: bool, strict: bool, token: Tensor,
+    engine: str, constraints: int, reporting: str, transpose: bool, strict: bool, token: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     n = rhs.shape[-1]
     structure = structure_at(rows, cols, (n, n))
     part = None if known is None else structure.without(known)
-    problem = Problem(structure, _options(assume, triangle, engine, constraints), part)
+    problem = Problem(structure, _options(assume, triangle, engine, constraints, reporting), part)
     factors = factors_of(token, problem)
     return factors.solve(values, rhs, transpose, strict), token_of(factors)
 
@@ -57,7 +58,7 @@ def _backward(ctx: Any, x_bar: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         Places(rows, cols, _options(*ctx.options).mirror(values.dtype)).of(ctx.transpose),
         ctx.needs_input_grad[0],
     )
-    return values_bar, rhs_bar, *[None] * 10
+    return values_bar, rhs_bar, *[None] * 11
 
 
 torch.library.register_autograd("sparse_solver::solve", _backward, setup_context=_setup_context)
@@ -79,6 +80,6 @@ def solve_compiled(values: Tensor, rhs: Tensor, problem: Problem, transpose: boo
     structure, options, part = problem.structure, problem.options, problem.part
     x: Tensor = _solve(
         values, rhs, structure.rows, structure.cols, None if part is None else part.removed, options.assume, options.triangle or "",
-        options.engine or "", -1 if options.constraints is None else options.constraints, transpose, True, no_token(),
+        options.engine or "", -1 if options.constraints is None else options.constraints, options.reporting, transpose, True, no_token(),
     )[0]  # fmt: skip
     return x

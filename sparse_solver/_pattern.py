@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ._factorization import Factorization
-from ._kinds import Assume, Options, Triangle
+from ._kinds import Assume, Options, Reporting, Triangle
 from ._solve import check_values, solve_values
 from ._structure import Structure
 from ._tensors import (
@@ -110,6 +110,7 @@ class Pattern:
         triangle: Triangle | None = None,
         transpose: bool = False,
         engine: str | None = None,
+        check: Reporting = "sync",
     ) -> Tensor:
         """x = A(values)⁻¹ b, differentiable in `values` and `b` to any order; see `solve` for the keywords.
 
@@ -126,10 +127,16 @@ class Pattern:
         tensor([[1.0000, 0.5000],
                 [0.2500, 0.1250]])
         """
-        return solve_values(self._structure, values, b, Options(assume, triangle, engine), transpose)
+        return solve_values(self._structure, values, b, Options(assume, triangle, engine, reporting=check), transpose)
 
     def factorize(
-        self, values: Tensor, *, assume: Assume = "auto", triangle: Triangle | None = None, engine: str | None = None
+        self,
+        values: Tensor,
+        *,
+        assume: Assume = "auto",
+        triangle: Triangle | None = None,
+        engine: str | None = None,
+        check: Reporting = "sync",
     ) -> Factorization:
         """Factor A(values) once, to solve with it often; see `solve` for the keywords.
 
@@ -138,7 +145,9 @@ class Pattern:
         >>> F.solve(torch.ones(2))
         tensor([1.0000, 0.5000])
         """
-        factorization: Factorization = Factorization(self._structure, values, Options(assume, triangle, engine))
+        factorization: Factorization = Factorization(
+            self._structure, values, Options(assume, triangle, engine, reporting=check)
+        )
         return factorization
 
     def tensor(self, values: Tensor, layout: torch.layout = torch.sparse_coo) -> Tensor:

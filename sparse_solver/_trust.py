@@ -84,6 +84,20 @@ class Trusted:
                 )
         return x
 
+    def solve_ahead(self, rhs: Tensor, transpose: bool) -> tuple[Tensor, Tensor]:
+        """A⁻¹ or A⁻ᵀ applied to the rows of `rhs`, and (k · blocks,) whether each solution may be trusted, as tensors, so that
+        nobody waits: one step of refinement, whether it helps or not.
+
+        A singular matrix gives residuals that are not small beside the right-hand side, however large the solution.
+        """
+        x = self.factor.solve(rhs, transpose)
+        x = x + self.factor.solve(rhs - self._products.apply(x, transpose), transpose)
+        residual, eps = rhs - self._products.apply(x, transpose), self._eps
+        error = self._ratios(residual, self._products.magnitude(x, transpose) + rhs.abs())
+        sizes, left, x_sizes = (self._sizes(vectors) for vectors in (rhs, residual, x))
+        backward = (error <= 1e4 * eps) | (left <= 64 * eps * (self._scales(rhs.shape[0]) * x_sizes + sizes))
+        return x, backward & (left <= eps**0.25 * sizes) & (x_sizes < _INFINITY)
+
     def is_accurate(self) -> bool:
         """Whether the factor solves a system with scattered numbers on the right to a small backward error, refinement allowed."""
         rhs = self._scattered()

@@ -39,6 +39,7 @@ LAYERS = [
     "_products",
     "_trust",
     "_numeric",
+    "_deferred",
     "_inertia",
     "_dependence",
     "_saddle",

@@ -282,3 +282,90 @@ def test_threads_take_turns(cudss: Cudss) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def deferred(
+    p: Any, values: torch.Tensor, b: torch.Tensor, P: ss.Pattern | None = None, **options: Any
+) -> torch.Tensor:
+    return (P or pattern(p)).solve(values, b, assume=p.kind, check="deferred", **options)
+
+
+@pytest.fixture
+def _late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that the device was given is ever finished by itself."""
+    monkeypatch.setattr(simulated_gpu.Module, "finished", False)
+
+
+@pytest.mark.usefixtures("_late")
+@pytest.mark.parametrize("kind", ["spd", "symmetric", "general"])
+def test_a_deferred_solve_does_not_wait(cudss: Cudss, kind: str) -> None:
+    p = problem(kind, torch.float64).to(DEVICE)
+    b, P = vector(p.n, 2).requires_grad_(), pattern(p)
+    torch.autograd.grad(deferred(p, p.values, b, P).sum(), b)  # after the analysis, and the maps
+    before = simulated_gpu.synchronisations()
+    values = (2 * p.values).requires_grad_()
+    x = deferred(p, values, b, P)
+    bars = torch.autograd.grad(x, (values, b), torch.ones_like(x))
+    y = deferred(p, values.detach(), b.detach(), P, transpose=True)
+    assert simulated_gpu.synchronisations() == before
+    ss.check_deferred()
+    dense = 2 * p.dense.cpu()
+    torch.testing.assert_close(x.detach().cpu(), torch.linalg.solve(dense, b.detach().cpu()))
+    torch.testing.assert_close(y.cpu(), torch.linalg.solve(dense.mT, b.detach().cpu()))
+    expected = pattern(p).solve(values, b, assume=p.kind, engine="superlu")  # type: ignore[arg-type]
+    for mine, other in zip(bars, torch.autograd.grad(expected, (values, b), torch.ones_like(x)), strict=True):
+        torch.testing.assert_close(mine.cpu(), other.cpu())
+
+
+@pytest.mark.usefixtures("_late")
+def test_deferred_errors_are_raised_later_and_solutions_are_nan(cudss: Cudss) -> None:
+    n, good, b = SPD.n, SPD.values, vector(SPD.n)
+    asymmetric = good.clone()
+    asymmetric[1] += 1.0
+    is_diagonal = SPD.rows == SPD.cols
+    nan_b = torch.where(torch.arange(n).to(DEVICE) == 3, torch.nan, b)
+    cases = [
+        (ss.NonFiniteError, "values are not finite", good * torch.nan, b),
+        (ss.NotSymmetricError, "not symmetric", asymmetric, b),
+        (ss.NotPositiveDefiniteError, "a diagonal entry is not positive", -good, b),
+        (ss.NotPositiveDefiniteError, "or it is singular", torch.where(is_diagonal, 0.1 * good, good), b),
+        (ss.NonFiniteError, "b is not finite", good, nan_b),
+    ]
+    for error, words, values, right in cases:
+        x = deferred(SPD, values, right)
+        assert x.cpu().isnan().all()
+        with pytest.raises(error, match=words):
+            ss.check_deferred()
+        ss.check_deferred()  # each is raised once
+    zeros = torch.zeros_like(GENERAL.values)
+    assert deferred(GENERAL, zeros, vector(GENERAL.n)).cpu().isnan().all()
+    with pytest.raises(ss.SingularMatrixError, match="singular to working precision"):
+        ss.check_deferred()
+
+
+def test_a_deferred_error_is_raised_by_the_next_deferred_solve(cudss: Cudss) -> None:
+    deferred(SPD, -SPD.values, vector(SPD.n))
+    with pytest.raises(ss.NotPositiveDefiniteError):
+        deferred(SPD, SPD.values, vector(SPD.n))
+    ss.check_deferred()
+
+
+def test_in_a_deferred_batch_the_others_are_solved(cudss: Cudss) -> None:
+    values = torch.stack((SPD.values, -SPD.values, 3 * SPD.values))
+    x = deferred(SPD, values, vector(3, SPD.n, 2)).cpu()
+    assert x[1].isnan().all()
+    torch.testing.assert_close(x[2], torch.linalg.solve(3 * SPD.dense.cpu(), vector(3, SPD.n, 2).cpu()[2]))
+    assert x[0].isfinite().all()
+    with pytest.raises(ss.NotPositiveDefiniteError):
+        ss.check_deferred()
+
+
+def test_what_deferred_solves_cannot_do() -> None:
+    p = problem("spd", torch.float64)
+    b = rhs(p.n, dtype=torch.float64)
+    with pytest.raises(ss.OptionError, match="say assume="):
+        pattern(p).solve(p.values, b, check="deferred")
+    with pytest.raises(ss.OptionError, match="check='later'"):
+        pattern(p).solve(p.values, b, check="later")  # type: ignore[arg-type]
+    with pytest.raises(ss.NotPositiveDefiniteError):  # on the CPU nothing is deferred
+        pattern(p).solve(-p.values, b, assume="spd", check="deferred")

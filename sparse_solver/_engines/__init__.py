@@ -16,7 +16,18 @@ import torch
 from .._matrix import Matrix
 from .._structure import Structure
 from ..errors import EngineUnavailableError, EngineUnsupportedError, OptionError
-from ._protocol import DTYPES, Availability, Engine, Factor, KeepsMemory, Kind, Symbolic, is_hermitian, scattered
+from ._protocol import (
+    DTYPES,
+    Availability,
+    Engine,
+    Factor,
+    FactorsAhead,
+    KeepsMemory,
+    Kind,
+    Symbolic,
+    is_hermitian,
+    scattered,
+)
 from ._select import Choice, envelope_flops, is_close, select
 
 __all__ = [
@@ -25,6 +36,7 @@ __all__ = [
     "Availability",
     "Engine",
     "Factor",
+    "FactorsAhead",
     "Kind",
     "Symbolic",
     "analyze",

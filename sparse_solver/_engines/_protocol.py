@@ -118,6 +118,14 @@ class Symbolic(Protocol):
         """A slower analysis that looks at these values, for when pivots had to be perturbed; None: no better one."""
 
 
+@runtime_checkable
+class FactorsAhead(Protocol):
+    """A symbolic analysis on a device for which nobody needs to wait."""
+
+    def factor_ahead(self, matrix: Matrix) -> Factor:
+        """Like `Symbolic.factor`, of values that are whatever they are; nothing is raised, nor told about the factor."""
+
+
 class Engine(Protocol):
     """A library that factors sparse matrices."""
 

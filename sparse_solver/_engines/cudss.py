@@ -110,6 +110,9 @@ class CudssSymbolic:
         recently_used.release()
         return CudssFactor(self, self.arranged(matrix))
 
+    def factor_ahead(self, matrix: Matrix) -> CudssFactor:
+        return CudssFactor(self, self.arranged(matrix), wait=False)
+
     def retry(self, matrix: Matrix) -> CudssSymbolic | None:
         if self.kind == "spd" or (self._match is not None and torch.equal(self.arranged(matrix), self._match)):
             return None
@@ -123,7 +126,12 @@ class CudssFactor:
     stable = False  # pivots are exchanged within blocks at most: residuals tell
     doubtful = True
 
-    def __init__(self, symbolic: CudssSymbolic, values: Tensor):
+    nnz: int | None = None
+    memory_bytes: int | None = None
+    perturbed_pivots: int | None = None
+    negative_eigenvalues: int | None = None
+
+    def __init__(self, symbolic: CudssSymbolic, values: Tensor, wait: bool = True):
         self.values, self.layout, self._symbolic = values, symbolic.layout, symbolic
         self._is_deterministic = torch.are_deterministic_algorithms_enabled()
         self._plan = symbolic.plan()
@@ -132,7 +140,8 @@ class CudssFactor:
         weakref.finalize(self, _return, self._plan, self._workspace).atexit = False
         self._workspace.factor(scaled)
         recently_used.use(self._plan)
-        self._read()
+        if wait:
+            self._read()
 
     def _scale(self, values: Tensor) -> Tensor:
         """S A S, or s A, with powers of two that are kept."""
@@ -154,7 +163,6 @@ class CudssFactor:
         if info:
             raise EngineError(f"cuDSS reports error {info} of the factorisation", engine=engine, code=info)
         self.memory_bytes = work.memory_bytes or None
-        self.nnz = self.perturbed_pivots = self.negative_eigenvalues = None
         if self._plan.count > 1:  # of a batch nothing is told
             return
         self.nnz = work.get(Data.LU_NNZ).value
@@ -163,10 +171,6 @@ class CudssFactor:
             self.negative_eigenvalues = 0
         elif self._symbolic.method != "general" and (not self.values.is_complex() or kind == "hermitian"):
             self.negative_eigenvalues = None if self.perturbed_pivots else work.get(Data.INERTIA)[1]
-
-    nnz: int | None
-    perturbed_pivots: int | None
-    negative_eigenvalues: int | None
 
     def solve(self, rhs: Tensor, transpose: bool) -> Tensor:
         is_symmetric = self._symbolic.method != "general"

@@ -1,0 +1,182 @@
+"""``check="deferred"``: solves on a GPU that nobody waits for, whose errors are raised later.
+
+What is wrong with a system is found out on the device: its solution is NaN at once, and a number that says why is on its
+way to the host, where later calls, and `check_deferred`, look for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _engines
+from ._engines import Kind
+from ._kinds import Options, asymmetry, check_lines, check_triangle, imaginary_diagonal
+from ._matrix import Matrix
+from ._structure import Structure
+from ._trust import Trusted
+from .errors import (
+    EngineUnsupportedError,
+    NonFiniteError,
+    NotPositiveDefiniteError,
+    NotSymmetricError,
+    SingularMatrixError,
+    SparseSolverError,
+)
+
+# What may be wrong, in the order in which it would be found.
+_VALUES, _SYMMETRY, _DIAGONAL, _RIGHT, _RESIDUAL = range(1, 6)
+
+
+class DeferredNumeric:
+    """The factorisation of a matrix on a device, to be used like a `Numeric`, that never waits for the device.
+
+    Pivots are not looked at; each solution is judged by its residual.
+    """
+
+    def __init__(self, structure: Structure, values: Tensor, options: Options, blocks: int = 1):
+        check_triangle(structure, options.triangle)
+        check_lines(structure, options.triangle)
+        self.n, self._blocks = structure.shape[0], blocks
+        kind = "symmetric" if options.assume == "hermitian" and not values.is_complex() else options.assume
+        assert kind != "auto"
+        self.kind: Kind = kind
+        self.kind_reason, self.engine, self.engine_reason = "asked for", "none", "nothing to factor"
+        self.analysis_seconds = self.factorization_seconds = 0.0
+        self.trusted: Trusted | None = None
+        if self.n == 0:
+            return
+        matrix = Matrix(structure, values)
+        self._wrong = self._wrong_with(matrix, options)
+        analysis = _engines.analyze(matrix, kind, options.triangle, options.engine)
+        self.engine, self.engine_reason, self.analysis_seconds = analysis.engine, analysis.reason, analysis.seconds
+        symbolic = analysis.symbolic
+        if kind == "general":  # what pivots fail on would be seen too late; the values of the first solve tell, too
+            started, key = time.perf_counter(), ("matched", self.engine, values.dtype)
+            symbolic = structure.remember(key, lambda: analysis.symbolic.retry(matrix) or analysis.symbolic)
+            self.analysis_seconds += time.perf_counter() - started
+        if not isinstance(symbolic, _engines.FactorsAhead):
+            raise EngineUnsupportedError(
+                f"the engine {self.engine!r} cannot factor without waiting for the device; use check='sync'",
+                engine=self.engine,
+            )
+        started = time.perf_counter()
+        factor = symbolic.factor_ahead(matrix)
+        self.factorization_seconds = time.perf_counter() - started  # until it was submitted
+        self.trusted = Trusted(factor, structure, options.triangle, kind, float("nan"), self.engine, blocks)
+
+    def _wrong_with(self, matrix: Matrix, options: Options) -> Tensor:
+        """(blocks,) what is wrong with the values of each block, or 0."""
+        wrong = _number(~torch.isfinite(matrix.values).view(self._blocks, -1).all(-1), _VALUES)
+        hermitian = matrix.dtype.is_complex and self.kind != "symmetric"
+        if self.kind == "general":
+            return wrong
+        if options.triangle is None or hermitian:
+            excess = asymmetry(matrix, hermitian)[0] if options.triangle is None else imaginary_diagonal(matrix)
+            wrong = torch.where(wrong == 0, _number((excess > 0).view(self._blocks, -1).any(-1), _SYMMETRY), wrong)
+        if self.kind == "spd":
+            negative = (matrix.diagonal.real <= 0).view(self._blocks, -1).any(-1)
+            wrong = torch.where(wrong == 0, _number(negative, _DIAGONAL), wrong)
+        return wrong
+
+    def solve(self, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
+        """A⁻¹ or A⁻ᵀ applied to the rows of `rhs` (k, n); NaN for the systems that cannot be solved."""
+        if rhs.numel() == 0:
+            return torch.empty_like(rhs)
+        assert self.trusted is not None
+        each = rhs.view(-1, self.n // self._blocks)
+        finite = torch.isfinite(each).all(-1)
+        x, accurate = self.trusted.solve_ahead(rhs.masked_fill(~torch.isfinite(rhs), 0), transpose)
+        wrong = self._wrong.repeat(rhs.shape[0])
+        wrong = torch.where(wrong == 0, _number(~finite, _RIGHT), wrong)
+        wrong = torch.where(wrong == 0, _number(~accurate, _RESIDUAL), wrong)
+        # A loss that overflowed must reach a gradient scaler as what it is.
+        told = wrong if strict else wrong.masked_fill(wrong == _RIGHT, 0)
+        _submit(told, self.n // self._blocks, self.kind, self.engine)
+        return x.view_as(each).masked_fill((wrong != 0).unsqueeze(-1), float("nan")).view_as(rhs)
+
+
+def _number(where: Tensor, number: int) -> Tensor:
+    return where.to(torch.int8) * number
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """What was found out about some systems: a number that is on the host once the event has happened."""
+
+    event: Any
+    number: Tensor
+    n: int
+    kind: Kind
+    engine: str
+
+    def error(self) -> SparseSolverError | None:
+        number = int(self.number)
+        matrix = f"a deferred solve by {self.engine} with a {self.kind} matrix of {self.n} rows failed"
+        if number == _VALUES:
+            return NonFiniteError(f"{matrix}: values are not finite", argument="values", index=None)
+        if number == _SYMMETRY:
+            return NotSymmetricError(f"{matrix}: the matrix is not symmetric", row=None, col=None, difference=None)
+        if number == _RIGHT:
+            return NonFiniteError(f"{matrix}: b is not finite", argument="b", index=None)
+        if number == _DIAGONAL or (number == _RESIDUAL and self.kind == "spd"):
+            why = (
+                "a diagonal entry is not positive" if number == _DIAGONAL else "or it is singular to working precision"
+            )
+            return NotPositiveDefiniteError(
+                f"{matrix}: it is not positive definite, {why}; check='sync' tells more", row=None, engine=self.engine
+            )
+        if number == _RESIDUAL:
+            return SingularMatrixError(
+                f"{matrix}: it is singular to working precision, or too badly scaled; check='sync' tells more",
+                row=None,
+                engine=self.engine,
+            )
+        return None
+
+
+_submitted: deque[_Verdict] = deque()
+
+
+def _submit(wrong: Tensor, n: int, kind: Kind, engine: str) -> None:
+    """Has the largest of these numbers copied to the host, some time."""
+    gpu = torch.get_device_module(wrong.device)
+    number = wrong.amax().to("cpu", non_blocking=True)  # into memory that torch pins, for nobody to wait
+    with gpu.device(wrong.device):
+        event = gpu.Event()
+        event.record(gpu.current_stream(wrong.device))
+    _submitted.append(_Verdict(event, number, n, kind, engine))
+
+
+def raise_finished(wait: bool = False) -> None:
+    """Raises the first error among those of the solves that have ended, or that of any solve, for which it waits."""
+    while _submitted:
+        try:
+            verdict = _submitted.popleft()
+        except IndexError:  # another thread took it
+            return
+        if wait:
+            verdict.event.synchronize()
+        elif not verdict.event.query():
+            _submitted.appendleft(verdict)
+            return
+        error = verdict.error()
+        if error is not None:
+            raise error
+
+
+def check_deferred() -> None:
+    """Waits for all solves with ``check="deferred"`` so far, and raises the first error among those not raised yet.
+
+    Raises `NonFiniteError`, `NotSymmetricError`, `NotPositiveDefiniteError`, `SingularMatrixError`. Solutions of the systems
+    that failed are NaN. Without deferred solves, as on the CPU, it does nothing.
+
+    >>> import sparse_solver as ss
+    >>> ss.check_deferred()
+    """
+    raise_finished(wait=True)
