@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -141,7 +142,14 @@ class Stream:
 
 
 class Event:
-    def record(self, stream: Stream | None = None) -> None: ...
+    def __init__(self, enable_timing: bool = False):
+        self._time = 0.0
+
+    def record(self, stream: Stream | None = None) -> None:
+        self._time = time.perf_counter()
+
+    def elapsed_time(self, other: Event) -> float:
+        return 1e3 * (other._time - self._time)
 
     def query(self) -> bool:
         return Module.finished

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+import simulated_gpu
 import torch
 from torch import Tensor
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import contenders, energies, problems, processes, repeat, targets, timing  # noqa: E402
+from benchmarks import contenders, energies, gpu, problems, processes, repeat, targets, timing  # noqa: E402
 from benchmarks.__main__ import main, wrong  # noqa: E402
 from benchmarks.peers import PEERS  # noqa: E402
 
@@ -204,3 +207,15 @@ def test_the_example_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "| chain 1024 |" in done.stdout
     assert picture.exists()
+
+
+def test_the_benchmark_of_the_gpu(
+    cudss: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "problems", lambda quick: [lambda: problems.grid(6, 6), lambda: problems.batch(4, 3)])
+    with warnings.catch_warnings():
+        assert gpu.main(["--quick", "--rounds", "1"], simulated_gpu.DEVICE) == 0
+    told = capsys.readouterr().out
+    for name in ("bare cuDSS", "sparse_solver", "sparse_solver, check=", "sparse_solver on the CPU"):
+        assert len(re.findall(rf"^  {name}.* ms .* ×$", told, re.MULTILINE)) >= 2, told
+    assert "nvmath DirectSolver: absent" in told

@@ -158,7 +158,7 @@ def test_the_operator_keeps_torchs_rules_for_operators() -> None:
         (None, torch.tensor([5])),
         ((P.values, B.unsqueeze(0)), (torch.stack((P.values, 2 * P.values)), torch.stack((B, B)).unsqueeze(1))),
     ):
-        arguments = (values, b, P.rows, P.cols, known, "auto", "", "", -1, transpose, True, token)
+        arguments = (values, b, P.rows, P.cols, known, "auto", "", "", -1, "sync", transpose, True, token)
         torch.library.opcheck(
             _solve, arguments, test_utils=("test_schema", "test_faketensor", "test_autograd_registration")
         )
