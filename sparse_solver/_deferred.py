@@ -6,6 +6,7 @@ way to the host, where later calls, and `check_deferred`, look for it.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -141,6 +142,9 @@ class _Verdict:
 
 
 _submitted: deque[_Verdict] = deque()
+
+if hasattr(os, "register_at_fork"):  # a child cannot ask the device of its parent
+    os.register_at_fork(after_in_child=_submitted.clear)
 
 
 def _submit(wrong: Tensor, n: int, kind: Kind, engine: str) -> None:

@@ -369,3 +369,11 @@ def test_what_deferred_solves_cannot_do() -> None:
         pattern(p).solve(p.values, b, check="later")  # type: ignore[arg-type]
     with pytest.raises(ss.NotPositiveDefiniteError):  # on the CPU nothing is deferred
         pattern(p).solve(-p.values, b, assume="spd", check="deferred")
+
+
+@pytest.mark.parametrize("kind", ["spd", "symmetric", "general"])
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_scales_beyond_single_precision(cudss: Cudss, kind: str, scale: float) -> None:
+    p = problem(kind, torch.float64).to(DEVICE)
+    x = pattern(p).solve(p.values * scale, vector(p.n) * scale, assume=kind)  # type: ignore[arg-type]
+    torch.testing.assert_close(x.cpu(), torch.linalg.solve(p.dense.cpu(), vector(p.n).cpu()))
