@@ -255,6 +255,18 @@ def test_no_memory_is_an_error_that_says_so(cudss: Cudss, monkeypatch: pytest.Mo
     torch.testing.assert_close(SPD.dense.cpu() @ x.cpu(), vector(SPD.n).cpu())
 
 
+def test_idle_memory_makes_room(cudss: Cudss) -> None:
+    """Where there is no memory for a factor, that of dead ones is given back, and it is tried again."""
+    kept = pattern(GENERAL).factorize(GENERAL.values)
+    F = pattern(SPD).factorize(SPD.values, assume="spd")
+    del F
+    cudss.fail["Execute"] = native.ALLOC_FAILED
+    x = pattern(SPD).solve(SPD.values, vector(SPD.n), assume="spd")
+    torch.testing.assert_close(SPD.dense.cpu() @ x.cpu(), vector(SPD.n).cpu())
+    assert [phase for phase, _ in cudss.phases].count(Phase.ANALYSIS) >= 3
+    torch.testing.assert_close(GENERAL.dense.cpu() @ kept.solve(vector(GENERAL.n)).cpu(), vector(GENERAL.n).cpu())
+
+
 @pytest.mark.parametrize(
     "function", ["Create", "SetDeviceMemHandler", "ConfigCreate", "ConfigSet", "DataCreate", "MatrixCreateCsr",
                  "MatrixCreateDn", "SetStream", "Execute", "DataGet", "MatrixSetValues"],

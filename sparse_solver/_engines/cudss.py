@@ -27,7 +27,7 @@ from . import _cudss as native
 from ._cudss import ALLOC_FAILED, Config, Data, Library
 from ._cudss import library as cudss_library
 from ._protocol import DTYPES, Availability, Kind, is_hermitian, not_positive_definite
-from ._workspace import Plan, Workspace, handle_of, recently_used
+from ._workspace import Plan, handle_of, recently_used
 
 
 class CudssSymbolic:
@@ -108,6 +108,7 @@ class CudssSymbolic:
             if error.code != ALLOC_FAILED:
                 raise
         recently_used.release()
+        self.plan().release_idle()  # the workspace that had no room
         return CudssFactor(self, self.arranged(matrix))
 
     def factor_ahead(self, matrix: Matrix) -> CudssFactor:
@@ -137,7 +138,7 @@ class CudssFactor:
         self._plan = symbolic.plan()
         scaled = self._scale(values)
         self._workspace = self._plan.workspace()
-        weakref.finalize(self, _return, self._plan, self._workspace).atexit = False
+        weakref.finalize(self, self._plan.give_back, self._workspace).atexit = False
         self._workspace.factor(scaled)
         recently_used.use(self._plan)
         if wait:
@@ -181,10 +182,6 @@ class CudssFactor:
         if self._symbolic.kind == "spd":
             x *= self._scales
         return x.conj().resolve_conj() if conjugate else x
-
-
-def _return(plan: Plan, workspace: Workspace) -> None:
-    plan.give_back(workspace)
 
 
 def _power_of_two(sizes: Tensor) -> Tensor:
