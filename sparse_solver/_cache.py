@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from ._plain import plainly
+from ._plain import finish, plainly
 from ._sync import ForkSafeLock
 
 T = TypeVar("T")
@@ -47,6 +47,7 @@ class IndexCache(Generic[T]):
             if check is not None:
                 check(*known)
             made = build(*known)
+            finish(known[0].device)
         with self._lock:
             self._entries[self._next] = (signature, known, made)
             self._next += 1

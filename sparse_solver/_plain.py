@@ -40,3 +40,11 @@ def is_transformed(*tensors: Tensor) -> bool:
         or forward_ad._current_level >= 0
         or any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors)
     )
+
+
+def finish(device: torch.device) -> None:
+    """Waits until the device has made what the current stream of this thread was given, for other streams to find it made."""
+    if device.type != "cpu":
+        gpu = torch.get_device_module(device)
+        if hasattr(gpu, "current_stream"):
+            gpu.current_stream(device).synchronize()

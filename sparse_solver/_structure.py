@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ._cache import Check, IndexCache
-from ._plain import plainly
+from ._plain import finish, plainly
 from ._sync import ForkSafeLock
 
 T = TypeVar("T")
@@ -73,7 +73,9 @@ class Structure:
         with self._lock:
             if key not in self._memory:
                 with plainly():
-                    self._memory[key] = build()
+                    value = build()
+                    finish(self.device)
+                self._memory[key] = value
             value = self._memory[key]
             return value
 

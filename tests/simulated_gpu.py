@@ -58,6 +58,9 @@ class SimulatedTensor(Tensor):
     def __torch_dispatch__(cls, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(operator, args, kwargs or {})
 
+    def record_stream(self, stream: Any) -> None:
+        self.recorded = stream
+
     def data_ptr(self) -> int:
         return self.host.data_ptr()
 

@@ -144,3 +144,13 @@ def test_the_backward_pass_of_a_device_runs_in_a_thread_of_its_own() -> None:
     (bars,) = torch.autograd.grad(x, b, torch.eye(5, dtype=torch.float64).to(DEVICE), is_grads_batched=True)
     assert threads != {threading.current_thread().ident}
     torch.testing.assert_close(bars.cpu(), torch.linalg.inv(P5.dense).mT)
+
+
+def test_what_is_remembered_is_finished() -> None:
+    """Another thread, with a stream of its own, may find it at once."""
+    structure = on_device()._structure
+    before = synchronisations()
+    structure.remember("something", lambda: torch.zeros(3, device=DEVICE))
+    assert synchronisations() == before + 1
+    structure.remember("something", lambda: torch.zeros(3, device=DEVICE))
+    assert synchronisations() == before + 1

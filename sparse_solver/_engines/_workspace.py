@@ -292,6 +292,8 @@ class Workspace:
         self._vectors = tuple(self._dense(vector) for vector in (x, b))
         if current != self.stream:
             self.stream.wait_stream(current)
+            if self._values is not None:  # whose memory the other stream must not reuse before this one has read it
+                self._values.record_stream(self.stream)
         self._library.call("SetStream", self._handle.pointer, self.stream.cuda_stream)
         memory.count, memory.problem = self._bytes, ""
         try:
