@@ -47,7 +47,8 @@ class IndexCache(Generic[T]):
             if check is not None:
                 check(*known)
             made = build(*known)
-            finish(known[0].device)
+            for device in {i.device for i in known}:
+                finish(device)
         with self._lock:
             self._entries[self._next] = (signature, known, made)
             self._next += 1
