@@ -41,7 +41,7 @@ def _repeated(structure: Structure, count: int) -> Structure:
         rows, cols = (first + structure.rows).reshape(-1), (first + structure.cols).reshape(-1)
         labels = None if structure.labels is None else structure.labels.repeat(count)
         repeated = Structure(rows, cols, (count * n, count * n), labels)
-        repeated.block = structure, count
+        repeated.is_of(structure, count)
         return repeated
 
     return structure if count == 1 else structure.remember(("repeated", count), build)

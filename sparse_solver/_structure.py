@@ -41,9 +41,7 @@ class Structure:
         self.device = rows.device
         self._memory: dict[Hashable, Any] = {}
         self._lock = ForkSafeLock(reentrant=True)  # what is built may ask for other things that are remembered
-        self.block: tuple[Structure, int] | None = (
-            None  # that of the diagonal blocks, and how many, if it has equal ones
-        )
+        self._block: tuple[weakref.ref[Structure], int] | None = None
 
         self.position: Tensor | None = None
         self.entry_of: Tensor | None = (
@@ -113,6 +111,16 @@ class Structure:
             block, other = (side.resolve_conj().mT.contiguous() for side in (block, other))
             torch.sparse.sampled_addmm(product, block, other.mT, beta=1.0, alpha=scale, out=product)
         return entries if self.position is None else entries.index_select(0, self.position)
+
+    def is_of(self, block: Structure, count: int) -> None:
+        """Notes that there are `count` times the entries of `block` on the diagonal, and nothing else."""
+        self._block = weakref.ref(block), count  # which remembers this structure, so that there would be a cycle
+
+    @property
+    def block(self) -> tuple[Structure, int]:
+        """The equal blocks on the diagonal, and how many there are: this one, once, if nothing is known."""
+        block, count = (None, 1) if self._block is None else (self._block[0](), self._block[1])
+        return (self, 1) if block is None else (block, count)
 
     # Not cached properties, which on some versions of Python hold one lock for all objects, and through a fork.
     @property

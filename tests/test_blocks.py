@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from counting import count, installed
@@ -211,3 +214,17 @@ def test_matrices_with_many_entries_are_not_joined(monkeypatch: pytest.MonkeyPat
     P, _, _ = laplacians(1)
     monkeypatch.setattr(_blocks, "_ENTRIES", 2 * P.nnz + 1)
     assert [part.stop - part.start for part, _ in _blocks.blocks_of(P._structure, 5)] == [2, 2, 1]
+
+
+def test_what_a_batch_was_solved_with_dies_without_the_garbage_collector() -> None:
+    """A structure and what it remembers, analyses included, are not a cycle."""
+    gc.disable()
+    try:
+        P = ss.Pattern(torch.arange(3), torch.arange(3), (3, 3))
+        P.solve(torch.ones(4, 3), torch.ones(4, 3))
+        alive = weakref.ref(P._structure)
+        ss.clear_cache()
+        del P
+        assert alive() is None
+    finally:
+        gc.enable()

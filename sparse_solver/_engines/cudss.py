@@ -49,7 +49,7 @@ class CudssSymbolic:
         self.method: Kind = "general" if lu else kind
         part = "full" if self.method == "general" else "upper"
         self.layout, self._device = layout_of(structure, part, stored), structure.device
-        block, count = structure.block or (structure, 1)
+        block, count = structure.block
         self._block_layout, self.blocks = layout_of(block, part, stored), count
         self._match = None if match is None else self.arranged(match)
         self._plans: dict[bool, Plan] = {}
