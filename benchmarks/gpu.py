@@ -38,7 +38,7 @@ class _Bare(Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, b: Tensor, step: Bare) -> Tensor:
         step.workspace.factor(step.arranged(values))
-        x = step.workspace.solve(b.reshape(1, -1), False, False).view_as(b)
+        x = step.workspace.solve(b.reshape(1, -1), False).view_as(b)
         ctx.step = step
         ctx.save_for_backward(x)
         return x
@@ -46,7 +46,7 @@ class _Bare(Function):
     @staticmethod
     def backward(ctx: Any, x_bar: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         (x,), step = ctx.saved_tensors, ctx.step
-        lam = step.workspace.solve(x_bar.reshape(1, -1), False, False).view_as(x)
+        lam = step.workspace.solve(x_bar.reshape(1, -1), False).view_as(x)
         problem: Problem = step.problem
         return -lam[..., problem.rows] * x[..., problem.cols], lam, None
 
@@ -113,7 +113,7 @@ class _Nvmath(Function):
 
         (x,), problem = ctx.saved_tensors, ctx.problem
         lam = direct_solver(ctx.A, x_bar.contiguous())
-        return -lam[problem.rows] * x[problem.cols], lam, None
+        return peers.entries_bar(lam, x, problem), lam, None
 
 
 class Nvmath(Step):
@@ -130,14 +130,7 @@ class Nvmath(Step):
 
 
 class TorchSlaCudss(peers.TorchSla):
-    name = "torch-sla with cuDSS"
-
-    def solve(self, values: Tensor, b: Tensor) -> Tensor:
-        import torch_sla
-
-        problem, shape = self.problem, (self.problem.n, self.problem.n)
-        x: Tensor = torch_sla.spsolve(values, problem.rows, problem.cols, shape, b, backend="cudss", method="cholesky")
-        return x
+    name, backend, method = "torch-sla with cuDSS", "cudss", "cholesky"
 
 
 CONTENDERS: tuple[type[Step], ...] = (Bare, Ours, Deferred, OnHost, peers.Cholespy, Nvmath, TorchSlaCudss)

@@ -36,10 +36,10 @@ class _Splu(Function):
     def backward(ctx: Any, x_bar: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         (x,) = ctx.saved_tensors
         lam = torch.from_numpy(ctx.lu.solve(x_bar.resolve_conj().numpy(), "H"))
-        return _entries_bar(lam, x, ctx.problem), lam, None
+        return entries_bar(lam, x, ctx.problem), lam, None
 
 
-def _entries_bar(lam: Tensor, x: Tensor, problem: Problem) -> Tensor:
+def entries_bar(lam: Tensor, x: Tensor, problem: Problem) -> Tensor:
     product = -lam[problem.rows] * x[problem.cols].conj()
     return product if product.dim() == 1 else product.sum(-1)
 
@@ -102,6 +102,7 @@ class Cholespy(Step):
 
 class TorchSla(Step):
     name, needs = "torch-sla", "torch_sla"
+    backend, method = "scipy", "lu"
 
     def __init__(self, problem: Problem):
         super().__init__(problem)
@@ -112,7 +113,9 @@ class TorchSla(Step):
         import torch_sla
 
         problem, shape = self.problem, (self.problem.n, self.problem.n)
-        x: Tensor = torch_sla.spsolve(values, problem.rows, problem.cols, shape, b, backend="scipy", method="lu")
+        x: Tensor = torch_sla.spsolve(
+            values, problem.rows, problem.cols, shape, b, backend=self.backend, method=self.method
+        )
         return x
 
 
@@ -160,7 +163,7 @@ class _Pypardiso(Function):
             A = A.T.tocsr()
             peer.solver.factorize(A)
         lam = torch.from_numpy(np.ascontiguousarray(peer.solver.solve(A, _columns(x_bar))))
-        return _entries_bar(lam, x, peer.problem), lam, None
+        return entries_bar(lam, x, peer.problem), lam, None
 
 
 def _columns(b: Tensor) -> Any:

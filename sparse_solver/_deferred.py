@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from . import _engines
-from ._engines import Kind
-from ._kinds import Options, asymmetry, check_lines, check_triangle, imaginary_diagonal
+from ._engines import Kind, is_hermitian
+from ._kinds import ASKED_FOR, Options, asymmetry, check_lines, check_triangle, imaginary_diagonal
 from ._matrix import Matrix
 from ._structure import Structure
 from ._trust import Trusted
@@ -44,10 +44,8 @@ class DeferredNumeric:
         check_triangle(structure, options.triangle)
         check_lines(structure, options.triangle)
         self.n, self._blocks = structure.shape[0], blocks
-        kind = "symmetric" if options.assume == "hermitian" and not values.is_complex() else options.assume
-        assert kind != "auto"
-        self.kind: Kind = kind
-        self.kind_reason, self.engine, self.engine_reason = "asked for", "none", "nothing to factor"
+        self.kind = kind = options.kind(values.dtype)
+        self.kind_reason, self.engine, self.engine_reason = ASKED_FOR, "none", "nothing to factor"
         self.analysis_seconds = self.factorization_seconds = 0.0
         self.trusted: Trusted | None = None
         if self.n == 0:
@@ -74,7 +72,7 @@ class DeferredNumeric:
     def _wrong_with(self, matrix: Matrix, options: Options) -> Tensor:
         """(blocks,) what is wrong with the values of each block, or 0."""
         wrong = _number(~torch.isfinite(matrix.values).view(self._blocks, -1).all(-1), _VALUES)
-        hermitian = matrix.dtype.is_complex and self.kind != "symmetric"
+        hermitian = is_hermitian(self.kind, matrix.dtype)
         if self.kind == "general":
             return wrong
         if options.triangle is None or hermitian:

@@ -49,11 +49,8 @@ class Problem:
 
     def on_host(self) -> Problem:
         """The same in the memory of the CPU."""
-        structure = self.structure.on(_HOST)
+        structure = self.structure.on(_engines.CPU)
         return Problem(structure, self.options, self.part and structure.without(self.part.removed.cpu()))
-
-
-_HOST = torch.device("cpu")
 
 
 @cache
@@ -83,7 +80,7 @@ class Factors:
         self._batched: Factors | None = None
         self._on_host: Factors | None = None
         device, engine = problem.structure.device, problem.options.engine
-        if device != _HOST and not _engines.solves_on(device, engine):
+        if device != _engines.CPU and not _engines.solves_on(device, engine):
             if engine is None:
                 _warn_of_host(device)
             self._on_host = Factors(problem.on_host(), compare)
@@ -140,7 +137,7 @@ class Factors:
         know what is wrong."""
         options = self.problem.options
         numeric = Numeric if options.constraints is None else Minimization
-        if options.reporting == "deferred" and structure.device != _HOST:
+        if options.reporting == "deferred" and structure.device != _engines.CPU:
             yield DeferredNumeric(block, matrices.reshape(-1), options, blocks=matrices.shape[0]), part
             return
         if block is not structure:

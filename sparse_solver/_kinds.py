@@ -24,6 +24,8 @@ Assume = Literal["auto", "spd", "symmetric", "hermitian", "general"]
 Triangle = Literal["lower", "upper"]
 Reporting = Literal["sync", "deferred"]  # the keyword is check=
 
+ASKED_FOR = "asked for"  # why a matrix is of a kind
+
 
 @dataclass(frozen=True)
 class Options:
@@ -64,6 +66,11 @@ class Options:
                 "transpose: say assume='symmetric', 'hermitian' or 'spd'"
             )
 
+    def kind(self, dtype: torch.dtype) -> Kind:
+        """What a matrix is assumed to be, if that is not found out."""
+        assert self.assume != "auto"
+        return "symmetric" if self.assume == "hermitian" and not dtype.is_complex else self.assume
+
     def mirror(self, dtype: torch.dtype) -> str | None:
         """What an entry off the diagonal also stands for at the opposite place."""
         if self.triangle is None:
@@ -98,11 +105,11 @@ def check_lines(structure: Structure, triangle: Triangle | None) -> None:
 
 def kinds_of(matrix: Matrix, options: Options) -> tuple[tuple[Kind, ...], str]:
     """The kinds to try, in order, and why; raises if the values are not what the options say, or not finite."""
-    if options.assume == "general":
-        return ("general",), "asked for"
     if options.assume == "auto":
         return _found(matrix, options.triangle)
-    kind: Kind = "symmetric" if options.assume == "hermitian" and not matrix.dtype.is_complex else options.assume
+    if options.assume == "general":
+        return ("general",), ASKED_FOR
+    kind = options.kind(matrix.dtype)
     check_symmetry(matrix, options)
     if kind == "spd" and matrix.structure.shape[0]:
         diagonal = matrix.diagonal.real
@@ -114,7 +121,7 @@ def kinds_of(matrix: Matrix, options: Options) -> tuple[tuple[Kind, ...], str]:
                 row=row,
                 engine=None,
             )
-    return (kind,), "asked for"
+    return (kind,), ASKED_FOR
 
 
 def check_symmetry(matrix: Matrix, options: Options) -> None:

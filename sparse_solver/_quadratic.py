@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ._cache import IndexCache
 from ._dependence import conflicting_rows
+from ._engines import CPU
 from ._inertia import double
 from ._kinds import Assume, Options, Triangle
 from ._matrix import largest_modulus, raise_non_finite
@@ -292,7 +293,7 @@ class QuadraticProgram:
         eps = torch.finfo(C_values.dtype).eps
         known = torch.empty(0, dtype=torch.int64) if self._known is None else self._known.cpu()
         y, d = (double(right[name].detach().resolve_conj().cpu()) for name in ("y", "d"))
-        values, C = double(C_values.detach().resolve_conj().cpu()), C.on(torch.device("cpu"))
+        values, C = double(C_values.detach().resolve_conj().cpu()), C.on(CPU)
         lead = d.shape[:-2] if values.dim() > 1 else ()
         if not lead:  # all right-hand sides are columns for one C
             count = math.prod(d.shape[:-1])

@@ -103,7 +103,6 @@ class Cudss:
     def __init__(self, version: tuple[int, int, int] = (1, 0, 0)) -> None:
         self.version = version
         self.objects: dict[int, Any] = {}
-        self.calls: list[str] = []
         self.phases: list[tuple[Phase, int]] = []  # with the number of right-hand sides
         self.violations: list[str] = []
         self.fail: dict[str, int] = {}
@@ -120,7 +119,6 @@ class Cudss:
                 self.violations.append(f"{name} was called while another call was going on")
                 return EXECUTION_FAILED
             try:
-                self.calls.append(name)
                 if name in self.fail:
                     return self.fail.pop(name)
                 return method(*given)

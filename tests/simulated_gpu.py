@@ -167,7 +167,6 @@ class Module(_DummyBackendModule):
     Stream, Event = Stream, Event
     finished = True  # what events say
     allocated: dict[int, tuple[Any, int, int]] = {}
-    allocations = 0
     out_of_memory = False
     _current = threading.local()
 
@@ -193,7 +192,6 @@ class Module(_DummyBackendModule):
         memory = ctypes.create_string_buffer(size)
         address = ctypes.addressof(memory)
         self.allocated[address] = (memory, size, stream)
-        Module.allocations += 1
         return address
 
     def caching_allocator_delete(self, address: int) -> None:

@@ -28,6 +28,7 @@ LAYERS = [
     "_engines._protocol",
     "_engines._select",
     "_engines._idle",
+    "_engines._loading",
     "_engines._mkl",
     "_engines._handle",
     "_engines._cudss",

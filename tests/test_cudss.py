@@ -109,7 +109,9 @@ def test_another_major_version_is_refused() -> None:
 def test_what_is_missing_is_named() -> None:
     if torch.version.cuda is None:
         assert native.library() == "this torch was built without CUDA"
-    assert "cannot open" in str(native.load(["/nowhere/libcudss.so.1"]))
+    library, problems = native.load(["/nowhere/libcudss.so.1"])
+    assert library is None
+    assert "cannot open" in problems[0]
 
 
 def test_a_cpu_matrix_is_not_for_this_engine() -> None:

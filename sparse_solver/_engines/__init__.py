@@ -17,6 +17,7 @@ from .._matrix import Matrix
 from .._structure import Structure
 from ..errors import EngineUnavailableError, EngineUnsupportedError, OptionError
 from ._protocol import (
+    CPU,
     DTYPES,
     Availability,
     Engine,
@@ -31,6 +32,7 @@ from ._protocol import (
 from ._select import Choice, envelope_flops, is_close, select
 
 __all__ = [
+    "CPU",
     "DTYPES",
     "Analysis",
     "Availability",

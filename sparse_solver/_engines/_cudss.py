@@ -6,10 +6,8 @@ Source: NVIDIA cuDSS 1.0 documentation, "Data types" and "Functions", and the he
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
 import os
 from ctypes import CFUNCTYPE, POINTER, Structure, byref, c_char, c_char_p, c_double, c_int, c_int64, c_size_t, c_void_p
-from ctypes.util import find_library
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 import torch
 
 from ..errors import EngineError, EngineUnsupportedError
+from ._loading import candidates, files_of, first_loaded
 
 LIBRARY_VARIABLE = "SPARSE_SOLVER_CUDSS"  # the path of libcudss.so.1, for one that is not the wheel's
 _MAJOR = 1  # the first version that solves with the transpose; the constants below are its
@@ -185,34 +184,23 @@ def library() -> Library | str:
         return "torch finds no CUDA device"
     wanted = os.environ.get(LIBRARY_VARIABLE)
     package = f"nvidia-cudss-cu{cuda.split('.')[0]}"
-    found = load([wanted] if wanted else _candidates(package))
-    if isinstance(found, Library):
-        return found
+    paths = candidates(files_of(package, lambda name: name.startswith("libcudss.so")), "cudss")
+    loaded, problems = load([wanted] if wanted else paths)
+    if loaded is not None:
+        return loaded
     if wanted:
-        return f"{LIBRARY_VARIABLE}={wanted} cannot be loaded ({found})"
+        return f"{LIBRARY_VARIABLE}={wanted} cannot be loaded ({problems[0]})"
     remedy = f"pip install '{package}>={_MAJOR}', or name it in {LIBRARY_VARIABLE}"
-    return f"libcudss cannot be loaded ({found}); {remedy}" if found else f"libcudss was not found; {remedy}"
+    if problems:
+        return f"libcudss cannot be loaded ({'; '.join(problems)}); {remedy}"
+    return f"libcudss was not found; {remedy}"
 
 
-def load(paths: list[str]) -> Library | str:
-    """The first library that can be loaded, or why none can."""
-    problems = []
-    for path in paths:
-        try:
-            beside = Path(path).with_name(_THREADING_LAYER)
-            return Library(ctypes.CDLL(path), str(beside) if beside.exists() else None)
-        except (OSError, AttributeError, EngineError) as error:
-            problems.append(f"{path}: {error}")
-    return "; ".join(problems)
+def load(paths: list[str]) -> tuple[Library | None, list[str]]:
+    """The first library that can be loaded, with its threading layer, or what is wrong with each."""
 
+    def one(path: str) -> Library:
+        beside = Path(path).with_name(_THREADING_LAYER)
+        return Library(ctypes.CDLL(path), str(beside) if beside.exists() else None)
 
-def _candidates(package: str) -> list[str]:
-    found: list[str] = []
-    try:
-        for file in importlib.metadata.files(package) or []:
-            if file.name.startswith("libcudss.so"):
-                found.append(str(Path(str(file.locate())).resolve()))
-    except importlib.metadata.PackageNotFoundError:
-        pass
-    anywhere = find_library("cudss")
-    return list(dict.fromkeys([path for path in found if os.path.exists(path)] + ([anywhere] if anywhere else [])))
+    return first_loaded(paths, one, EngineError)

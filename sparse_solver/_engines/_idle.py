@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from typing import Any, Protocol
 
 from .._sync import ForkSafeLock
-
-
-class Keeper(Protocol):
-    """Something that keeps memory."""
-
-    def release_idle(self) -> None: ...
+from ._protocol import KeepsMemory
 
 
 class RecentlyUsed:
@@ -20,10 +14,10 @@ class RecentlyUsed:
 
     def __init__(self, most: int):
         self._most = most
-        self._keepers: OrderedDict[int, weakref.ref[Any]] = OrderedDict()
+        self._keepers: OrderedDict[int, weakref.ref[KeepsMemory]] = OrderedDict()
         self._lock = ForkSafeLock()
 
-    def use(self, keeper: Keeper) -> None:
+    def use(self, keeper: KeepsMemory) -> None:
         """Notes that this one was used last."""
         with self._lock:
             self._keepers[id(keeper)] = weakref.ref(keeper)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
 import os
 import sys
 from ctypes import POINTER, c_char_p, c_int, c_int64, c_void_p
-from ctypes.util import find_library
 from functools import cache
 from pathlib import Path
+
+from ._loading import candidates, files_of, first_loaded
 
 LIBRARY_VARIABLE = "SPARSE_SOLVER_MKL"  # the path of libmkl_rt, for an MKL that is not the wheel's
 
@@ -39,13 +39,9 @@ class Library:
 def library() -> Library | str:
     """The loaded library, or why there is none."""
     wanted = os.environ.get(LIBRARY_VARIABLE)
-    candidates = [wanted] if wanted else _candidates()
-    problems = []
-    for path in candidates:
-        try:
-            return Library(path)
-        except (OSError, AttributeError) as error:
-            problems.append(f"{path}: {error}")
+    loaded, problems = first_loaded([wanted] if wanted else _candidates(), Library)
+    if loaded is not None:
+        return loaded
     if wanted:
         return f"{LIBRARY_VARIABLE}={wanted} cannot be loaded ({problems[0]})"
     if problems:
@@ -54,16 +50,8 @@ def library() -> Library | str:
 
 
 def _candidates() -> list[str]:
-    found: list[str] = []
-    try:
-        for file in importlib.metadata.files("mkl") or []:
-            if file.name.startswith(("libmkl_rt.so", "mkl_rt.")) and file.name.endswith(
-                (".dll",) if os.name == "nt" else ""
-            ):
-                found.append(str(Path(str(file.locate())).resolve()))
-    except importlib.metadata.PackageNotFoundError:
-        pass
+    ending = ".dll" if os.name == "nt" else ""
+    found = files_of("mkl", lambda name: name.startswith(("libmkl_rt.so", "mkl_rt.")) and name.endswith(ending))
     folder = Path(sys.prefix, "Library", "bin") if os.name == "nt" else Path(sys.prefix, "lib")
     found += [str(path) for path in sorted(folder.glob("*mkl_rt*"), reverse=True)]
-    anywhere = find_library("mkl_rt")
-    return list(dict.fromkeys([path for path in found if os.path.exists(path)] + ([anywhere] if anywhere else [])))
+    return candidates(found, "mkl_rt")

@@ -67,12 +67,21 @@ def scattered(n: int, dtype: torch.dtype, mean: float, device: torch.device = CP
         return (2 * torch.frac(i * i * 0.6180339887498949) - (1 - mean)).unsqueeze(0).to(device, dtype)
 
 
+class Versioned(Protocol):
+    version: str
+
+
 @dataclass(frozen=True)
 class Availability:
     """Whether an engine can be used here: its `version`, or why it is `missing` and what to install."""
 
     version: str | None = None
     missing: str | None = None
+
+    @classmethod
+    def of(cls, library: Versioned | str) -> Availability:
+        """That of an engine by its library, or by why there is none."""
+        return cls(missing=library) if isinstance(library, str) else cls(version=library.version)
 
     @property
     def installed(self) -> bool:
@@ -143,6 +152,6 @@ class Engine(Protocol):
 
 @runtime_checkable
 class KeepsMemory(Protocol):
-    """An engine that keeps memory of dead factors for those to come."""
+    """Something that keeps memory of dead factors for those to come: an engine, or a part of one."""
 
     def release_idle(self) -> None: ...

@@ -149,6 +149,7 @@ class Plan:
     ):
         self.handle, self.layout, self.count, self.dtype, self.match = handle, layout, count, dtype, match
         self.is_hybrid = Config.HYBRID_MEMORY_MODE in configuration
+        self.separately = count > 1 or Config.DETERMINISTIC_MODE in configuration  # one right-hand side after the other
         self.n = layout.crow.numel() - 1
         wide = layout.nnz >= 2**31
         self.col = layout.col.to(torch.int32)
@@ -211,6 +212,7 @@ class Workspace:
         self._count, self._n, self._dtype = plan.count, plan.n, plan.dtype
         self._library, self._config = plan.handle.library, plan.config
         self._indices = plan.crow, plan.col  # which cuDSS may read as long as this lives
+        self._separately = plan.separately
         self._values: Tensor | None = None
         self._vectors: tuple[c_void_p, ...] = ()
         self._was_tried = self.is_factored = False
@@ -259,13 +261,13 @@ class Workspace:
             self._run(Phase.REFACTORIZATION if again else Phase.FACTORIZATION, scratch, scratch)
             self.is_factored = True
 
-    def solve(self, rhs: Tensor, transpose: bool, separately: bool) -> Tensor:
-        """For the rows of `rhs` (k, n · count), all at once or, `separately`, each on its own."""
+    def solve(self, rhs: Tensor, transpose: bool) -> Tensor:
+        """For the rows of `rhs` (k, n · count)."""
         x = torch.empty_like(rhs)
         with _alone(), self._handle.gpu.device(self._handle.device):
             mode = c_int(native.SOLVE_TRANSPOSE if transpose else native.SOLVE_NORMAL)
             self._library.call("ConfigSet", self._config, Config.SOLVE_MODE, byref(mode), sizeof(mode))
-            step = 1 if separately else rhs.shape[0]
+            step = 1 if self._separately else rhs.shape[0]
             for x_rows, b_rows in zip(x.split(step), rhs.split(step), strict=True):
                 self._run(Phase.SOLVE, x_rows, b_rows)
         return x

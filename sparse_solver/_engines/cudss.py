@@ -92,9 +92,7 @@ class CudssSymbolic:
             layout, count = self.layout, 1
         library = cudss_library()
         assert isinstance(library, Library)  # nothing is analysed by an engine that is not available
-        matrix_type = "hpd" if self.kind == "spd" and self.dtype.is_complex else self.kind
-        if self.method == "general":
-            matrix_type = "general"
+        matrix_type = "hpd" if self.method == "spd" and self.dtype.is_complex else self.method
         handle = handle_of(library, self._device, self.dtype)
         return Plan(handle, layout, count, matrix_type, self.dtype, configuration, self._match)
 
@@ -134,7 +132,6 @@ class CudssFactor:
 
     def __init__(self, symbolic: CudssSymbolic, values: Tensor, wait: bool = True):
         self.values, self.layout, self._symbolic = values, symbolic.layout, symbolic
-        self._is_deterministic = torch.are_deterministic_algorithms_enabled()
         self._plan = symbolic.plan()
         scaled = self._scale(values)
         self._workspace = self._plan.workspace()
@@ -177,8 +174,7 @@ class CudssFactor:
         is_symmetric = self._symbolic.method != "general"
         conjugate = transpose and is_symmetric and self._symbolic.is_hermitian  # Aᵀ = conj(A)
         rhs = (rhs.conj().resolve_conj() if conjugate else rhs) * self._scales
-        separately = self._is_deterministic or self._plan.count > 1
-        x = self._workspace.solve(rhs, transpose and not is_symmetric, separately)
+        x = self._workspace.solve(rhs, transpose and not is_symmetric)
         if self._symbolic.kind == "spd":
             x *= self._scales
         return x.conj().resolve_conj() if conjugate else x
@@ -198,8 +194,7 @@ class Cudss:
         self.name, self.hybrid = name, hybrid
 
     def availability(self) -> Availability:
-        library = cudss_library()
-        return Availability(missing=library) if isinstance(library, str) else Availability(version=library.version)
+        return Availability.of(cudss_library())
 
     def supports(self, kind: Kind, dtype: torch.dtype) -> bool:
         return dtype in DTYPES

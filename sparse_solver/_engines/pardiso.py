@@ -211,8 +211,7 @@ class Pardiso:
     device_types = ("cpu",)
 
     def availability(self) -> Availability:
-        library = mkl_library()
-        return Availability(missing=library) if isinstance(library, str) else Availability(version=library.version)
+        return Availability.of(mkl_library())
 
     def supports(self, kind: Kind, dtype: torch.dtype) -> bool:
         return dtype in DTYPES
