@@ -203,4 +203,4 @@ def load(paths: list[str]) -> tuple[Library | None, list[str]]:
         beside = Path(path).with_name(_THREADING_LAYER)
         return Library(ctypes.CDLL(path), str(beside) if beside.exists() else None)
 
-    return first_loaded(paths, one, EngineError)
+    return first_loaded(paths, one, (OSError, AttributeError, EngineError))

@@ -28,13 +28,13 @@ def candidates(paths: Iterable[str], name: str) -> list[str]:
 
 
 def first_loaded(
-    paths: Iterable[str], load: Callable[[str], T], *errors: type[Exception]
+    paths: Iterable[str], load: Callable[[str], T], errors: tuple[type[Exception], ...] = (OSError, AttributeError)
 ) -> tuple[T | None, list[str]]:
-    """The first library that `load` makes of a path, else None and what is wrong with each."""
+    """The first library that `load` makes of a path, else None and what is wrong with each: which of these `errors`."""
     problems = []
     for path in paths:
         try:
             return load(path), []
-        except (OSError, AttributeError, *errors) as error:
+        except errors as error:
             problems.append(f"{path}: {error}")
     return None, problems
