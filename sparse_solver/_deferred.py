@@ -16,12 +16,15 @@ import torch
 from torch import Tensor
 
 from . import _engines
-from ._engines import Kind, is_hermitian
+from ._engines import Kind, Symbolic, is_hermitian
 from ._kinds import ASKED_FOR, Options, asymmetry, check_lines, check_triangle, imaginary_diagonal
-from ._matrix import Matrix
+from ._matrix import Matrix, largest_modulus
+from ._plain import read_here
 from ._structure import Structure
+from ._sync import ForkSafeLock
 from ._trust import Trusted
 from .errors import (
+    EngineError,
     EngineUnsupportedError,
     NonFiniteError,
     NotPositiveDefiniteError,
@@ -55,9 +58,9 @@ class DeferredNumeric:
         analysis = _engines.analyze(matrix, kind, options.triangle, options.engine)
         self.engine, self.engine_reason, self.analysis_seconds = analysis.engine, analysis.reason, analysis.seconds
         symbolic = analysis.symbolic
-        if kind == "general":  # what pivots fail on would be seen too late; the values of the first solve tell, too
-            started, key = time.perf_counter(), ("matched", self.engine, values.dtype)
-            symbolic = structure.remember(key, lambda: analysis.symbolic.retry(matrix) or analysis.symbolic)
+        if kind == "general":  # what pivots fail on would be seen too late
+            started = time.perf_counter()
+            symbolic = _matched(matrix, self.engine, symbolic)
             self.analysis_seconds += time.perf_counter() - started
         if not isinstance(symbolic, _engines.FactorsAhead):
             raise EngineUnsupportedError(
@@ -88,6 +91,7 @@ class DeferredNumeric:
         if rhs.numel() == 0:
             return torch.empty_like(rhs)
         assert self.trusted is not None
+        read_here(self._wrong)
         each = rhs.view(-1, self.n // self._blocks)
         finite = torch.isfinite(each).all(-1)
         x, accurate = self.trusted.solve_ahead(rhs.masked_fill(~torch.isfinite(rhs), 0), transpose)
@@ -98,6 +102,24 @@ class DeferredNumeric:
         told = wrong if strict else wrong.masked_fill(wrong == _RIGHT, 0)
         _submit(told, self.n // self._blocks, self.kind, self.engine)
         return x.view_as(each).masked_fill((wrong != 0).unsqueeze(-1), float("nan")).view_as(rhs)
+
+
+def _matched(matrix: Matrix, engine: str, symbolic: Symbolic) -> Symbolic:
+    """An analysis that looks at values: at those of the first solve that has some to look at, for which it waits."""
+
+    def match() -> Symbolic | None:
+        try:
+            usable = 0 < largest_modulus(matrix.canonical) < float("inf")
+            return (symbolic.retry(matrix) or symbolic) if usable else None
+        except (EngineError, EngineUnsupportedError):  # the solution will be judged, as any other
+            return None
+
+    key = ("matched", engine, matrix.dtype)
+    found = matrix.structure.remember(key, match)
+    if found is None:  # with these values; others may do
+        matrix.structure.forget(key)
+        return symbolic
+    return found
 
 
 def _number(where: Tensor, number: int) -> Tensor:
@@ -140,9 +162,18 @@ class _Verdict:
 
 
 _submitted: deque[_Verdict] = deque()
+_lock = ForkSafeLock()  # of taking from it
+_abandoned: list[_Verdict] = []
 
-if hasattr(os, "register_at_fork"):  # a child cannot ask the device of its parent
-    os.register_at_fork(after_in_child=_submitted.clear)
+
+def _abandon() -> None:
+    """A forked child can neither ask the device of its parent nor give anything back to it."""
+    _abandoned.extend(_submitted)
+    _submitted.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon)
 
 
 def _submit(wrong: Tensor, n: int, kind: Kind, engine: str) -> None:
@@ -157,19 +188,24 @@ def _submit(wrong: Tensor, n: int, kind: Kind, engine: str) -> None:
 
 def raise_finished(wait: bool = False) -> None:
     """Raises the first error among those of the solves that have ended, or that of any solve, for which it waits."""
-    while _submitted:
-        try:
-            verdict = _submitted.popleft()
-        except IndexError:  # another thread took it
-            return
-        if wait:
-            verdict.event.synchronize()
-        elif not verdict.event.query():
-            _submitted.appendleft(verdict)
-            return
+    while (verdict := _next(wait)) is not None:
         error = verdict.error()
         if error is not None:
             raise error
+
+
+def _next(wait: bool) -> _Verdict | None:
+    """The first that has ended, taken from the list, or None where there is none, or none that has."""
+    while True:
+        with _lock:
+            if not _submitted:
+                return None
+            verdict = _submitted[0]
+            if verdict.event.query():
+                return _submitted.popleft()
+        if not wait:
+            return None
+        verdict.event.synchronize()  # others may take what has ended meanwhile
 
 
 def check_deferred() -> None:

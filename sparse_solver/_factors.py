@@ -54,11 +54,11 @@ class Problem:
 
 
 @cache
-def _warn_of_host(device: torch.device) -> None:
+def _warn_of_host(device_type: str) -> None:
     """Tells once a process that a GPU is left idle."""
     warnings.warn(
-        f"systems on {device} are solved by the CPU, and values, right-hand sides and solutions are copied to and fro: "
-        f"no engine solves there ({_engines.why_missing(device)})",
+        f"systems on {device_type} are solved by the CPU, and values, right-hand sides and solutions are copied to and fro: "
+        f"no engine solves there ({_engines.why_missing(torch.device(device_type))})",
         stacklevel=2,
     )
 
@@ -82,7 +82,7 @@ class Factors:
         device, engine = problem.structure.device, problem.options.engine
         if device != _engines.CPU and not _engines.solves_on(device, engine):
             if engine is None:
-                _warn_of_host(device)
+                _warn_of_host(device.type)
             self._on_host = Factors(problem.on_host(), compare)
 
     @property

@@ -13,7 +13,7 @@ from ._kinds import Options, check_lines, check_triangle, kinds_of
 from ._matrix import Matrix, largest_modulus, raise_non_finite
 from ._structure import Structure
 from ._trust import Trusted, row_sizes
-from .errors import NonFiniteError, NotPositiveDefiniteError, SingularMatrixError
+from .errors import EngineError, EngineUnsupportedError, NonFiniteError, NotPositiveDefiniteError, SingularMatrixError
 
 
 class Doubtful(Exception):
@@ -64,23 +64,31 @@ class Numeric:
             self.factorization_seconds += time.perf_counter() - started
             return Trusted(factor, matrix.structure, stored, kind, matrix.largest, self.engine, self._blocks)
 
-        trusted = factored(analysis.symbolic)
+        trusted, failure = factored(analysis.symbolic), None
         if not trusted.factor.stable:
             accurate = trusted.is_accurate()
             if trusted.factor.perturbed_pivots or not accurate:
-                started = time.perf_counter()
-                better = analysis.symbolic.retry(matrix)
-                self.analysis_seconds += time.perf_counter() - started
-                if better is not None:
-                    second = factored(better)
-                    if second.is_accurate() >= accurate:
-                        trusted = second
-                        _engines.remember_better(matrix.structure, self.engine, kind, dtype, stored, better)
+                try:
+                    started = time.perf_counter()
+                    better = analysis.symbolic.retry(matrix)
+                    self.analysis_seconds += time.perf_counter() - started
+                    if better is not None:
+                        second = factored(better)
+                        if second.is_accurate() >= accurate:
+                            trusted = second
+                            _engines.remember_better(matrix.structure, self.engine, kind, dtype, stored, better)
+                except (
+                    EngineError,
+                    EngineUnsupportedError,
+                ) as error:  # perhaps of a matrix that is found singular below
+                    failure = None if accurate else error
         if self._blocks > 1:
             if not trusted.is_beyond_doubt():
                 raise Doubtful
         elif trusted.factor.doubtful or not trusted.factor.stable:
             trusted.refuse_singular()
+        if failure is not None:
+            raise failure
         return trusted
 
     def solve(self, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:

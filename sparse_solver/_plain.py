@@ -42,6 +42,13 @@ def is_transformed(*tensors: Tensor) -> bool:
     )
 
 
+def read_here(*tensors: Tensor) -> None:
+    """Keeps the memory of these tensors, which another stream may have made and may free, until the current stream, too,
+    has read them."""
+    for tensor in tensors:
+        tensor.record_stream(torch.get_device_module(tensor.device).current_stream(tensor.device))
+
+
 def finish(device: torch.device) -> None:
     """Waits until the device has made what the current stream of this thread was given, for other streams to find it made."""
     if device.type != "cpu":

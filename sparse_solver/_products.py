@@ -32,9 +32,10 @@ class Products:
         return self._product(self._values, x, transpose, self._hermitian)
 
     def magnitude(self, x: Tensor, transpose: bool) -> Tensor:
-        if self._moduli is None:
-            self._moduli = self._values.abs()
-        return self._product(self._moduli, x.abs(), transpose, False)
+        moduli = self._values.abs() if self._moduli is None else self._moduli
+        if self._on_cpu:  # on a GPU, another stream might read what this one has not made yet
+            self._moduli = moduli
+        return self._product(moduli, x.abs(), transpose, False)
 
     def column_sizes(self) -> Tensor:
         """(n,) the largest modulus in each column."""

@@ -200,7 +200,7 @@ class Trusted:
         ratio = (numerator.abs() / denominator).reshape(-1, self._n // self._blocks)
         largest = ratio.amax(-1).double()
         if largest.device.type != "cpu" or bool(largest.isnan().any()):  # asking a GPU takes longer
-            ratio = ratio.masked_fill(denominator.view_as(ratio) == 0, 0).nan_to_num(nan=_INFINITY)
+            ratio = ratio.masked_fill(denominator.view_as(ratio) == 0, 0).nan_to_num(nan=_INFINITY, posinf=_INFINITY)
             largest = ratio.amax(-1).double()
         return largest
 

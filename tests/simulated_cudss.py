@@ -1,7 +1,8 @@
 """cuDSS for the simulated GPU: the functions of the C interface, written down from its documentation.
 
 They compute with NumPy what the library would on the device, insist on what it asks of its callers, and note in
-`violations` what no status can tell. Pivots are never exchanged, which is worse than what cuDSS does.
+`violations` what no status can tell; among that whatever could let memory of one stream be used on another. Pivots are
+never exchanged, which is worse than what cuDSS does.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import simulated_gpu
 from numpy.typing import NDArray
-from scipy.linalg import solve_triangular
+from scipy import linalg
 from scipy.optimize import linear_sum_assignment
 
 from sparse_solver._engines import _cudss as native
@@ -67,6 +68,11 @@ class Dense:
         return array(self.values, size * (at + 1), self.dtype)[at * size :].reshape(self.columns, self.rows)
 
 
+def solve_triangular(A: Array, b: Array, **which: bool) -> Array:
+    solution: Array = linalg.solve_triangular(A, b, check_finite=False, **which)
+    return solution
+
+
 class Factored:
     """P A = L U, without exchanges of rows besides those of a matching."""
 
@@ -98,7 +104,8 @@ class Factored:
 
 
 class Cudss:
-    """`functions` for `_cudss.Library`; `fail` makes the next call of a function return a status."""
+    """`functions` for `_cudss.Library`; `fail` makes the next call of a function return a status, and `refuse` gives that of
+    the phase whose number, among those of its kind, it is told."""
 
     def __init__(self, version: tuple[int, int, int] = (1, 0, 0)) -> None:
         self.version = version
@@ -106,6 +113,10 @@ class Cudss:
         self.phases: list[tuple[Phase, int]] = []  # with the number of right-hand sides
         self.violations: list[str] = []
         self.fail: dict[str, int] = {}
+        self.refuse: Callable[[Phase, int], int] = lambda phase, number: OK
+        self.fails_early = False  # a pivot that is not positive ends a factorisation with a status
+        self.factored: list[tuple[Array, float]] = []  # the values, and the limit to memory of the device
+        self.matched: list[Array] = []  # the values of analyses that looked at them
         self._numbers = itertools.count(1000)
         self._inside = threading.Lock()
         for name, arguments in native.SIGNATURES.items():
@@ -153,6 +164,8 @@ class Cudss:
         return self._destroy(handle)
 
     def _SetStream(self, handle: int, stream: int | None) -> int:
+        if self.objects[handle].stream not in (None, stream or 0):
+            self.violations.append("memory of the handle belongs to another stream")
         self.objects[handle].stream = stream or 0
         return OK
 
@@ -179,6 +192,8 @@ class Cudss:
         return OK
 
     def _DataCreate(self, handle: int, place: Any) -> int:
+        if self.objects[handle].stream is None:
+            self.violations.append("data are made on a stream that was not chosen")
         return self._create(place, _Data(self.objects[handle]))
 
     def _DataDestroy(self, handle: int, data: int) -> int:
@@ -250,19 +265,24 @@ class Cudss:
         deterministic = settings[Config.DETERMINISTIC_MODE]
         matching, hybrid = settings[Config.MATCHING_ALG], settings[Config.HYBRID_MEMORY_MODE]
         self.phases.append((Phase(phase), b.columns))
+        status = self.refuse(Phase(phase), sum(one == phase for one, _ in self.phases))
+        if status:
+            return status
+        if state.handle is not self.objects[handle]:
+            self.violations.append("data belong to another handle")
         if not isinstance(A, Csr) or A.n != b.rows or (x.rows, x.columns) != (b.rows, b.columns):
             return INVALID_VALUE
         if (count > 1) + bool(deterministic) + bool(hybrid) > 1 or (count > 1 and matching not in (0, 6)):
             return NOT_SUPPORTED
         if phase == Phase.ANALYSIS:
             state.analysed = settings.copy()
-            state.stream, state.config, state.mtype = self.objects[handle].stream, settings, A.mtype
-            state.order = _matching(A.dense(0)) if matching == native.MATCHING_MAX_DIAG_PRODUCT else np.arange(A.n)
+            state.config, state.mtype, state.order = settings, A.mtype, np.arange(A.n)
+            if matching == native.MATCHING_MAX_DIAG_PRODUCT:
+                self.matched.append(A.dense(0))
+                state.order = _matching(A.dense(0))
             return state.allocate(A.nnz * 4)
         if not state.analysed or state.analysed[Config.DETERMINISTIC_MODE] != deterministic:
             return INVALID_VALUE
-        if state.stream != self.objects[handle].stream:
-            self.violations.append(f"the memory belongs to stream {state.stream}")
         if phase == Phase.SOLVE:
             return self._solve(state, settings, x, b)
         if phase == Phase.REFACTORIZATION and not state.factors:
@@ -270,8 +290,11 @@ class Cudss:
         epsilon = settings[Config.PIVOT_EPSILON]
         if epsilon < 0:
             epsilon = 1e-13 if np.dtype(A.dtype).itemsize in (8, 16) and A.dtype != np.complex64 else 1e-5
+        self.factored.append((A.dense(0), settings[Config.HYBRID_DEVICE_MEMORY_LIMIT]))
         state.factors = [Factored(A.dense(at), A.mtype, epsilon, state.order) for at in range(count)]
         state.info = state.info or next((one.info for one in state.factors if one.info), 0)
+        if self.fails_early and state.info:
+            return EXECUTION_FAILED
         return OK if phase == Phase.REFACTORIZATION else state.allocate(A.n * A.n * np.dtype(A.dtype).itemsize * count)
 
     def _solve(self, state: Any, settings: dict[Config, float], x: Dense, b: Dense) -> int:
@@ -286,7 +309,7 @@ class Cudss:
 
 
 class _Handle:
-    stream = 0
+    stream: int | None = None
     threading_layer: bytes | None = None
     memory: native.DeviceMemHandler
 
@@ -298,7 +321,7 @@ class _Config(dict[Config, float]):
 
 class _Data:
     def __init__(self, handle: _Handle):
-        self.handle, self.info, self.stream, self.mtype = handle, 0, 0, 0
+        self.handle, self.info, self.mtype = handle, 0, 0
         self.analysed: dict[Config, float] = {}
         self.config: Any = _Config()
         self.memory: list[tuple[int, int]] = []

@@ -15,12 +15,16 @@ import pytest
 import simulated_gpu
 import torch
 from problems import grid, laplacian_places, laplacian_values, problem, rhs
-from simulated_cudss import Csr, Cudss, _Data
+from simulated_cudss import Csr, Cudss, _Data, _Handle
 from simulated_gpu import DEVICE
 
 import sparse_solver as ss
+from sparse_solver import _deferred
 from sparse_solver._engines import _cudss as native
+from sparse_solver._engines import _workspace, engine_named
 from sparse_solver._engines._cudss import Phase
+from sparse_solver._engines.cudss import _power_of_two
+from sparse_solver._structure import structure_of
 
 SPD = problem("spd", torch.float64).to(DEVICE)
 GENERAL = problem("general", torch.float64).to(DEVICE)
@@ -391,3 +395,226 @@ def test_scales_beyond_single_precision(cudss: Cudss, kind: str, scale: float) -
     p = problem(kind, torch.float64).to(DEVICE)
     x = pattern(p).solve(p.values * scale, vector(p.n) * scale, assume=kind)  # type: ignore[arg-type]
     torch.testing.assert_close(x.cpu(), torch.linalg.solve(p.dense.cpu(), vector(p.n).cpu()))
+
+
+def solved(p: Any, x: torch.Tensor, factor: float = 1.0) -> None:
+    """Checks that x solves p's system, its values times a factor, with `vector` on the right."""
+    torch.testing.assert_close(factor * (p.dense.cpu() @ x.cpu()), vector(p.n).cpu())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), 0.0])
+def test_bad_values_are_not_those_that_rows_are_matched_by(cudss: Cudss, bad: float) -> None:
+    P = pattern(GENERAL)
+    deferred(GENERAL, GENERAL.values * bad, vector(GENERAL.n), P)
+    with pytest.raises((ss.NonFiniteError, ss.SingularMatrixError)):
+        ss.check_deferred()
+    assert not cudss.matched
+    for factor in (1.0, 3.0):
+        solved(GENERAL, deferred(GENERAL, GENERAL.values * factor, vector(GENERAL.n), P), factor)
+    ss.check_deferred()
+    assert len(cudss.matched) == 1
+
+
+def test_a_matching_that_fails_is_tried_again_by_the_next_deferred_solve(cudss: Cudss) -> None:
+    cudss.refuse = lambda phase, number: 5 if (phase, number) == (Phase.ANALYSIS, 2) else 0
+    P = pattern(GENERAL)
+    deferred(GENERAL, GENERAL.values, vector(GENERAL.n), P)
+    with pytest.raises(ss.SingularMatrixError, match="or too badly scaled"):  # without exchanges of rows
+        ss.check_deferred()
+    solved(GENERAL, deferred(GENERAL, GENERAL.values, vector(GENERAL.n), P))
+    ss.check_deferred()
+
+
+@pytest.mark.parametrize("scale", [1e200, 1e-200])
+def test_rows_are_matched_by_the_values_that_are_factored(cudss: Cudss, scale: float) -> None:
+    pattern(GENERAL).factorize(GENERAL.values * scale)
+    for values in (*cudss.matched, *(values for values, _ in cudss.factored)):
+        assert 0.5 <= abs(values).max() < 1
+
+
+def test_a_better_analysis_that_fails_leaves_singular_matrices_singular(cudss: Cudss) -> None:
+    cudss.refuse = lambda phase, number: 4 if phase == Phase.ANALYSIS and number > 1 else 0
+    edges, n = grid(4)
+    rows, cols = (index.to(DEVICE) for index in laplacian_places(edges, n))
+    values = laplacian_values(torch.ones(edges.shape[1], dtype=torch.float64), n, anchor=0.0).to(DEVICE)
+    with pytest.raises(ss.SingularMatrixError):
+        ss.Pattern(rows, cols, (n, n)).solve(values, vector(n), assume="symmetric")
+    ss.clear_cache()
+    cudss.phases.clear()
+    at = torch.stack((torch.arange(9), torch.arange(9).roll(1))).to(DEVICE)  # a cycle, of which no pivot is there
+    with pytest.raises(ss.EngineUnsupportedError, match="NOT_SUPPORTED"):  # what it failed on, where it is needed
+        ss.Pattern(*at, (9, 9)).factorize(torch.ones(9, dtype=torch.float64).to(DEVICE), assume="general")
+
+
+def test_each_stream_has_a_handle(cudss: Cudss) -> None:
+    P = pattern(SPD)
+    for number in (0, 7, 0, 9):
+        with simulated_gpu.module.stream(simulated_gpu.Stream(number=number)):
+            F = [P.factorize(SPD.values), P.factorize(SPD.values)]
+            solved(SPD, F[1].solve(vector(SPD.n)))
+    handles = [one for one in cudss.objects.values() if isinstance(one, _Handle)]
+    assert sorted(one.stream or 0 for one in handles) == [0, 7, 9]
+
+
+def test_a_factor_that_another_stream_made_is_waited_for_and_kept(
+    cudss: Cudss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[tuple[int, int]] = []
+    record = lambda self, stream: kept.append((id(self), stream.cuda_stream))  # noqa: E731
+    monkeypatch.setattr(simulated_gpu.SimulatedTensor, "record_stream", record)
+    structure, side = structure_of(SPD.rows, SPD.cols, SPD.shape), simulated_gpu.Stream(number=7)
+    symbolic = engine_named("cudss").analyze(structure, "spd", torch.float64, None)
+    symbolic.factor(_deferred.Matrix(structure, SPD.values))  # leaves an idle workspace on stream 0
+    with simulated_gpu.module.stream(side):
+        factor: Any = symbolic.factor_ahead(_deferred.Matrix(structure, SPD.values))  # type: ignore[attr-defined]
+    assert (id(factor._workspace._values), 0) in kept
+    x = factor.solve(vector(1, SPD.n), False)
+    solved(SPD, x[0])
+    assert {(id(factor.values), 0), (id(factor._scales), 0)} <= set(kept)
+
+
+def test_nothing_idle_is_forgotten(cudss: Cudss) -> None:
+    """Of the patterns used last a few keep memory; a factor that outlived that of its pattern leaves none."""
+    patterns = [
+        ss.Pattern(*(index.to(DEVICE) for index in laplacian_places(*grid(k))), (k * k, k * k)) for k in range(3, 10)
+    ]
+
+    def factorized(P: ss.Pattern, k: int) -> ss.Factorization:
+        edges, n = grid(k)
+        return P.factorize(
+            laplacian_values(torch.ones(edges.shape[1], dtype=torch.float64), n).to(DEVICE), assume="spd"
+        )
+
+    oldest = factorized(patterns[0], 3)
+    for k, P in enumerate(patterns[1:], 4):
+        factorized(P, k)
+    assert cudss.live(_Data) == 5
+    del oldest
+    assert cudss.live(_Data) == 4
+    ss.clear_cache()
+    assert cudss.live(_Data) == 0
+
+
+@pytest.mark.parametrize("check", ["sync", "deferred"])
+@pytest.mark.parametrize("phase", [Phase.ANALYSIS, Phase.FACTORIZATION, Phase.SOLVE])
+def test_idle_memory_makes_room_for_every_phase(cudss: Cudss, check: Any, phase: Phase) -> None:
+    pattern(GENERAL).factorize(GENERAL.values)
+    refused = []
+
+    def refuse(now: Phase, number: int) -> int:
+        if now != phase or refused:
+            return 0
+        refused.append(cudss.live(_Data))
+        return native.ALLOC_FAILED
+
+    cudss.refuse = refuse
+    solved(SPD, pattern(SPD).solve(SPD.values, vector(SPD.n), assume="spd", check=check))
+    ss.check_deferred()
+    assert len(refused) == 1
+    assert cudss.live(_Data) < refused[0] + (phase != Phase.SOLVE)
+
+
+def test_a_factorisation_does_not_rest_on_one_that_failed(cudss: Cudss) -> None:
+    P, is_diagonal = pattern(SPD), SPD.rows == SPD.cols
+    indefinite = torch.where(is_diagonal, 0.3 * SPD.values, SPD.values)
+    deferred(SPD, indefinite, vector(SPD.n), P)
+    with pytest.raises(ss.NotPositiveDefiniteError):
+        ss.check_deferred()
+    solved(SPD, deferred(SPD, SPD.values, vector(SPD.n), P))
+    assert Phase.REFACTORIZATION not in [phase for phase, _ in cudss.phases]
+
+
+def test_a_status_may_tell_that_a_matrix_is_not_positive_definite(cudss: Cudss) -> None:
+    cudss.fails_early = True
+    indefinite = torch.where(SPD.rows == SPD.cols, 0.3 * SPD.values, SPD.values)
+    assert pattern(SPD).factorize(indefinite).info.assume == "symmetric"
+    with pytest.raises(ss.NotPositiveDefiniteError):
+        pattern(SPD).factorize(indefinite, assume="spd")
+
+
+def test_what_cannot_be_positive_definite_is_not_scaled_to_infinity(cudss: Cudss) -> None:
+    at = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1]]).to(DEVICE)
+    values = torch.tensor([1e-38, 1.0, 1.0, 1e-38]).to(DEVICE)
+    F = ss.Pattern(*at, (2, 2)).factorize(values)
+    assert F.info.assume == "symmetric"
+    torch.testing.assert_close(F.solve(torch.tensor([2.0, 3.0]).to(DEVICE)).cpu(), torch.tensor([3.0, 2.0]))
+    assert all(abs(seen).max() <= 1 for seen, _ in cudss.factored)
+
+
+def test_a_handle_that_cannot_be_set_up_is_destroyed(cudss: Cudss) -> None:
+    cudss.fail["SetDeviceMemHandler"] = 6
+    with pytest.raises(ss.EngineError):
+        pattern(SPD).factorize(SPD.values)
+    assert cudss.live(_Handle) == 0
+
+
+def test_cores_of_the_host_are_not_needed(cudss: Cudss) -> None:
+    library: Any = engine_named("cudss").analyze.__globals__["cudss_library"]()
+    library.threading_layer = "/somewhere/libcudss_mtlayer_gomp.so.1"
+    cudss.fail["SetThreadingLayer"] = 6
+    solved(SPD, pattern(SPD).solve(SPD.values, vector(SPD.n)))
+    assert not cudss.fail
+
+
+def test_what_cannot_be_destroyed_is_not_the_next_ones_problem(cudss: Cudss) -> None:
+    def destroy() -> None:
+        raise RuntimeError("the device is gone")
+
+    _workspace._dead.append(destroy)
+    solved(SPD, pattern(SPD).solve(SPD.values, vector(SPD.n)))
+    assert not _workspace._dead
+
+
+def test_each_workspace_has_a_limit_of_its_own(cudss: Cudss, monkeypatch: pytest.MonkeyPatch) -> None:
+    P, kept = pattern(SPD), []
+    for gigabytes in (1, 2):
+        monkeypatch.setattr(simulated_gpu.Module, "mem_get_info", lambda *_, free=gigabytes: (free * 2**30, 2**40))
+        kept.append(P.factorize(SPD.values, engine="cudss_hybrid", assume="spd"))
+    del kept[0]
+    P.factorize(SPD.values, engine="cudss_hybrid", assume="spd")  # in the memory of the first
+    first, second, third = (limit for _, limit in cudss.factored)
+    assert first == third < second
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_powers_of_two(dtype: torch.dtype) -> None:
+    tiny, largest = torch.finfo(dtype).tiny, torch.finfo(dtype).max
+    sizes = torch.tensor([0.0, -1.0, 1.0, 0.75, 3.0, tiny, 4 * tiny, largest / 4, 1e30, float("inf")], dtype=dtype)
+    powers = _power_of_two(sizes)
+    assert powers[:2].tolist() == [1, 1]
+    product = powers[2:-1] * sizes[2:-1]
+    assert ((product >= 0.5) & (product <= 1)).all()
+    assert (torch.frexp(powers)[0] == 0.5).all()
+
+
+def test_a_verdict_is_there_for_all_threads(cudss: Cudss, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one thread looks whether it is final, another one that waits for it does not miss it."""
+    asked, here = threading.Event(), threading.get_ident()
+
+    def query(self: object) -> bool:
+        if threading.get_ident() != here:
+            asked.set()
+            threading.Event().wait(0.2)
+            return False
+        return True
+
+    deferred(SPD, -SPD.values, vector(SPD.n))
+    monkeypatch.setattr(simulated_gpu.Event, "query", query)
+    thread = threading.Thread(target=_deferred.raise_finished)
+    thread.start()
+    asked.wait()
+    with pytest.raises(ss.NotPositiveDefiniteError):
+        ss.check_deferred()
+    thread.join()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_leaves_verdicts_alone(cudss: Cudss) -> None:
+    deferred(SPD, SPD.values, vector(SPD.n))
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if not _deferred._submitted and len(_deferred._abandoned) == 1 else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert len(_deferred._submitted) == 1
+    ss.check_deferred()

@@ -27,6 +27,11 @@ class RecentlyUsed:
             if one is not None:
                 one.release_idle()
 
+    def has(self, keeper: KeepsMemory) -> bool:
+        """Whether this one will be told to release; without the lock, for those who may be inside of it."""
+        reference = self._keepers.get(id(keeper))
+        return reference is not None and reference() is keeper
+
     def release(self) -> None:
         """Has all of them release what is idle."""
         with self._lock:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .._layout import Layout
 from .._matrix import Matrix
-from .._plain import plainly
+from .._plain import finish, plainly
 from .._structure import Structure
 from ..errors import NotPositiveDefiniteError
 
@@ -64,7 +64,9 @@ def scattered(n: int, dtype: torch.dtype, mean: float, device: torch.device = CP
     """
     with plainly():
         i = torch.arange(1, n + 1, dtype=torch.float64)
-        return (2 * torch.frac(i * i * 0.6180339887498949) - (1 - mean)).unsqueeze(0).to(device, dtype)
+        numbers = (2 * torch.frac(i * i * 0.6180339887498949) - (1 - mean)).unsqueeze(0).to(device, dtype)
+        finish(device)  # other streams will find them
+        return numbers
 
 
 class Versioned(Protocol):

@@ -1,10 +1,11 @@
-"""The objects of cuDSS: a handle for each device, plans of how to factor a pattern, and their workspaces on the device.
+"""The objects of cuDSS: a handle for each stream, plans of how to factor a pattern, and their workspaces on the device.
 
 A workspace holds one analysis and one factorisation. It goes back to its plan when the factor that it belongs to dies, and
 serves the next factorisation, which then needs no analysis. cuDSS calls what it keeps "data".
 
 Nothing is said about whether cuDSS may be called by several threads, so that one call at a time is made in a process; work
-on the device goes on meanwhile. A workspace keeps to the stream on which it was made, for its memory belongs to that one.
+on the device goes on meanwhile. A workspace keeps to the handle, hence the stream, with which it was made, for its memory
+and that of the handle belong to that one.
 """
 
 from __future__ import annotations
@@ -13,19 +14,22 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ctypes import byref, c_int, c_size_t, c_void_p, sizeof
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from .._layout import Layout
-from .._plain import plainly
+from .._plain import finish, plainly, read_here
 from .._sync import ForkSafeLock
+from ..errors import EngineError
 from . import _cudss as native
-from ._cudss import CONFIG_TYPES, DATA_TYPES, Config, Data, DeviceMemHandler, Library, Phase, error_of
+from ._cudss import ALLOC_FAILED, CONFIG_TYPES, DATA_TYPES, Config, Data, DeviceMemHandler, Library, Phase, error_of
 from ._idle import RecentlyUsed
+
+T = TypeVar("T")
 
 _lock = ForkSafeLock()
 _dead: deque[Callable[[], None]] = deque()  # what destroys objects that nobody uses any more
@@ -36,9 +40,17 @@ recently_used = RecentlyUsed(4)  # plans with idle workspaces
 def _alone() -> Iterator[None]:
     try:
         with _lock:
+            _destroy_dead()  # whoever died may hold the memory that is needed now
             yield
     finally:
         _bury()
+
+
+def _destroy_dead() -> None:
+    """Whoever calls is alone in the library."""
+    while _dead:
+        with suppress(Exception):  # there is nobody to tell
+            _dead.popleft()()
 
 
 def _bury() -> None:
@@ -46,8 +58,7 @@ def _bury() -> None:
     this very thread, and whoever leaves the library looks here again."""
     while _dead and _lock.acquire(blocking=False):
         try:
-            while _dead:
-                _dead.popleft()()
+            _destroy_dead()
         finally:
             _lock.release()
 
@@ -56,6 +67,17 @@ def _discard(destroy: Callable[[], None], process: int) -> None:
     if process == os.getpid():  # a forked child cannot use the device, nor free its memory
         _dead.append(destroy)
         _bury()
+
+
+def with_room(work: Callable[[], T]) -> T:
+    """What `work` gives; where there is no memory for it, that of dead factors is given back, and it is tried again."""
+    try:
+        return work()
+    except (EngineError, torch.OutOfMemoryError) as error:
+        if isinstance(error, EngineError) and error.code != ALLOC_FAILED:
+            raise
+    recently_used.release()  # not before the error is gone, which keeps what had no room
+    return work()
 
 
 class DeviceMemory:
@@ -97,36 +119,32 @@ class DeviceMemory:
 
 
 class Handle:
-    """cuDSS on one device, for one dtype: one that had served another dtype was reported to give wrong results."""
+    """cuDSS on one stream, for one dtype: one that had served another dtype was reported to give wrong results."""
 
-    def __init__(self, library: Library, device: torch.device):
-        self.library, self.device = library, device
-        self.gpu = torch.get_device_module(device)
-        self.memory = DeviceMemory(self.gpu, device)
-        self.pointer = c_void_p()
-        with self.gpu.device(device):
-            status = library.status("Create", byref(self.pointer))
-            if status:
-                if self.pointer:
-                    library.status("Destroy", self.pointer)
-                raise error_of(status, "Create")
-            if library.threading_layer is not None:
-                library.call("SetThreadingLayer", self.pointer, library.threading_layer.encode())
+    def __init__(self, library: Library, gpu: Any, device: torch.device, stream: Any):
+        self.stream, self.memory, self.pointer = stream, DeviceMemory(gpu, device), c_void_p()
+        try:
+            library.call("Create", byref(self.pointer))
+            if library.threading_layer is not None:  # without which an analysis takes one core, and longer
+                library.status("SetThreadingLayer", self.pointer, library.threading_layer.encode())
+            library.call("SetStream", self.pointer, stream.cuda_stream)
             library.call("SetDeviceMemHandler", self.pointer, byref(self.memory.handler))
-
-    def current_stream(self) -> Any:
-        return self.gpu.current_stream(self.device)
-
-
-_handles: dict[tuple[int, torch.device, torch.dtype], Handle] = {}
+        except BaseException:
+            if self.pointer:
+                library.status("Destroy", self.pointer)
+            raise
 
 
-def handle_of(library: Library, device: torch.device, dtype: torch.dtype) -> Handle:
-    key = id(library), device, dtype
-    with _alone():
-        if key not in _handles:
-            _handles[key] = Handle(library, device)
-        return _handles[key]
+_handles: dict[tuple[int, torch.device, torch.dtype, int], Handle] = {}
+
+
+def _handle_of(plan: Plan) -> Handle:
+    """That of the current stream, on the current device; whoever calls is alone in the library."""
+    stream = plan.gpu.current_stream(plan.device)
+    key = id(plan.library), plan.device, plan.dtype, stream.cuda_stream
+    if key not in _handles:
+        _handles[key] = Handle(plan.library, plan.gpu, plan.device, stream)
+    return _handles[key]
 
 
 class Plan:
@@ -139,7 +157,8 @@ class Plan:
 
     def __init__(
         self,
-        handle: Handle,
+        library: Library,
+        device: torch.device,
         layout: Layout,
         count: int,
         matrix_type: str,
@@ -147,7 +166,8 @@ class Plan:
         configuration: dict[Config, float],
         match: Tensor | None = None,
     ):
-        self.handle, self.layout, self.count, self.dtype, self.match = handle, layout, count, dtype, match
+        self.library, self.device, self.gpu = library, device, torch.get_device_module(device)
+        self.layout, self.count, self.dtype, self.match = layout, count, dtype, match
         self.is_hybrid = Config.HYBRID_MEMORY_MODE in configuration
         self.separately = count > 1 or Config.DETERMINISTIC_MODE in configuration  # one right-hand side after the other
         self.n = layout.crow.numel() - 1
@@ -160,39 +180,44 @@ class Plan:
             *(native.MATRIX_TYPES[matrix_type], view, native.BASE_ZERO),
         )
         self._idle: list[Workspace] = []
-        library = handle.library
+        finish(device)  # other streams will read the indices
         with _alone():
             self.config = library.created("ConfigCreate")
             weakref.finalize(self, _dismantle, self.config, self._idle, library, os.getpid()).atexit = False
             if count > 1:
-                self.configure(Config.UBATCH_SIZE, count)
+                _configure(library, self.config, Config.UBATCH_SIZE, count)
             for name, value in configuration.items():
-                self.configure(name, value)
-
-    def configure(self, name: Config, value: float) -> None:
-        number = CONFIG_TYPES[name](value)
-        self.handle.library.call("ConfigSet", self.config, name, byref(number), sizeof(number))
+                _configure(library, self.config, name, value)
 
     def workspace(self) -> Workspace:
-        """An idle one, of the current stream where there is one, or a new one with an analysis."""
-        current = self.handle.current_stream()
+        """An idle one, or a new one with an analysis."""
+        recently_used.use(self)
         with _alone():
-            if self._idle:
-                at = next((i for i, one in enumerate(self._idle) if one.stream == current), 0)
-                return self._idle.pop(at)
-            return Workspace(self, current)
+            return self._idle_one() or Workspace(self)
 
     def give_back(self, workspace: Workspace) -> None:
-        """Runs wherever a factor dies: see `_bury`."""
+        """Runs wherever a factor dies, and takes no lock: see `_bury`."""
         if self._idle:
             _discard(workspace.destroy, workspace.process)
-        else:
-            self._idle.append(workspace)
+            return
+        self._idle.append(workspace)
+        if not recently_used.has(self):  # nobody would ask for it to be released
+            self.release_idle()
 
     def release_idle(self) -> None:
-        while self._idle:
-            workspace = self._idle.pop()
+        while workspace := self._idle_one():
             _discard(workspace.destroy, workspace.process)
+
+    def _idle_one(self) -> Workspace | None:
+        try:
+            return self._idle.pop()
+        except IndexError:  # also where another thread was faster
+            return None
+
+
+def _configure(library: Library, config: c_void_p, name: Config, value: float) -> None:
+    number = CONFIG_TYPES[name](value)
+    library.call("ConfigSet", config, name, byref(number), sizeof(number))
 
 
 def _dismantle(config: c_void_p, idle: list[Workspace], library: Library, process: int) -> None:
@@ -207,39 +232,41 @@ def _dismantle(config: c_void_p, idle: list[Workspace], library: Library, proces
 class Workspace:
     """An analysis, and room for one factorisation; made, and called, by whoever is alone in the library."""
 
-    def __init__(self, plan: Plan, stream: Any):
-        self._handle, self.stream, self.process = plan.handle, stream, os.getpid()
+    def __init__(self, plan: Plan):
+        self._gpu, self._device, self.process = plan.gpu, plan.device, os.getpid()
         self._count, self._n, self._dtype = plan.count, plan.n, plan.dtype
-        self._library, self._config = plan.handle.library, plan.config
+        self._library, self._config = plan.library, plan.config
         self._indices = plan.crow, plan.col  # which cuDSS may read as long as this lives
         self._separately = plan.separately
         self._values: Tensor | None = None
         self._vectors: tuple[c_void_p, ...] = ()
-        self._was_tried = self.is_factored = False
-        self._bytes = [0]
+        self._was_tried = self.is_factored = False  # the latter is for whoever reads INFO to say
+        self._bytes, self._limit = [0], 0
         self._data, self._matrix = c_void_p(), c_void_p()
-        with self._handle.gpu.device(self._handle.device), plainly():
+        with self._gpu.device(self._device), plainly():
+            self._handle = _handle_of(plan)
             self._library.call("DataCreate", self._handle.pointer, byref(self._data))
             try:
                 values = plan.match
                 if values is None:  # which nobody looks at
-                    values = torch.ones(plan.count * plan.layout.nnz, dtype=plan.dtype, device=self._handle.device)
+                    values = torch.ones(plan.count * plan.layout.nnz, dtype=plan.dtype, device=self._device)
+                read_here(*self._indices, values)
                 self._matrix = self._library.created(
                     "MatrixCreateCsr", self._n, self._n, plan.layout.nnz, plan.crow.data_ptr(), None, plan.col.data_ptr(),
                     values.data_ptr(), *plan.description,
                 )  # fmt: skip
-                scratch = torch.empty((1, self._n * self._count), dtype=plan.dtype, device=self._handle.device)
+                scratch = torch.empty((1, self._n * self._count), dtype=plan.dtype, device=self._device)
                 self._run(Phase.ANALYSIS, scratch, scratch)
                 self._values = values
                 if plan.is_hybrid:
-                    plan.configure(Config.HYBRID_DEVICE_MEMORY_LIMIT, self._room())
+                    self._limit = self._room()
             except BaseException:
                 self.destroy()
                 raise
 
     def _room(self) -> int:
         """The bytes of device memory for a factorisation that may use the host's as well: most of what is free."""
-        gpu, device = self._handle.gpu, self._handle.device
+        gpu, device = self._gpu, self._device
         free = gpu.mem_get_info(device)[0] + gpu.memory_reserved(device) - gpu.memory_allocated(device)
         least: int = self._get(Data.HYBRID_DEVICE_MEMORY_MIN).value
         return max(least, int(0.8 * free))
@@ -250,23 +277,29 @@ class Workspace:
 
     def factor(self, values: Tensor) -> None:
         """Factors the matrix with these values, which are kept, since cuDSS may read them as long as it solves."""
-        with _alone(), self._handle.gpu.device(self._handle.device):
+        with _alone(), self._gpu.device(self._device):
             self._library.call("MatrixSetValues", self._matrix, values.data_ptr())
+            values.record_stream(self._handle.stream)
             self._values = values
+            if self._limit:
+                _configure(self._library, self._config, Config.HYBRID_DEVICE_MEMORY_LIMIT, self._limit)
             scratch = torch.empty((1, self._n * self._count), dtype=values.dtype, device=values.device)
             if self._was_tried:  # or the error of that would stay
                 none = c_int(0)
                 self._library.call("DataSet", self._handle.pointer, self._data, Data.INFO, byref(none), sizeof(none))
             again, self._was_tried, self.is_factored = self.is_factored, True, False
             self._run(Phase.REFACTORIZATION if again else Phase.FACTORIZATION, scratch, scratch)
-            self.is_factored = True
 
     def solve(self, rhs: Tensor, transpose: bool) -> Tensor:
         """For the rows of `rhs` (k, n · count)."""
         x = torch.empty_like(rhs)
-        with _alone(), self._handle.gpu.device(self._handle.device):
-            mode = c_int(native.SOLVE_TRANSPOSE if transpose else native.SOLVE_NORMAL)
-            self._library.call("ConfigSet", self._config, Config.SOLVE_MODE, byref(mode), sizeof(mode))
+        with _alone(), self._gpu.device(self._device):
+            _configure(
+                self._library,
+                self._config,
+                Config.SOLVE_MODE,
+                native.SOLVE_TRANSPOSE if transpose else native.SOLVE_NORMAL,
+            )
             step = 1 if self._separately else rhs.shape[0]
             for x_rows, b_rows in zip(x.split(step), rhs.split(step), strict=True):
                 self._run(Phase.SOLVE, x_rows, b_rows)
@@ -274,8 +307,7 @@ class Workspace:
 
     def get(self, what: Data) -> Any:
         """What cuDSS tells about the analysis or factorisation, for which it waits."""
-        with _alone(), self._handle.gpu.device(self._handle.device):
-            self._library.call("SetStream", self._handle.pointer, self.stream.cuda_stream)
+        with _alone(), self._gpu.device(self._device):
             return self._get(what)
 
     def _get(self, what: Data) -> Any:
@@ -287,16 +319,13 @@ class Workspace:
 
     def _run(self, phase: Phase, x: Tensor, b: Tensor) -> None:
         """One phase, after what the current stream has been given so far, and before what it will be given."""
-        current, memory = self._handle.current_stream(), self._handle.memory
+        current, stream, memory = self._gpu.current_stream(self._device), self._handle.stream, self._handle.memory
         for vector in self._vectors:
             self._library.status("MatrixDestroy", vector)
         self._vectors = ()
         self._vectors = tuple(self._dense(vector) for vector in (x, b))
-        if current != self.stream:
-            self.stream.wait_stream(current)
-            if self._values is not None:  # whose memory the other stream must not reuse before this one has read it
-                self._values.record_stream(self.stream)
-        self._library.call("SetStream", self._handle.pointer, self.stream.cuda_stream)
+        if current != stream:
+            stream.wait_stream(current)
         memory.count, memory.problem = self._bytes, ""
         try:
             status = self._library.status(
@@ -304,8 +333,8 @@ class Workspace:
             )
         finally:
             memory.count = None
-        if current != self.stream:
-            current.wait_stream(self.stream)
+        if current != stream:
+            current.wait_stream(stream)
         if status:
             raise error_of(status, f"Execute, {phase.name.lower()},", memory.problem)
 
@@ -324,10 +353,9 @@ class Workspace:
 
     def destroy(self) -> None:
         """Gives everything back; whoever calls is alone in the library."""
-        with self._handle.gpu.device(self._handle.device):
+        with self._gpu.device(self._device):
             for matrix in (*self._vectors, self._matrix):
                 if matrix:
                     self._library.status("MatrixDestroy", matrix)
-            self._library.status("SetStream", self._handle.pointer, self.stream.cuda_stream)
             self._library.status("DataDestroy", self._handle.pointer, self._data)
         self._values = None

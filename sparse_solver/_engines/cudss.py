@@ -20,14 +20,17 @@ from torch import Tensor
 
 from .._layout import layout_of
 from .._matrix import Matrix
+from .._plain import read_here
 from .._structure import Structure
 from .._sync import ForkSafeLock
-from ..errors import EngineError, EngineUnsupportedError
+from ..errors import EngineError, EngineUnsupportedError, NotPositiveDefiniteError
 from . import _cudss as native
-from ._cudss import ALLOC_FAILED, Config, Data, Library
+from ._cudss import Config, Data, Library
 from ._cudss import library as cudss_library
 from ._protocol import DTYPES, Availability, Kind, is_hermitian, not_positive_definite
-from ._workspace import Plan, handle_of, recently_used
+from ._workspace import Plan, recently_used, with_room
+
+_DEFINITE = 1.01  # entries of a positive definite matrix whose diagonal is scaled to one or less stay below it
 
 
 class CudssSymbolic:
@@ -54,7 +57,7 @@ class CudssSymbolic:
         self._match = None if match is None else self.arranged(match)
         self._plans: dict[bool, Plan] = {}
         self._lock = ForkSafeLock()
-        self.plan().give_back(self.plan().workspace())  # the analysis
+        with_room(lambda: self.plan().give_back(self.plan().workspace()))  # the analysis
 
     @property
     def is_hermitian(self) -> bool:
@@ -62,6 +65,15 @@ class CudssSymbolic:
 
     def arranged(self, matrix: Matrix) -> Tensor:
         return matrix.arranged(self.layout, self.is_hermitian)
+
+    def scaled(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """S A S, or s A, with powers of two, and these for each row of what is solved."""
+        if self.kind == "spd":
+            scales = _power_of_two(values.index_select(0, self.layout.at_diagonal).real.sqrt())
+            return values * scales[self.layout.rows] * scales[self.layout.col], scales
+        scales = _power_of_two(values.abs().view(self.blocks, -1).amax(-1, keepdim=True))
+        of_rows = scales.expand(-1, (self.layout.crow.numel() - 1) // self.blocks).reshape(-1)
+        return (values.view(self.blocks, -1) * scales).view(-1), of_rows
 
     def plan(self) -> Plan:
         """How to factor under torch's present choice of algorithms."""
@@ -93,24 +105,17 @@ class CudssSymbolic:
         library = cudss_library()
         assert isinstance(library, Library)  # nothing is analysed by an engine that is not available
         matrix_type = "hpd" if self.method == "spd" and self.dtype.is_complex else self.method
-        handle = handle_of(library, self._device, self.dtype)
-        return Plan(handle, layout, count, matrix_type, self.dtype, configuration, self._match)
+        match = None if self._match is None else self.scaled(self._match)[0]  # as what will be factored
+        return Plan(library, self._device, layout, count, matrix_type, self.dtype, configuration, match)
 
     def factor_nnz(self, matrix: Matrix) -> int | None:
         return None  # which would matter if there were engines to choose from
 
     def factor(self, matrix: Matrix) -> CudssFactor:
-        try:
-            return CudssFactor(self, self.arranged(matrix))
-        except EngineError as error:
-            if error.code != ALLOC_FAILED:
-                raise
-        recently_used.release()
-        self.plan().release_idle()  # the workspace that had no room
-        return CudssFactor(self, self.arranged(matrix))
+        return with_room(lambda: CudssFactor(self, self.arranged(matrix)))
 
     def factor_ahead(self, matrix: Matrix) -> CudssFactor:
-        return CudssFactor(self, self.arranged(matrix), wait=False)
+        return with_room(lambda: CudssFactor(self, self.arranged(matrix), wait=False))
 
     def retry(self, matrix: Matrix) -> CudssSymbolic | None:
         if self.kind == "spd" or (self._match is not None and torch.equal(self.arranged(matrix), self._match)):
@@ -133,31 +138,39 @@ class CudssFactor:
     def __init__(self, symbolic: CudssSymbolic, values: Tensor, wait: bool = True):
         self.values, self.layout, self._symbolic = values, symbolic.layout, symbolic
         self._plan = symbolic.plan()
-        scaled = self._scale(values)
+        self._stream = self._plan.gpu.current_stream(self._plan.device)
+        scaled, self._scales = symbolic.scaled(values)
+        # The diagonal is below one now. Values far from it would not fit into the dtype, and none of this is looked at.
+        if wait and symbolic.kind == "spd" and not bool(scaled.abs().amax() < _DEFINITE):
+            raise self._indefinite()
         self._workspace = self._plan.workspace()
         weakref.finalize(self, self._plan.give_back, self._workspace).atexit = False
-        self._workspace.factor(scaled)
-        recently_used.use(self._plan)
+        try:
+            self._workspace.factor(scaled)
+        except EngineError as error:
+            if (
+                symbolic.kind == "spd"
+                and error.code != native.ALLOC_FAILED
+                and self._workspace.get(Data.INFO).value > 0
+            ):
+                raise self._indefinite() from error
+            raise
         if wait:
             self._read()
+        else:  # a pivot may have ended a Cholesky factorisation, on which the next one must not rest
+            self._workspace.is_factored = symbolic.kind != "spd"
 
-    def _scale(self, values: Tensor) -> Tensor:
-        """S A S, or s A, with powers of two that are kept."""
-        if self._symbolic.kind == "spd":
-            self._scales = _power_of_two(values.index_select(0, self.layout.at_diagonal).real.sqrt())
-            return values * self._scales[self.layout.rows] * self._scales[self.layout.col]
-        blocks = self._symbolic.blocks
-        scales = _power_of_two(values.abs().view(blocks, -1).amax(-1, keepdim=True))
-        self._scales = scales.expand(-1, self._plan.n * self._plan.count // blocks).reshape(-1)
-        return (values.view(blocks, -1) * scales).view(-1)
+    def _indefinite(self) -> NotPositiveDefiniteError:
+        # INFO is the number of a pivot in an order that is not known.
+        return not_positive_definite(self._symbolic.engine.name, "Cholesky", None)
 
     def _read(self) -> None:
         """What cuDSS tells; raises where it could not factor."""
         kind, engine, work = self._symbolic.kind, self._symbolic.engine.name, self._workspace
         info = work.get(Data.INFO).value
         work.is_factored = info == 0
-        if info and kind == "spd":  # the number is that of a pivot in an order that is not known
-            raise not_positive_definite(engine, "Cholesky", None)
+        if info and kind == "spd":
+            raise self._indefinite()
         if info:
             raise EngineError(f"cuDSS reports error {info} of the factorisation", engine=engine, code=info)
         self.memory_bytes = work.memory_bytes or None
@@ -171,10 +184,14 @@ class CudssFactor:
             self.negative_eigenvalues = None if self.perturbed_pivots else work.get(Data.INERTIA)[1]
 
     def solve(self, rhs: Tensor, transpose: bool) -> Tensor:
+        current = self._plan.gpu.current_stream(self._plan.device)
+        if current != self._stream:
+            current.wait_stream(self._stream)
+            read_here(self.values, self._scales)
         is_symmetric = self._symbolic.method != "general"
         conjugate = transpose and is_symmetric and self._symbolic.is_hermitian  # Aᵀ = conj(A)
         rhs = (rhs.conj().resolve_conj() if conjugate else rhs) * self._scales
-        x = self._workspace.solve(rhs, transpose and not is_symmetric)
+        x = with_room(lambda: self._workspace.solve(rhs, transpose and not is_symmetric))
         if self._symbolic.kind == "spd":
             x *= self._scales
         return x.conj().resolve_conj() if conjugate else x
@@ -182,9 +199,11 @@ class CudssFactor:
 
 def _power_of_two(sizes: Tensor) -> Tensor:
     """Those nearest below the reciprocals of `sizes`; one where a size is not positive."""
-    most = 126 if sizes.dtype == torch.float32 else 1022
-    exponents = torch.frexp(sizes)[1].clamp(-most, most)
-    return torch.where(sizes > 0, torch.ldexp(torch.ones_like(sizes), -exponents), 1.0)
+    integers, mantissa, bias = (torch.int32, 23, 127) if sizes.dtype == torch.float32 else (torch.int64, 52, 1023)
+    exponents = torch.frexp(sizes)[1].clamp(1 - bias, bias - 1)
+    # Put together from their bits: powers of two as functions are inexact on some devices.
+    powers = ((bias - exponents.to(integers)) << mantissa).view(sizes.dtype)
+    return torch.where(sizes > 0, powers, 1.0)
 
 
 class Cudss:
