@@ -176,10 +176,15 @@ def asymmetry(matrix: Matrix, conjugate: bool) -> tuple[Tensor, Tensor]:
     if conjugate and opposite.is_complex():
         opposite = opposite.conj().resolve_conj()
     root = structure.diagonal_of(canonical).abs().sqrt()
-    scale = torch.maximum(canonical.abs(), opposite.abs())
-    scale = torch.maximum(scale, root[structure.canonical_rows] * root[structure.col])
-    difference = (canonical - opposite).abs()
-    return difference - 64 * torch.finfo(canonical.dtype).eps * scale, difference
+    return excess(canonical, opposite, root[structure.canonical_rows] * root[structure.col])
+
+
+def excess(entries: Tensor, opposite: Tensor, roots: Tensor) -> tuple[Tensor, Tensor]:
+    """By how much entries exceed those at the opposite places, or their conjugates, more than rounding explains, and the
+    difference itself; `roots` are the √|a_ii a_jj|."""
+    scale = torch.maximum(torch.maximum(entries.abs(), opposite.abs()), roots)
+    difference = (entries - opposite).abs()
+    return difference - 64 * torch.finfo(entries.dtype).eps * scale, difference
 
 
 def _require_symmetric(matrix: Matrix, options: Options, conjugate: bool) -> None:

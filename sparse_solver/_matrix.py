@@ -145,3 +145,12 @@ def largest_modulus(numbers: Tensor) -> float:
     if low.device.type != "cpu":  # ask a GPU once
         return float(torch.maximum(-low, high))
     return max(-low.item(), high.item())
+
+
+def power_of_two(sizes: Tensor) -> Tensor:
+    """Those nearest below the reciprocals of `sizes`; one where a size is not positive."""
+    integers, mantissa, bias = (torch.int32, 23, 127) if sizes.dtype == torch.float32 else (torch.int64, 52, 1023)
+    exponents = torch.frexp(sizes)[1].clamp(1 - bias, bias - 1)
+    # Put together from their bits: powers of two as functions are inexact on some devices.
+    powers = ((bias - exponents.to(integers)) << mantissa).view(sizes.dtype)
+    return torch.where(sizes > 0, powers, 1.0)

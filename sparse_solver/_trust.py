@@ -53,7 +53,7 @@ class Trusted:
         then, and for methods that are not stable, the residual is formed.
         """
         x, eps = self.factor.solve(rhs, transpose), self._eps
-        x_size = largest_modulus(x)
+        x_size = self._largest_of(x)
         if not x_size < _INFINITY:
             self.refuse_singular()
             if not strict:  # a derivative that overflows is passed on as what it is
@@ -102,7 +102,7 @@ class Trusted:
         """Whether the factor solves a system with scattered numbers on the right to a small backward error, refinement allowed."""
         rhs = self._scattered()
         x = self.factor.solve(rhs, False)
-        self._growth = largest_modulus(x) * self._largest
+        self._growth = self._largest_of(x) * self._largest
         if self._growth == _INFINITY or self._growth != self._growth:
             return False
         enough = 1e3 * self._eps
@@ -186,6 +186,9 @@ class Trusted:
         # Of a mean that is not zero, since the vectors that singular matrices annihilate are often constant.
         return scattered(self._n, self._dtype, 0.25, self.factor.values.device)
 
+    def _largest_of(self, vectors: Tensor) -> float:
+        return largest_modulus(vectors)
+
     def _sizes(self, vectors: Tensor) -> Tensor:
         """(k · blocks,) the largest modulus in what belongs to one system."""
         return row_sizes(vectors.reshape(-1, self._n // self._blocks))
@@ -212,21 +215,25 @@ class Trusted:
         return self._made
 
     def _describe_singular(self, distance: float) -> str:
-        from scipy.sparse import csr_matrix
-        from scipy.sparse.csgraph import structural_rank
-
-        layout = self.factor.layout
-        if layout.part == "full":
-            ones = torch.ones(layout.nnz, dtype=torch.int8, device="cpu").numpy()
-            matrix = csr_matrix((ones, layout.col.cpu().numpy(), layout.crow.cpu().numpy()), shape=(self._n, self._n))
-            rank = int(structural_rank(matrix))
-            if rank < self._n:
-                return f"the matrix is structurally singular: its pattern has rank {rank} of {self._n}, whatever the values"
+        rank = self._structural_rank()
+        if rank is not None and rank < self._n:
+            return f"the matrix is structurally singular: its pattern has rank {rank} of {self._n}, whatever the values"
         return (
             f"the matrix is singular to working precision: changing its entries by {distance:.0e} of themselves makes it "
             f"singular (a graph or mesh Laplacian needs an anchor: a fixed vertex, or a multiple of the identity or of "
             f"the mass matrix added)"
         )
+
+    def _structural_rank(self) -> int | None:
+        from scipy.sparse import csr_matrix
+        from scipy.sparse.csgraph import structural_rank
+
+        layout = self.factor.layout
+        if layout.part != "full":
+            return None
+        ones = torch.ones(layout.nnz, dtype=torch.int8, device="cpu").numpy()
+        matrix = csr_matrix((ones, layout.col.cpu().numpy(), layout.crow.cpu().numpy()), shape=(self._n, self._n))
+        return int(structural_rank(matrix))
 
 
 def row_sizes(vectors: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ LAYERS = [
     "_engines._idle",
     "_engines._loading",
     "_engines._mkl",
+    "_engines._settings",
     "_engines._handle",
     "_engines._cudss",
     "_engines._workspace",

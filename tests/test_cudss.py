@@ -23,7 +23,7 @@ from sparse_solver import _deferred
 from sparse_solver._engines import _cudss as native
 from sparse_solver._engines import _workspace, engine_named
 from sparse_solver._engines._cudss import Phase
-from sparse_solver._engines.cudss import _power_of_two
+from sparse_solver._matrix import power_of_two
 from sparse_solver._structure import structure_of
 
 SPD = problem("spd", torch.float64).to(DEVICE)
@@ -580,7 +580,7 @@ def test_each_workspace_has_a_limit_of_its_own(cudss: Cudss, monkeypatch: pytest
 def test_powers_of_two(dtype: torch.dtype) -> None:
     tiny, largest = torch.finfo(dtype).tiny, torch.finfo(dtype).max
     sizes = torch.tensor([0.0, -1.0, 1.0, 0.75, 3.0, tiny, 4 * tiny, largest / 4, 1e30, float("inf")], dtype=dtype)
-    powers = _power_of_two(sizes)
+    powers = power_of_two(sizes)
     assert powers[:2].tolist() == [1, 1]
     product = powers[2:-1] * sizes[2:-1]
     assert ((product >= 0.5) & (product <= 1)).all()

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from .._layout import Layout
 from .._sync import ForkSafeLock
-from ..errors import EngineError, SingularMatrixError
 from ._idle import RecentlyUsed
 from ._mkl import Library
+from ._settings import ANALYSIS, FACTORIZATION, RELEASE_ALL, SOLVE, engine_error
 
 # Live factors that one analysis serves, at most; the careful method reserves room for the pivots of them all.
 _FACTORS_PER_HANDLE, _CAREFUL_FACTORS_PER_HANDLE = 1024, 16
@@ -27,25 +27,7 @@ _IDLE_BYTES = 256 * 2**20
 
 recently_used = RecentlyUsed(4)  # handles that may have idle memory
 
-_ANALYSIS, _FACTORIZATION, SOLVE, FORWARD, _RELEASE_FACTOR, _RELEASE_ALL = 11, 22, 33, 331, 0, -1
-
-_MESSAGES = {
-    -1: "input inconsistent",
-    -2: "not enough memory",
-    -3: "reordering problem",
-    -4: "zero pivot",
-    -5: "unclassified internal error",
-    -6: "reordering failed",
-    -7: "diagonal matrix is singular",
-    -8: "32-bit integer overflow",
-    -9: "not enough memory for out-of-core",
-    -10: "error opening out-of-core files",
-    -11: "error reading or writing out-of-core files",
-    -12: "pardiso_64 called from a 32-bit library",
-    -13: "interrupted by the progress function",
-    -15: "internal error which can appear for iparm(24)=10 and iparm(13)=1",
-}
-
+FORWARD, _RELEASE_FACTOR = 331, 0  # phases
 
 # PARDISO follows torch.set_num_threads. Two things force the hand:
 # The two-level method lays out its data for the threads of the analysis. Any later phase with another number of
@@ -127,7 +109,7 @@ class Handle:
         self._free = list(range(self._native.slots, 0, -1))
         self._idle: list[int] = []  # slots of dead factors that still have their memory
         self._idle_at_most = 0
-        weakref.finalize(self, self._native.release, _RELEASE_ALL).atexit = False
+        weakref.finalize(self, self._native.release, RELEASE_ALL).atexit = False
 
     @property
     def is_lost(self) -> bool:
@@ -136,7 +118,7 @@ class Handle:
     def analyze(self, values: Tensor | None) -> int | None:
         """Makes the analysis; returns the predicted entries of the factor."""
         with self._lock:
-            code = self._native.call(_ANALYSIS, values=values)
+            code = self._native.call(ANALYSIS, values=values)
         if code:
             raise engine_error(code, "analysis")
         entries = self._native.iparm[17]
@@ -146,7 +128,7 @@ class Handle:
     def factor(self, slot: int, values: Tensor) -> tuple[int, list[int]]:
         """Factors into the slot; returns the error code and iparm."""
         with self._lock:
-            code = self._native.call(_FACTORIZATION, slot, values)
+            code = self._native.call(FACTORIZATION, slot, values)
             iparm = list(self._native.iparm)
             if code:
                 self._native.release(_RELEASE_FACTOR, slot)
@@ -192,10 +174,3 @@ class Handle:
                     self._free.append(slot)
             finally:
                 self._lock.release()
-
-
-def engine_error(code: int, phase: str) -> Exception:
-    if code in (-4, -7):
-        return SingularMatrixError(f"PARDISO met a zero pivot during {phase}: the matrix is singular", engine="pardiso")
-    reason = _MESSAGES.get(code, "unknown error")
-    return EngineError(f"PARDISO failed during {phase} with error {code} ({reason})", engine="pardiso", code=code)

@@ -57,13 +57,13 @@ def is_doubtful(smallest_pivot: float, dtype: torch.dtype) -> bool:
 
 
 @lru_cache(maxsize=8)
-def scattered(n: int, dtype: torch.dtype, mean: float, device: torch.device = CPU) -> Tensor:
-    """(1, n) scattered numbers between mean − 1 and mean + 1, always the same ones.
+def scattered(n: int, dtype: torch.dtype, mean: float, device: torch.device = CPU, start: int = 0) -> Tensor:
+    """(1, n) scattered numbers between mean − 1 and mean + 1, always the same ones: those from number `start` on.
 
     vmap forbids torch's generators where this may be called.
     """
     with plainly():
-        i = torch.arange(1, n + 1, dtype=torch.float64)
+        i = torch.arange(start + 1, start + n + 1, dtype=torch.float64)
         numbers = (2 * torch.frac(i * i * 0.6180339887498949) - (1 - mean)).unsqueeze(0).to(device, dtype)
         finish(device)  # other streams will find them
         return numbers

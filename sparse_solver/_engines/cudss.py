@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .._layout import layout_of
-from .._matrix import Matrix
+from .._matrix import Matrix, power_of_two
 from .._plain import read_here
 from .._structure import Structure
 from .._sync import ForkSafeLock
@@ -69,9 +69,9 @@ class CudssSymbolic:
     def scaled(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """S A S, or s A, with powers of two, and these for each row of what is solved."""
         if self.kind == "spd":
-            scales = _power_of_two(values.index_select(0, self.layout.at_diagonal).real.sqrt())
+            scales = power_of_two(values.index_select(0, self.layout.at_diagonal).real.sqrt())
             return values * scales[self.layout.rows] * scales[self.layout.col], scales
-        scales = _power_of_two(values.abs().view(self.blocks, -1).amax(-1, keepdim=True))
+        scales = power_of_two(values.abs().view(self.blocks, -1).amax(-1, keepdim=True))
         of_rows = scales.expand(-1, (self.layout.crow.numel() - 1) // self.blocks).reshape(-1)
         return (values.view(self.blocks, -1) * scales).view(-1), of_rows
 
@@ -195,15 +195,6 @@ class CudssFactor:
         if self._symbolic.kind == "spd":
             x *= self._scales
         return x.conj().resolve_conj() if conjugate else x
-
-
-def _power_of_two(sizes: Tensor) -> Tensor:
-    """Those nearest below the reciprocals of `sizes`; one where a size is not positive."""
-    integers, mantissa, bias = (torch.int32, 23, 127) if sizes.dtype == torch.float32 else (torch.int64, 52, 1023)
-    exponents = torch.frexp(sizes)[1].clamp(1 - bias, bias - 1)
-    # Put together from their bits: powers of two as functions are inexact on some devices.
-    powers = ((bias - exponents.to(integers)) << mantissa).view(sizes.dtype)
-    return torch.where(sizes > 0, powers, 1.0)
 
 
 class Cudss:

@@ -24,35 +24,20 @@ from .._matrix import Matrix, largest_modulus
 from .._structure import Structure
 from .._sync import ForkSafeLock
 from ..errors import EngineError
-from ._handle import FORWARD, Handle, engine_error, recently_used
+from ._handle import FORWARD, Handle, recently_used
 from ._mkl import Library
 from ._mkl import library as mkl_library
 from ._protocol import DTYPES, Availability, Kind, is_hermitian, not_positive_definite, scattered
+from ._settings import engine_error, matrix_type, parameters
 
 _FEW = 2**14  # rows
 
 
-def _matrix_type(kind: Kind, dtype: torch.dtype) -> int:
-    real = {"spd": 2, "symmetric": -2, "hermitian": -2, "general": 11}
-    complex_ = {"spd": 4, "symmetric": 6, "hermitian": -4, "general": 13}
-    return (complex_ if dtype.is_complex else real)[kind]
-
-
 def _parameters(kind: Kind, dtype: torch.dtype, matching: bool, careful: bool) -> list[int]:
-    single = dtype in (torch.float32, torch.complex64)
-    iparm = [0] * 64
-    iparm[0] = 1  # (1): these values instead of the defaults
+    iparm = parameters(kind, dtype, matching)
     iparm[1] = 3  # (2): parallel nested dissection
-    # (10): pivots below 10^-this times the norm are raised to it. The manual's values for double precision; for
-    # single precision they would lie below the rounding error.
-    iparm[9] = {("general", False): 13, ("general", True): 6}.get((kind, single), 4 if single else 8)
-    iparm[10] = iparm[12] = int(matching)  # (11), (13): scaling and weighted matching
-    iparm[17] = -1  # (18): report the entries of the factor
-    iparm[20] = int(kind != "hermitian")  # (21): 1-by-1 and 2-by-2 pivots, or 1-by-1 pivots only
     # (24): two-level factorisation, without which two right-hand sides cost twenty times one; it excludes matching.
     iparm[23] = 0 if matching else 1
-    iparm[27] = int(single)  # (28)
-    iparm[34] = 1  # (35): indices count from zero
     iparm[55] = int(careful)  # (56): keep the pivots; on grids of 500² the factorisation then takes a third longer
     return iparm
 
@@ -87,7 +72,7 @@ class PardisoSymbolic:
 
     def _analyze(self) -> Handle:
         parameters = _parameters(self._method, self._dtype, self._analysed is not None, self.careful)
-        handle = Handle(self._library, _matrix_type(self._method, self._dtype), self.layout, self._n, parameters)
+        handle = Handle(self._library, matrix_type(self._method, self._dtype), self.layout, self._n, parameters)
         self.nnz = handle.analyze(self._analysed)
         return handle
 
