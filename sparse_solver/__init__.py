@@ -13,6 +13,7 @@ from ._quadratic import Multipliers, QuadraticProgram, minimize_quadratic
 from ._report import Iteration, Report
 from ._version import __version__
 from .errors import (
+    CollectiveError,
     ConvergenceError,
     DeviceError,
     DtypeError,
@@ -37,6 +38,7 @@ from .errors import (
 
 __all__ = [
     "Availability",
+    "CollectiveError",
     "ConvergenceError",
     "DeviceError",
     "DtypeError",

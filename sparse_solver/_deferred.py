@@ -6,6 +6,7 @@ way to the host, where later calls, and `check_deferred`, look for it.
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections import deque
@@ -18,11 +19,11 @@ from torch import Tensor
 from . import _engines
 from ._engines import Kind, Symbolic, is_hermitian
 from ._kinds import ASKED_FOR, Options, asymmetry, check_lines, check_triangle, imaginary_diagonal
-from ._matrix import Matrix, largest_modulus
+from ._matrix import Matrix
 from ._plain import read_here
 from ._structure import Structure
 from ._sync import ForkSafeLock
-from ._trust import Trusted
+from ._trust import Trusted, row_sizes
 from .errors import (
     EngineError,
     EngineUnsupportedError,
@@ -60,7 +61,7 @@ class DeferredNumeric:
         symbolic = analysis.symbolic
         if kind == "general":  # what pivots fail on would be seen too late
             started = time.perf_counter()
-            symbolic = _matched(matrix, self.engine, symbolic)
+            symbolic = _matched(matrix, self.engine, symbolic, blocks)
             self.analysis_seconds += time.perf_counter() - started
         if not isinstance(symbolic, _engines.FactorsAhead):
             raise EngineUnsupportedError(
@@ -104,20 +105,27 @@ class DeferredNumeric:
         return x.view_as(each).masked_fill((wrong != 0).unsqueeze(-1), float("nan")).view_as(rhs)
 
 
-def _matched(matrix: Matrix, engine: str, symbolic: Symbolic) -> Symbolic:
-    """An analysis that looks at values: at those of the first solve that has some to look at, for which it waits."""
+def _matched(matrix: Matrix, engine: str, symbolic: Symbolic, blocks: int) -> Symbolic:
+    """An analysis that looks at values: at those of the first solve that has some to look at in every block, for which it
+    waits. One that fails is tried once more, with other values; solutions are judged, however they were found."""
+    structure, key = matrix.structure, ("matched", engine, matrix.dtype)
+    failures: list[Exception] = structure.remember(("failed to match", engine, matrix.dtype), list)
 
     def match() -> Symbolic | None:
-        try:
-            usable = 0 < largest_modulus(matrix.canonical) < float("inf")
-            return (symbolic.retry(matrix) or symbolic) if usable else None
-        except (EngineError, EngineUnsupportedError):  # the solution will be judged, as any other
+        sizes = row_sizes(matrix.canonical.view(blocks, -1))
+        if not bool(((sizes > 0) & (sizes < float("inf"))).all()):
             return None
+        try:
+            return symbolic.retry(matrix) or symbolic
+        except (EngineError, EngineUnsupportedError) as error:
+            if isinstance(error, EngineError) and error.out_of_memory:
+                raise
+            failures.append(error.with_traceback(None))
+            return symbolic if len(failures) > 1 or isinstance(error, EngineUnsupportedError) else None
 
-    key = ("matched", engine, matrix.dtype)
-    found = matrix.structure.remember(key, match)
-    if found is None:  # with these values; others may do
-        matrix.structure.forget(key)
+    found = structure.remember(key, match)
+    if found is None:
+        structure.forget(key)
         return symbolic
     return found
 
@@ -132,6 +140,7 @@ class _Verdict:
 
     event: Any
     number: Tensor
+    order: int
     n: int
     kind: Kind
     engine: str
@@ -162,6 +171,7 @@ class _Verdict:
 
 
 _submitted: deque[_Verdict] = deque()
+_order = itertools.count()
 _lock = ForkSafeLock()  # of taking from it
 _abandoned: list[_Verdict] = []
 
@@ -183,22 +193,23 @@ def _submit(wrong: Tensor, n: int, kind: Kind, engine: str) -> None:
     with gpu.device(wrong.device):
         event = gpu.Event()
         event.record(gpu.current_stream(wrong.device))
-    _submitted.append(_Verdict(event, number, n, kind, engine))
+    _submitted.append(_Verdict(event, number, next(_order), n, kind, engine))
 
 
 def raise_finished(wait: bool = False) -> None:
     """Raises the first error among those of the solves that have ended, or that of any solve, for which it waits."""
-    while (verdict := _next(wait)) is not None:
+    last = next(_order)  # later ones are not waited for
+    while (verdict := _next(wait, last)) is not None:
         error = verdict.error()
         if error is not None:
             raise error
 
 
-def _next(wait: bool) -> _Verdict | None:
+def _next(wait: bool, last: int) -> _Verdict | None:
     """The first that has ended, taken from the list, or None where there is none, or none that has."""
     while True:
         with _lock:
-            if not _submitted:
+            if not _submitted or _submitted[0].order > last:
                 return None
             verdict = _submitted[0]
             if verdict.event.query():

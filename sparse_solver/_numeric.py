@@ -64,7 +64,8 @@ class Numeric:
             self.factorization_seconds += time.perf_counter() - started
             return Trusted(factor, matrix.structure, stored, kind, matrix.largest, self.engine, self._blocks)
 
-        trusted, failure = factored(analysis.symbolic), None
+        trusted = factored(analysis.symbolic)
+        failure: Exception | None = None
         if not trusted.factor.stable:
             accurate = trusted.is_accurate()
             if trusted.factor.perturbed_pivots or not accurate:
@@ -77,19 +78,20 @@ class Numeric:
                         if second.is_accurate() >= accurate:
                             trusted = second
                             _engines.remember_better(matrix.structure, self.engine, kind, dtype, stored, better)
-                except (
-                    EngineError,
-                    EngineUnsupportedError,
-                ) as error:  # perhaps of a matrix that is found singular below
+                # Perhaps of a matrix that is found singular below.
+                except (EngineError, EngineUnsupportedError, torch.OutOfMemoryError) as error:
                     failure = None if accurate else error
-        if self._blocks > 1:
-            if not trusted.is_beyond_doubt():
-                raise Doubtful
-        elif trusted.factor.doubtful or not trusted.factor.stable:
-            trusted.refuse_singular()
-        if failure is not None:
-            raise failure
-        return trusted
+        try:
+            if self._blocks > 1:
+                if not trusted.is_beyond_doubt():
+                    raise Doubtful
+            elif trusted.factor.doubtful or not trusted.factor.stable:
+                trusted.refuse_singular()
+            if failure is not None:
+                raise failure
+            return trusted
+        finally:
+            failure = None  # its traceback holds this frame, hence the factor
 
     def solve(self, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
         """A⁻¹ or A⁻ᵀ applied to the rows of the contiguous `rhs` (k, n), in a new tensor.

@@ -59,7 +59,8 @@ class Products:
             return product
         from scipy.sparse import csc_matrix, csr_matrix
 
-        matrix = (csc_matrix if transpose else csr_matrix)((values.numpy(), *self._indices), shape=self._shape)
+        make, shape = (csc_matrix, self._shape[::-1]) if transpose else (csr_matrix, self._shape)
+        matrix = make((values.numpy(), *self._indices), shape=shape)
         if x.shape[0] == 1:
             return torch.from_numpy(matrix @ x[0].numpy()).unsqueeze(0)
         return torch.from_numpy(np.ascontiguousarray((matrix @ x.numpy().T).T))

@@ -193,6 +193,17 @@ def shape_of(shape: Iterable[int]) -> tuple[int, int]:
 
 def coo_structure(rows: Tensor, cols: Tensor, shape: tuple[int, int]) -> Structure:
     """The structure with these COO indices; raises IndexRangeError or DeviceError where they are none of a matrix."""
+    check_coo(rows, cols)
+
+    def check(rows: Tensor, cols: Tensor) -> None:
+        check_range("row", rows, shape[0], "rows")
+        check_range("column", cols, shape[1], "columns")
+
+    return structure_of(rows, cols, shape, check)
+
+
+def check_coo(rows: Tensor, cols: Tensor) -> None:
+    """Raises IndexRangeError or DeviceError unless these are two equally long lists of integers."""
     for name, index in (("rows", rows), ("cols", cols)):
         if not isinstance(index, Tensor) or index.dtype not in _INDEX_DTYPES:
             what = index.dtype if isinstance(index, Tensor) else type(index).__name__
@@ -202,12 +213,6 @@ def coo_structure(rows: Tensor, cols: Tensor, shape: tuple[int, int]) -> Structu
             f"rows and cols have shapes {tuple(rows.shape)} and {tuple(cols.shape)}; expected (nnz,) twice"
         )
     check_device(rows, cols)
-
-    def check(rows: Tensor, cols: Tensor) -> None:
-        check_range("row", rows, shape[0], "rows")
-        check_range("column", cols, shape[1], "columns")
-
-    return structure_of(rows, cols, shape, check)
 
 
 def compressed_structure(kind: str, compressed: Tensor, plain: Tensor, shape: tuple[int, int]) -> Structure:

@@ -112,6 +112,12 @@ class ValueChangedError(SparseSolverError, RuntimeError):
     """What a derivative needs was changed in place before it was computed."""
 
 
+class CollectiveError(SparseSolverError, RuntimeError):
+    """Ranks of a distributed solve made different calls (`calls`, by rank), or something unexpected failed on one of them."""
+
+    calls: tuple[str, ...] = ()
+
+
 class EngineUnavailableError(SparseSolverError, RuntimeError):
     """The engine is not installed on this machine (`engine`, `hint`: what to install)."""
 
@@ -121,7 +127,9 @@ class EngineUnsupportedError(SparseSolverError, NotImplementedError):
 
 
 class EngineError(SparseSolverError, RuntimeError):
-    """The native library failed (`engine`, `code`): out of memory, or a defect to be reported."""
+    """The native library failed (`engine`, `code`): `out_of_memory`, or a defect to be reported."""
+
+    out_of_memory: bool = False
 
 
 class TransformError(SparseSolverError, NotImplementedError):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -32,7 +33,7 @@ def cudss(monkeypatch: pytest.MonkeyPatch) -> Iterator[simulated_cudss.Cudss]:
         engine = _engines.engine_named(name)
         monkeypatch.setattr(engine, "device_types", (simulated_gpu.TYPE,))
     monkeypatch.setattr("sparse_solver._engines.cudss.cudss_library", lambda: library)
-    monkeypatch.setattr(_workspace, "_handles", {})
+    monkeypatch.setattr(_workspace, "_handles", weakref.WeakValueDictionary())
     yield simulated
     ss.clear_cache()
     assert simulated.violations == []

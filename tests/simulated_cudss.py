@@ -74,12 +74,14 @@ def solve_triangular(A: Array, b: Array, **which: bool) -> Array:
 
 
 class Factored:
-    """P A = L U, without exchanges of rows besides those of a matching."""
+    """P A = L U, without exchanges of rows besides those of a matching; `problem` is what INFO tells about each."""
+
+    problem = 0
 
     def __init__(self, A: Array, mtype: int, epsilon: float, order: Array):
         n = A.shape[0]
         U, L = A[order].astype(np.result_type(A, np.float64)), np.eye(n, dtype=np.result_type(A, np.float64))
-        self.order, self.info, self.perturbed = order, 0, 0
+        self.order, self.info, self.perturbed = order, self.problem, 0
         for k in range(n):
             if mtype >= 3 and not U[k, k].real > 0:
                 self.info = k + 1
@@ -114,6 +116,7 @@ class Cudss:
         self.violations: list[str] = []
         self.fail: dict[str, int] = {}
         self.refuse: Callable[[Phase, int], int] = lambda phase, number: OK
+        self.made_before_failing: list[int] = []  # how many vectors are described before one cannot be
         self.fails_early = False  # a pivot that is not positive ends a factorisation with a status
         self.factored: list[tuple[Array, float]] = []  # the values, and the limit to memory of the device
         self.matched: list[Array] = []  # the values of analyses that looked at them
@@ -249,6 +252,11 @@ class Cudss:
                         layout: int) -> int:  # fmt: skip
         if layout != native.COLUMN_MAJOR or leading != rows:
             return NOT_SUPPORTED
+        if self.made_before_failing:
+            self.made_before_failing[0] -= 1
+            if self.made_before_failing[0] < 0:
+                self.made_before_failing[0] = 0
+                return EXECUTION_FAILED
         return self._create(place, Dense(rows, columns, values, DTYPES[value_type]))
 
     def _MatrixSetValues(self, matrix: int, values: int) -> int:

@@ -15,7 +15,7 @@ import pytest
 import simulated_gpu
 import torch
 from problems import grid, laplacian_places, laplacian_values, problem, rhs
-from simulated_cudss import Csr, Cudss, _Data, _Handle
+from simulated_cudss import Csr, Cudss, Dense, Factored, _Data, _Handle
 from simulated_gpu import DEVICE
 
 import sparse_solver as ss
@@ -448,12 +448,16 @@ def test_a_better_analysis_that_fails_leaves_singular_matrices_singular(cudss: C
 
 def test_each_stream_has_a_handle(cudss: Cudss) -> None:
     P = pattern(SPD)
+    kept = []
     for number in (0, 7, 0, 9):
         with simulated_gpu.module.stream(simulated_gpu.Stream(number=number)):
-            F = [P.factorize(SPD.values), P.factorize(SPD.values)]
-            solved(SPD, F[1].solve(vector(SPD.n)))
+            kept += [P.factorize(SPD.values), P.factorize(SPD.values)]
+            solved(SPD, kept[-1].solve(vector(SPD.n)))
     handles = [one for one in cudss.objects.values() if isinstance(one, _Handle)]
     assert sorted(one.stream or 0 for one in handles) == [0, 7, 9]
+    kept.clear()
+    ss.clear_cache()
+    assert cudss.live(_Handle) == 0
 
 
 def test_a_factor_that_another_stream_made_is_waited_for_and_kept(
@@ -617,4 +621,95 @@ def test_a_forked_child_leaves_verdicts_alone(cudss: Cudss) -> None:
         os._exit(0 if not _deferred._submitted and len(_deferred._abandoned) == 1 else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert len(_deferred._submitted) == 1
+    ss.check_deferred()
+
+
+def test_zeros_in_a_batch_are_not_what_rows_are_matched_by(cudss: Cudss) -> None:
+    P, v, b = pattern(GENERAL), GENERAL.values, vector(2, GENERAL.n, 1)
+    deferred(GENERAL, torch.stack((v, 0 * v)), b, P)
+    with pytest.raises(ss.SingularMatrixError):
+        ss.check_deferred()
+    x = deferred(GENERAL, torch.stack((v, v)), b, P)
+    ss.check_deferred()
+    torch.testing.assert_close(x[1].cpu(), torch.linalg.solve(GENERAL.dense.cpu(), b[1].cpu()))
+
+
+@pytest.mark.parametrize("status", [4, 5])
+def test_a_matching_that_always_fails_is_given_up(cudss: Cudss, status: int) -> None:
+    p, b = SPD, vector(SPD.n)  # which needs none
+    cudss.refuse = lambda phase, number: status if phase == Phase.ANALYSIS and number > 1 else 0
+    P = pattern(p)
+    for _ in range(2):
+        P.solve(p.values, b, assume="general", check="deferred")
+    phases, before = len(cudss.phases), simulated_gpu.synchronisations()
+    P.solve(p.values, b, assume="general", check="deferred")
+    assert Phase.ANALYSIS not in [phase for phase, _ in cudss.phases[phases:]]
+    assert simulated_gpu.synchronisations() == before
+    ss.check_deferred()
+
+
+def test_no_memory_for_a_matching_is_not_a_singular_matrix(cudss: Cudss) -> None:
+    cudss.refuse = lambda phase, number: native.ALLOC_FAILED if phase == Phase.ANALYSIS and number > 1 else 0
+    with pytest.raises(ss.EngineError, match="ALLOC_FAILED") as caught:
+        deferred(GENERAL, GENERAL.values, vector(GENERAL.n))
+    assert caught.value.out_of_memory
+
+
+def test_a_failed_second_try_keeps_nothing(cudss: Cudss) -> None:
+    cudss.refuse = lambda phase, number: 5 if phase == Phase.ANALYSIS and number > 1 else 0
+    at = torch.stack((torch.arange(9), torch.arange(9).roll(1))).to(DEVICE)
+    P = ss.Pattern(*at, (9, 9))
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(ss.EngineError):
+            P.factorize(torch.ones(9, dtype=torch.float64).to(DEVICE), assume="general")
+        ss.clear_cache()
+        assert cudss.live(_Data) == 0
+    finally:
+        gc.enable()
+
+
+def test_a_status_for_a_pivot_is_deferred_too(cudss: Cudss) -> None:
+    cudss.fails_early = True
+    indefinite = torch.where(SPD.rows == SPD.cols, 0.3 * SPD.values, SPD.values)
+    assert deferred(SPD, indefinite, vector(SPD.n)).cpu().isnan().all()
+    with pytest.raises(ss.NotPositiveDefiniteError):
+        ss.check_deferred()
+
+
+def test_an_error_number_is_not_a_status(cudss: Cudss, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two is the status for memory that is not there."""
+    monkeypatch.setattr(Factored, "problem", 2)
+    with pytest.raises(ss.EngineError, match="error 2 of the factorisation") as caught:
+        pattern(GENERAL).factorize(GENERAL.values, assume="general")
+    assert not caught.value.out_of_memory
+    assert [phase for phase, _ in cudss.phases] == [Phase.ANALYSIS, Phase.FACTORIZATION]
+
+
+def test_descriptors_are_kept_one_by_one(cudss: Cudss) -> None:
+    made = cudss.made_before_failing = [1]
+    with pytest.raises(ss.EngineError, match="cudssMatrixCreateDn"):
+        pattern(SPD).factorize(SPD.values, assume="spd")
+    assert made == [0]
+    ss.clear_cache()
+    assert cudss.live(Dense) == 0
+
+
+def test_waiting_ends_with_what_was_there(cudss: Cudss, monkeypatch: pytest.MonkeyPatch) -> None:
+    P = pattern(SPD)
+    deferred(SPD, SPD.values, vector(SPD.n), P)
+    error, more = _deferred._Verdict.error, iter(range(3))
+
+    def submitting(verdict: Any) -> Any:
+        for _ in more:
+            deferred(SPD, SPD.values, vector(SPD.n), P)
+            break
+        return error(verdict)
+
+    monkeypatch.setattr(_deferred._Verdict, "error", submitting)
+    monkeypatch.setattr(simulated_gpu.Module, "finished", False)
+    ss.check_deferred()
+    assert len(_deferred._submitted) == 1
+    monkeypatch.undo()
     ss.check_deferred()

@@ -171,7 +171,7 @@ def error_of(status: int, name: str, reason: str = "") -> EngineError | EngineUn
     message = f"cuDSS failed in cudss{name} with status {status} ({called})" + (f": {reason}" if reason else "")
     if status == NOT_SUPPORTED:
         return EngineUnsupportedError(message, engine="cudss")
-    return EngineError(message, engine="cudss", code=status)
+    return EngineError(message, engine="cudss", code=status, out_of_memory=status == ALLOC_FAILED)
 
 
 @cache

@@ -35,7 +35,8 @@ def engine_error(code: int, phase: str, engine: str = "pardiso", called: str = "
     if code in (-4, -7):
         return SingularMatrixError(f"{called} met a zero pivot during {phase}: the matrix is singular", engine=engine)
     reason = _MESSAGES.get(code, "unknown error")
-    return EngineError(f"{called} failed during {phase} with error {code} ({reason})", engine=engine, code=code)
+    message = f"{called} failed during {phase} with error {code} ({reason})"
+    return EngineError(message, engine=engine, code=code, out_of_memory=code in (-2, -9))
 
 
 def matrix_type(kind: Kind, dtype: torch.dtype) -> int:

@@ -26,7 +26,7 @@ from .._plain import finish, plainly, read_here
 from .._sync import ForkSafeLock
 from ..errors import EngineError
 from . import _cudss as native
-from ._cudss import ALLOC_FAILED, CONFIG_TYPES, DATA_TYPES, Config, Data, DeviceMemHandler, Library, Phase, error_of
+from ._cudss import CONFIG_TYPES, DATA_TYPES, Config, Data, DeviceMemHandler, Library, Phase, error_of
 from ._idle import RecentlyUsed
 
 T = TypeVar("T")
@@ -74,7 +74,7 @@ def with_room(work: Callable[[], T]) -> T:
     try:
         return work()
     except (EngineError, torch.OutOfMemoryError) as error:
-        if isinstance(error, EngineError) and error.code != ALLOC_FAILED:
+        if isinstance(error, EngineError) and not error.out_of_memory:
             raise
     recently_used.release()  # not before the error is gone, which keeps what had no room
     return work()
@@ -84,7 +84,7 @@ class DeviceMemory:
     """Has cuDSS take its memory from torch's caching allocator, and counts the bytes of each workspace."""
 
     def __init__(self, gpu: Any, device: torch.device):
-        self._gpu, self._device = gpu, device
+        self.gpu, self.device = gpu, device
         self._live: dict[int, tuple[int, list[int] | None]] = {}
         self.count: list[int] | None = None  # of what is allocated now, the bytes
         self.problem = ""
@@ -95,7 +95,7 @@ class DeviceMemory:
 
     def _allocate(self, context: Any, place: Any, size: int, stream: int | None) -> int:
         try:
-            address = self._gpu.caching_allocator_alloc(max(size, 1), self._device, stream or 0)
+            address = self.gpu.caching_allocator_alloc(max(size, 1), self.device, stream or 0)
             if self.count is not None:
                 self.count[0] += size
             self._live[address] = size, self.count
@@ -111,7 +111,7 @@ class DeviceMemory:
                 counted, count = self._live.pop(address)
                 if count is not None:
                     count[0] -= counted
-                self._gpu.caching_allocator_delete(address)
+                self.gpu.caching_allocator_delete(address)
         except BaseException as error:
             self.problem = str(error)
             return 1
@@ -133,18 +133,33 @@ class Handle:
             if self.pointer:
                 library.status("Destroy", self.pointer)
             raise
+        weakref.finalize(self, _shut, library, self.pointer, self.memory, os.getpid()).atexit = False
 
 
-_handles: dict[tuple[int, torch.device, torch.dtype, int], Handle] = {}
+def _shut(library: Library, pointer: c_void_p, memory: DeviceMemory, process: int) -> None:
+    """Destroys a handle, after the workspaces that held it; its memory has been asked for until then."""
+
+    def destroy(memory: DeviceMemory = memory) -> None:
+        with memory.gpu.device(memory.device):
+            library.status("Destroy", pointer)
+
+    _discard(destroy, process)
+
+
+# Those that workspaces hold: streams come and go, and their addresses are used again.
+_handles: weakref.WeakValueDictionary[tuple[int, torch.device, torch.dtype, int], Handle] = (
+    weakref.WeakValueDictionary()
+)
 
 
 def _handle_of(plan: Plan) -> Handle:
     """That of the current stream, on the current device; whoever calls is alone in the library."""
     stream = plan.gpu.current_stream(plan.device)
     key = id(plan.library), plan.device, plan.dtype, stream.cuda_stream
-    if key not in _handles:
-        _handles[key] = Handle(plan.library, plan.gpu, plan.device, stream)
-    return _handles[key]
+    handle = _handles.get(key)
+    if handle is None:
+        handle = _handles[key] = Handle(plan.library, plan.gpu, plan.device, stream)
+    return handle
 
 
 class Plan:
@@ -323,7 +338,8 @@ class Workspace:
         for vector in self._vectors:
             self._library.status("MatrixDestroy", vector)
         self._vectors = ()
-        self._vectors = tuple(self._dense(vector) for vector in (x, b))
+        for vectors in (x, b):  # each is kept at once, lest the other one cannot be made
+            self._vectors += (self._dense(vectors),)
         if current != stream:
             stream.wait_stream(current)
         memory.count, memory.problem = self._bytes, ""

@@ -57,7 +57,11 @@ class CudssSymbolic:
         self._match = None if match is None else self.arranged(match)
         self._plans: dict[bool, Plan] = {}
         self._lock = ForkSafeLock()
-        with_room(lambda: self.plan().give_back(self.plan().workspace()))  # the analysis
+        with_room(self._analyse)
+
+    def _analyse(self) -> None:
+        plan = self.plan()
+        plan.give_back(plan.workspace())
 
     @property
     def is_hermitian(self) -> bool:
@@ -145,20 +149,20 @@ class CudssFactor:
             raise self._indefinite()
         self._workspace = self._plan.workspace()
         weakref.finalize(self, self._plan.give_back, self._workspace).atexit = False
+        self._has_failed = False
         try:
             self._workspace.factor(scaled)
         except EngineError as error:
-            if (
-                symbolic.kind == "spd"
-                and error.code != native.ALLOC_FAILED
-                and self._workspace.get(Data.INFO).value > 0
-            ):
+            if symbolic.kind != "spd" or error.out_of_memory:
+                raise
+            if wait and not self._workspace.get(Data.INFO).value > 0:
+                raise
+            if wait:
                 raise self._indefinite() from error
-            raise
+            self._has_failed = True
+        # Where nobody reads what became of it, the next factorisation does not rest on this one.
         if wait:
             self._read()
-        else:  # a pivot may have ended a Cholesky factorisation, on which the next one must not rest
-            self._workspace.is_factored = symbolic.kind != "spd"
 
     def _indefinite(self) -> NotPositiveDefiniteError:
         # INFO is the number of a pivot in an order that is not known.
@@ -188,6 +192,8 @@ class CudssFactor:
         if current != self._stream:
             current.wait_stream(self._stream)
             read_here(self.values, self._scales)
+        if self._has_failed:
+            return torch.full_like(rhs, float("nan"))
         is_symmetric = self._symbolic.method != "general"
         conjugate = transpose and is_symmetric and self._symbolic.is_hermitian  # Aᵀ = conj(A)
         rhs = (rhs.conj().resolve_conj() if conjugate else rhs) * self._scales
