@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: demo examples test lint types tests without-pardiso benchmark format clean
+.PHONY: demo examples test lint types tests without-pardiso clusters benchmark format clean
 
 demo: .venv/installed
 	$(RUN) examples/minimal.py
@@ -16,7 +16,7 @@ examples: .venv/test-installed
 	$(RUN) examples/cantilever.py --picture docs/images/cantilever.png
 	$(RUN) examples/neohookean.py --picture docs/images/neohookean.png
 
-test: lint types tests without-pardiso
+test: lint types tests without-pardiso clusters
 
 lint: .venv/test-installed
 	$(RUN) -m ruff check .
@@ -31,6 +31,12 @@ tests: .venv/test-installed
 # The same tests as on a machine for which there is no MKL.
 without-pardiso: .venv/test-installed
 	SPARSE_SOLVER_MKL=/nowhere $(RUN) -m pytest -q
+
+# Four ranks may be more than there are cores: slow, but right.
+clusters: .venv/test-installed
+	set -e; for ranks in 1 2 4; do \
+		MPIEXEC_TIMEOUT=900 OMP_NUM_THREADS=1 .venv/bin/mpiexec -n $$ranks $(RUN) -m pytest -q tests/mpi sparse_solver/distributed; \
+	done
 
 # Ten to twenty minutes; --quick and the names of workloads can be given in ARGUMENTS.
 benchmark: .venv/test-installed

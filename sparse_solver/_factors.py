@@ -26,6 +26,7 @@ from ._deferred import DeferredNumeric, raise_finished
 from ._kinds import Options, check_symmetry, check_triangle
 from ._matrix import Matrix
 from ._numeric import Doubtful, Numeric
+from ._plain import resolved
 from ._rules import Places
 from ._saddle import Minimization, refuse_non_finite
 from ._structure import Part, Structure
@@ -98,7 +99,7 @@ class Factors:
     def numerics(self, values: Tensor) -> list[tuple[Numeric | DeferredNumeric, slice]]:
         """The factorisations: of the values at the first call, whatever became of the tensor since."""
         if self._made is None or (self._values is not None and not torch.equal(self._values, values)):
-            values = values.detach().resolve_conj().resolve_neg()
+            values = resolved(values)
             matrices = values.reshape(math.prod(values.shape[:-1]), values.shape[-1]).contiguous()
             try:
                 self._made = self._factored(matrices)
@@ -156,7 +157,7 @@ class Factors:
             return self._on_host.solve(values, rhs.detach().cpu(), transpose, strict).to(rhs.device)
         if self.problem.options.reporting == "deferred":
             raise_finished()
-        rhs = rhs.detach().resolve_conj().resolve_neg().contiguous()
+        rhs = resolved(rhs).contiguous()
         if self.problem.part is None:
             return self._solve(values, rhs, transpose, strict)
         x, rows = torch.zeros_like(rhs), self.problem.part.rows

@@ -42,6 +42,11 @@ def is_transformed(*tensors: Tensor) -> bool:
     )
 
 
+def resolved(tensor: Tensor) -> Tensor:
+    """`tensor` without a graph, with its numbers in memory as they are: no conjugates and negatives that are lazy."""
+    return tensor.detach().resolve_conj().resolve_neg()
+
+
 def read_here(*tensors: Tensor) -> None:
     """Keeps the memory of these tensors, which another stream may have made and may free, until the current stream, too,
     has read them."""

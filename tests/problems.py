@@ -44,7 +44,7 @@ def generator(seed: int) -> torch.Generator:
 def _random(n: int, dtype: torch.dtype, seed: int) -> Tensor:
     """About four entries a row."""
     g = generator(seed)
-    return torch.randn(n, n, dtype=dtype, generator=g) * (torch.rand(n, n, generator=g) < 4 / n)
+    return torch.randn(n, n, dtype=dtype, generator=g) * (torch.rand(n, n, generator=g) < 4 / max(n, 1))
 
 
 def spd(n: int, dtype: torch.dtype, seed: int = 0) -> Tensor:

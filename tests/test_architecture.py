@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,15 @@ LAYERS = [
     "_legacy",
     "",
     "__main__",
+    "distributed._mpi",
+    "distributed._group",
+    "distributed._rows",
+    "distributed._cluster",
+    "distributed._numeric",
+    "distributed._sums",
+    "distributed._solve",
+    "distributed._pattern",
+    "distributed",
 ]
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").removesuffix("."): path
@@ -106,8 +117,9 @@ def test_imports_go_up_the_list(module: str) -> None:
 
 
 def test_nothing_outside_of_the_engines_folder_knows_an_engine() -> None:
+    """The one for clusters, which does not share their protocol, shares oneMKL with PARDISO."""
     for module, path in MODULES.items():
-        if not module.startswith("_engines"):
+        if not module.startswith("_engines") and module != "distributed._cluster":
             strings = {
                 node.value
                 for node in ast.walk(ast.parse(path.read_text()))
@@ -125,18 +137,33 @@ def test_files_stay_short() -> None:
 def test_the_import_loads_no_engine_and_no_compiler() -> None:
     script = (
         "import sys, torch; before = set(sys.modules); import sparse_solver; after = set(sys.modules) - before;"
-        "print(sorted(m for m in after if m.split('.')[0] in ('scipy', 'qdldl', 'mkl') or m == 'torch._dynamo'));"
-        "maps = open('/proc/self/maps').read() if sys.platform == 'linux' else ''; print('libmkl_rt' in maps)"
+        "print(sorted(m for m in after if m.split('.')[0] in ('scipy', 'qdldl', 'mkl', 'mpi4py') or m == 'torch._dynamo'));"
+        "maps = open('/proc/self/maps').read() if sys.platform == 'linux' else ''; print('libmkl_rt' in maps or 'libmpi' in maps)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.split() == ["[]", "False"]
 
 
+def test_without_mpi_the_error_says_what_to_install() -> None:
+    script = (
+        "import sys; sys.modules['mpi4py'] = None\n"
+        "from sparse_solver.errors import EngineUnavailableError\n"
+        "try: import sparse_solver.distributed\n"
+        "except EngineUnavailableError as error: print(error.hint)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    assert "sparse-solver[mpi]" in done.stdout
+
+
+def public() -> Iterator[tuple[str, object]]:
+    yield from ((name, getattr(sparse_solver, name)) for name in sparse_solver.__all__ if name != "__version__")
+    if importlib.util.find_spec("mpi4py"):
+        distributed = importlib.import_module("sparse_solver.distributed")
+        yield from ((f"distributed.{name}", getattr(distributed, name)) for name in distributed.__all__)
+
+
 def test_everything_public_is_documented() -> None:
-    for name in sparse_solver.__all__:
-        if name == "__version__":
-            continue
-        item = getattr(sparse_solver, name)
+    for name, item in public():
         assert item.__doc__, name
         for attribute, member in vars(item).items() if isinstance(item, type) else ():
             if not attribute.startswith("_") and callable(member):

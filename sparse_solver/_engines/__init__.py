@@ -27,6 +27,7 @@ from ._protocol import (
     Kind,
     Symbolic,
     is_hermitian,
+    not_positive_definite,
     scattered,
 )
 from ._select import Choice, envelope_flops, is_close, select
@@ -47,6 +48,7 @@ __all__ = [
     "installed_on",
     "is_hermitian",
     "names",
+    "not_positive_definite",
     "release_idle",
     "scattered",
     "solves_on",

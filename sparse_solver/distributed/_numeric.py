@@ -1,0 +1,325 @@
+"""One distributed matrix, factored: what it is, the factor, and whether to trust its solutions.
+
+Whatever is decided here is decided by numbers that all ranks have reduced together, so that all of them take the same way.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+
+import torch
+from torch import Tensor
+
+from .. import _trust
+from .._engines import Kind, is_hermitian, not_positive_definite, scattered
+from .._kinds import ASKED_FOR, Assume, excess
+from .._layout import Layout
+from .._matrix import power_of_two
+from .._plain import resolved
+from .._products import Products as LocalProducts
+from .._structure import row_pointers
+from ..errors import (
+    EngineError,
+    NonFiniteError,
+    NotPositiveDefiniteError,
+    NotSymmetricError,
+    SingularMatrixError,
+)
+from ._cluster import ENGINE, Handle, Handles
+from ._rows import Rows
+
+
+class Products:
+    """A x and |A||x|, and the same with Aᵀ, for the rows of `x` (k, n): as the core's, distributed."""
+
+    def __init__(self, rows: Rows, canonical: Tensor):
+        self._rows, self._canonical = rows, canonical
+        self._local = LocalProducts(rows.structure, None, _layout(rows, "general"), canonical, False)
+
+    def apply(self, x: Tensor, transpose: bool) -> Tensor:
+        return self._product(self._local.apply, x, transpose)
+
+    def magnitude(self, x: Tensor, transpose: bool) -> Tensor:
+        return self._product(self._local.magnitude, x, transpose)
+
+    def _product(self, local: object, x: Tensor, transpose: bool) -> Tensor:
+        assert callable(local)
+        if transpose:
+            return self._rows.fold(local(x, True))
+        product: Tensor = local(self._rows.extend(x), False)
+        return product
+
+    def column_sizes(self) -> Tensor:
+        """(n,) the largest modulus in each column of this block."""
+        moduli = self._canonical.abs()
+        sizes = moduli.new_zeros(self._rows.read.numel())
+        return self._rows.most(sizes.scatter_reduce(0, self._rows.structure.col, moduli, "amax"))
+
+
+class Trusted(_trust.Trusted):
+    """The checks on a factor, with numbers of all ranks."""
+
+    def __init__(self, factor: Factor, rows: Rows, canonical: Tensor, kind: Kind, largest: float):
+        super().__init__(factor, rows.structure, None, kind, largest, ENGINE, 1)
+        self.factor: Factor = factor
+        self._group, self._distributed = rows.group, Products(rows, canonical)
+        self._start = rows.block.start
+
+    @property
+    def _products(self) -> Products:  # type: ignore[override]
+        return self._distributed
+
+    def _largest_of(self, vectors: Tensor) -> float:
+        return float(self._sizes(vectors).amax())
+
+    def _sizes(self, vectors: Tensor) -> Tensor:
+        return self._group.most(_row_sizes(vectors))
+
+    def _ratios(self, numerator: Tensor, denominator: Tensor) -> Tensor:
+        local = super()._ratios(numerator, denominator) if self._n else torch.zeros(len(numerator), dtype=torch.float64)
+        return self._group.most(local)
+
+    def _scales(self, k: int) -> Tensor:
+        return torch.full((k,), self._largest, dtype=torch.float64)
+
+    def _scattered(self) -> Tensor:
+        return scattered(self._n, self._dtype, 0.25, start=self._start)
+
+    def _structural_rank(self) -> None:
+        return None  # nobody has the whole pattern
+
+
+def _row_sizes(vectors: Tensor) -> Tensor:
+    """(k,) the largest modulus in each row; zero where there are no columns."""
+    if vectors.shape[1]:
+        return _trust.row_sizes(vectors)
+    return torch.zeros(vectors.shape[0], dtype=vectors.real.dtype)
+
+
+class Factor:
+    """A factor whose parts lie on all ranks.
+
+    `match` : whether the analysis looks at values, to match rows with columns; `fresh` : at these, whatever is there
+    `largest` : the largest modulus of an entry
+    """
+
+    flops: int | None = None
+    negative_eigenvalues: int | None = None
+    stable = False  # residuals are looked at for all kinds: they cost little here
+    doubtful = True
+
+    def __init__(
+        self, rows: Rows, number: int, kind: Kind, canonical: Tensor, largest: float, match: bool, fresh: bool
+    ):
+        self.values, hermitian = canonical, is_hermitian(kind, canonical.dtype)
+        # Hermitian matrices that need matching are factored by LU, for the reason that is told in `pardiso`.
+        method: Kind = "general" if match and hermitian else kind
+        self.layout = _layout(rows, method)
+        handles, numbering = Handles.of(rows.group), rows.numbering
+        self._scales: Tensor | None = None
+        self._made_up = numbering.made_up
+        if kind == "spd":  # bounds on pivots are absolute: to a diagonal near one
+            diagonal = rows.diagonal_of(canonical).real
+            self._scales = power_of_two(diagonal.sqrt())
+            everywhere = rows.extend(self._scales.unsqueeze(0))[0]
+            canonical = canonical * self._scales[rows.structure.canonical_rows] * everywhere[rows.structure.col]
+            largest = 1.0
+        values = canonical.new_tensor([largest]) if self._made_up else self.layout.gather(canonical, False)
+        started, key = time.perf_counter(), (number, kind, canonical.dtype, match)
+        handle = None if fresh else handles.take(rows.group, key)
+        self.analysis_seconds, self.is_fresh = 0.0, handle is None
+        if handle is None:
+            crow, cols = self.layout.crow, numbering.columns(rows.read[self.layout.col])
+            if self._made_up:
+                crow, cols = torch.tensor([0, 1]), torch.tensor([numbering.block.start])
+            handle = Handle(
+                rows.group, numbering.block, numbering.n, method, crow, cols, canonical.dtype, values, match
+            )
+            self.analysis_seconds = time.perf_counter() - started
+        weakref.finalize(self, handles.bury, handles.use(key, handle)).atexit = False
+        self._handle = handle
+        started = time.perf_counter()
+        sound = handle.factor(values)
+        self.factorization_seconds = time.perf_counter() - started
+        if not sound and kind == "spd":
+            raise not_positive_definite(ENGINE, "LDLᵀ", None)
+        if not sound:
+            raise SingularMatrixError("a pivot is zero: the matrix is singular", engine=ENGINE, row=None)
+        self.nnz: int | None = handle.nnz  # of this rank, as is
+        self.memory_bytes: int | None = handle.memory_bytes
+        self.perturbed_pivots: int | None = handle.perturbed_pivots
+
+    def solve(self, rhs: Tensor, transpose: bool) -> Tensor:
+        rhs = rhs.contiguous() if self._scales is None else rhs * self._scales
+        if self._made_up:
+            return self._handle.solve(rhs.new_zeros(rhs.shape[0], 1), transpose)[:, :0]
+        x = self._handle.solve(rhs, transpose)
+        return x if self._scales is None else x.mul_(self._scales)
+
+
+def _layout(rows: Rows, method: Kind) -> Layout:
+    """The entries that the solver wants, in read columns: all, or the upper triangle with every diagonal entry."""
+    structure = rows.structure
+    if method == "general":
+        return Layout("full", structure.canonical_rows, structure.crow, structure.col)
+    return structure.remember("upper of the whole", lambda: _upper(rows))
+
+
+def _upper(rows: Rows) -> Layout:
+    structure = rows.structure
+    kept = torch.nonzero(rows.rows <= rows.cols).squeeze(-1)
+    missing = torch.nonzero(rows.diagonal < 0).squeeze(-1)
+    at = torch.cat((structure.canonical_rows[kept], missing))
+    col = torch.cat((structure.col[kept], missing + rows.before))  # own columns are read ones, in one block
+    source = torch.cat((kept, torch.full_like(missing, -1)))
+    order = torch.sort(at * (rows.read.numel() + 1) + col)[1]
+    at = at[order]
+    return Layout("upper", at, row_pointers(at, rows.n), col[order], source[order], None, bool(missing.numel()))
+
+
+class Numeric:
+    """The factorisation of the matrix with the given contiguous values (nnz,), the share of this rank.
+
+    `number` is that of the pattern; `call` its own. Raises, on all ranks, where there is no factorisation.
+    """
+
+    def __init__(self, rows: Rows, number: int, values: Tensor, assume: Assume):
+        self._rows, self.call = rows, rows.group.calls
+        self.analysis_seconds = self.factorization_seconds = 0.0
+        self.trusted: Trusted | None = None
+        self.kind: Kind = "general"
+        canonical = rows.structure.canonical(values).clone()
+        self.largest = float(rows.group.most(_row_sizes(canonical.unsqueeze(0)))[0])
+        if not self.largest < float("inf"):
+            raise NonFiniteError("values are too large: the sum of some is infinite", argument="values", index=None)
+        kinds, self.kind_reason = self._kinds(canonical, assume)
+        if rows.shape[0] == 0:
+            return
+        self._refuse_empty_lines()
+        if self.largest == 0:
+            raise SingularMatrixError("the matrix is singular: all its values are zero", engine=None, row=None)
+        for self.kind in kinds:
+            try:
+                self.trusted = self._factored(number, canonical)
+                return
+            except NotPositiveDefiniteError as error:
+                if self.kind == kinds[-1]:
+                    raise
+                self.kind_reason += ", but " + str(error).split(";")[0]
+
+    def _refuse_empty_lines(self) -> None:
+        for line in self._rows.group.comm.allgather(self._rows.empty_line):
+            if line is not None:
+                raise SingularMatrixError(
+                    f"the matrix is structurally singular: {line[0]} {line[1]} has no stored entry",
+                    engine=None,
+                    row=line[1] if line[0] == "row" else None,
+                )
+
+    def _kinds(self, canonical: Tensor, assume: Assume) -> tuple[tuple[Kind, ...], str]:
+        """The kinds to try, in order, and why."""
+        if assume == "general":
+            return ("general",), ASKED_FOR
+        is_complex, rows = canonical.is_complex(), self._rows
+        diagonal = rows.diagonal_of(canonical)
+        lowest = -float(rows.group.most(_row_sizes_of_negative(diagonal)))
+        if assume != "auto":
+            kind: Kind = "symmetric" if assume == "hermitian" and not is_complex else assume
+            place = self._asymmetry(canonical, diagonal, is_complex and assume != "symmetric")
+            if place is not None:
+                row, col, difference = place
+                raise NotSymmetricError(
+                    f"assume={assume!r}, but the entry at ({row}, {col}) differs from "
+                    f"{'the conjugate of ' if is_complex and assume != 'symmetric' else ''}the one at ({col}, {row}) by "
+                    f"{difference:g}; use assume='general' for LU",
+                    row=row,
+                    col=col,
+                    difference=difference,
+                )
+            if kind == "spd" and rows.shape[0] and lowest <= 0:
+                raise NotPositiveDefiniteError(
+                    f"assume='spd', but a diagonal entry is {lowest:g}; a positive definite matrix has a positive diagonal",
+                    row=None,
+                    engine=None,
+                )
+            return (kind,), ASKED_FOR
+        place = self._asymmetry(canonical, diagonal, is_complex)
+        what, indefinite = ("Hermitian", "hermitian") if is_complex else ("symmetric", "symmetric")
+        if place is not None:
+            if is_complex and self._asymmetry(canonical, diagonal, False) is None:
+                return ("symmetric",), "complex symmetric"
+            neither = "neither symmetric nor Hermitian" if is_complex else "not symmetric"
+            return ("general",), f"{neither} at ({place[0]}, {place[1]})"
+        if rows.shape[0] and lowest <= 0:
+            return (indefinite,), f"{what} with a diagonal that is not positive"  # type: ignore[return-value]
+        return ("spd", indefinite), f"{what} with a positive diagonal"  # type: ignore[return-value]
+
+    def _asymmetry(self, canonical: Tensor, diagonal: Tensor, conjugate: bool) -> tuple[int, int, float] | None:
+        """The place and size of the worst violation of A = Aᵀ (or Aᴴ) on the first rank that has one."""
+        rows = self._rows
+        opposite = rows.opposite(canonical)
+        if conjugate:
+            opposite = opposite.conj().resolve_conj()
+        root = diagonal.abs().sqrt()
+        roots = root[rows.structure.canonical_rows] * rows.extend(root.unsqueeze(0))[0][rows.structure.col]
+        beyond, difference = excess(canonical, opposite, roots)
+        found = None
+        if beyond.numel() and float(beyond.max()) > 0:
+            worst = int(beyond.argmax())
+            found = int(rows.rows[worst]), int(rows.cols[worst]), float(difference[worst])
+        return next((one for one in rows.group.comm.allgather(found) if one is not None), None)
+
+    def _factored(self, number: int, canonical: Tensor) -> Trusted:
+        rows, kind = self._rows, self.kind
+
+        def factored(match: bool, fresh: bool) -> tuple[Trusted, bool]:
+            factor = Factor(rows, number, kind, canonical, self.largest, match, fresh)
+            self.analysis_seconds += factor.analysis_seconds
+            self.factorization_seconds += factor.factorization_seconds
+            trusted = Trusted(factor, rows, canonical, kind, self.largest)
+            return trusted, trusted.is_accurate()
+
+        matched = (kind, canonical.dtype) in rows.matched  # what once was needed will be needed again
+        trusted, accurate = factored(matched, False)
+        better: Trusted | None = None
+        failure: EngineError | None = None
+        is_bad = kind != "spd" and (trusted.factor.perturbed_pivots or not accurate)
+        if is_bad and not (matched and trusted.factor.is_fresh):
+            try:
+                better, is_better = factored(True, True)
+            except EngineError as error:  # perhaps of a matrix that is found singular below
+                failure = None if accurate else error
+        if better is not None and is_better >= accurate:
+            trusted = better
+            rows.matched.add((kind, canonical.dtype))
+        try:
+            trusted.refuse_singular()
+            if failure is not None:
+                raise failure
+            return trusted
+        finally:
+            failure = None  # its traceback holds this frame, hence the factor
+
+    def solve(self, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
+        """A⁻¹ or A⁻ᵀ applied to the rows of `rhs` (k, n), the share of this rank, in a new tensor.
+
+        Rows that hold NaN or infinity, on whichever rank, raise NonFiniteError if `strict`, else they give NaN.
+        """
+        if rhs.shape[0] == 0 or self._rows.shape[0] == 0:
+            return torch.empty_like(rhs)
+        assert self.trusted is not None
+        rhs = resolved(rhs).contiguous()
+        sizes = self._rows.group.most(_row_sizes(rhs))
+        finite = sizes < float("inf")
+        if bool(finite.all()):
+            return self.trusted.solve(rhs, float(sizes.max()), transpose, strict)
+        if strict:
+            raise NonFiniteError("b is too large: the modulus of an entry is infinite", argument="b", index=None)
+        x = self.solve(torch.where(finite.unsqueeze(1), rhs, 0), transpose, strict)
+        return torch.where(finite.unsqueeze(1), x, float("nan"))
+
+
+def _row_sizes_of_negative(diagonal: Tensor) -> Tensor:
+    """The largest of the negatives, of the real parts; minus infinity where there are none."""
+    return -diagonal.real.amin() if diagonal.numel() else torch.tensor(-float("inf"), dtype=diagonal.real.dtype)
