@@ -44,7 +44,7 @@ def _seconds(statement: str) -> float:
     return time.perf_counter() - start
 
 
-def _kilobytes(key: str) -> int:
+def kilobytes(key: str) -> int:
     lines = [line for line in STATUS.read_text().splitlines() if line.startswith(key)]
     return int(lines[0].split()[1])
 
@@ -58,11 +58,11 @@ def main() -> None:
     prepared = [problem.fresh() for _ in range(2)]
     if os.access("/proc/self/clear_refs", os.W_OK):
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before = _kilobytes("VmRSS")
+    before = kilobytes("VmRSS")
     contender = make(problem)
     for theta in prepared:
         contender.run(contender.fresh(theta))
-    print(1024 * (_kilobytes("VmHWM") - before))
+    print(1024 * (kilobytes("VmHWM") - before))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -24,7 +25,10 @@ Assume = Literal["auto", "spd", "symmetric", "hermitian", "general"]
 Triangle = Literal["lower", "upper"]
 Reporting = Literal["sync", "deferred"]  # the keyword is check=
 
+Place = tuple[int, int, float]  # row and column of an entry that differs from its opposite, and by how much
+
 ASKED_FOR = "asked for"  # why a matrix is of a kind
+_TRIANGLE = ", or triangle= if one triangle is stored"
 
 
 @dataclass(frozen=True)
@@ -115,13 +119,16 @@ def kinds_of(matrix: Matrix, options: Options) -> tuple[tuple[Kind, ...], str]:
         diagonal = matrix.diagonal.real
         if float(diagonal.min()) <= 0:
             row = int(diagonal.argmin())
-            raise NotPositiveDefiniteError(
-                f"assume='spd', but the diagonal entry of row {row} is {float(diagonal[row]):g}; "
-                f"a positive definite matrix has a positive diagonal",
-                row=row,
-                engine=None,
-            )
+            raise not_positive_diagonal(row, float(diagonal[row]))
     return (kind,), ASKED_FOR
+
+
+def not_positive_diagonal(row: int, entry: float) -> NotPositiveDefiniteError:
+    return NotPositiveDefiniteError(
+        f"assume='spd', but the diagonal entry of row {row} is {entry:g}; a positive definite matrix has a positive diagonal",
+        row=row,
+        engine=None,
+    )
 
 
 def check_symmetry(matrix: Matrix, options: Options) -> None:
@@ -135,23 +142,30 @@ def check_symmetry(matrix: Matrix, options: Options) -> None:
 
 def _found(matrix: Matrix, triangle: Triangle | None) -> tuple[tuple[Kind, ...], str]:
     """``assume="auto"``."""
-    indefinite: Kind
-    if not matrix.dtype.is_complex:
-        if triangle is None and (worst := _asymmetry(matrix, conjugate=False)) is not None:
-            return ("general",), f"not symmetric at ({worst[0]}, {worst[1]})"
-        what, indefinite = "symmetric", "symmetric"
-    elif (worst := _asymmetry(matrix, conjugate=True)) is None:
-        what, indefinite = "Hermitian", "hermitian"
-    elif _asymmetry(matrix, conjugate=False) is None:
-        return ("symmetric",), "complex symmetric"
-    else:
-        return ("general",), f"neither symmetric nor Hermitian at ({worst[0]}, {worst[1]})"
-    if matrix.structure.shape[0] and float(matrix.diagonal.real.min()) <= 0:
-        return (indefinite,), f"{what} with a diagonal that is not positive"
-    return ("spd", indefinite), f"{what} with a positive diagonal"
+    return kinds_found(
+        matrix.dtype.is_complex,
+        lambda conjugate: None if triangle is not None else _asymmetry(matrix, conjugate),
+        lambda: matrix.structure.shape[0] == 0 or float(matrix.diagonal.real.min()) > 0,
+    )
 
 
-def _asymmetry(matrix: Matrix, conjugate: bool) -> tuple[int, int, float] | None:
+def kinds_found(
+    is_complex: bool, asymmetry: Callable[[bool], Place | None], has_positive_diagonal: Callable[[], bool]
+) -> tuple[tuple[Kind, ...], str]:
+    """The kinds to try, in order, and why; `asymmetry` finds the worst violation of A = Aᵀ (given True: Aᴴ), if any."""
+    place = asymmetry(is_complex)
+    if place is not None:
+        if is_complex and asymmetry(False) is None:
+            return ("symmetric",), "complex symmetric"
+        neither = "neither symmetric nor Hermitian" if is_complex else "not symmetric"
+        return ("general",), f"{neither} at ({place[0]}, {place[1]})"
+    what, indefinite = ("Hermitian", "hermitian") if is_complex else ("symmetric", "symmetric")
+    if has_positive_diagonal():
+        return ("spd", indefinite), f"{what} with a positive diagonal"  # type: ignore[return-value]
+    return (indefinite,), f"{what} with a diagonal that is not positive"  # type: ignore[return-value]
+
+
+def _asymmetry(matrix: Matrix, conjugate: bool) -> Place | None:
     """The place and size of the worst violation of A = Aᵀ (or Aᴴ), None if there is none.
 
     Equal up to rounding is equal: |a_ij − a_ji| ≤ 64 ε max(|a_ij|, |a_ji|, √|a_ii a_jj|), a perturbation below
@@ -188,21 +202,29 @@ def excess(entries: Tensor, opposite: Tensor, roots: Tensor) -> tuple[Tensor, Te
 
 
 def _require_symmetric(matrix: Matrix, options: Options, conjugate: bool) -> None:
-    found = _asymmetry(matrix, conjugate)
-    if found is not None:
-        row, col, difference = found
-        other = "the conjugate of " if conjugate else ""
-        what, hint = f"assume={options.assume!r}, but", "use assume='general' for LU"
-        if options.constraints is not None:
-            what = "Q is not Hermitian:" if conjugate else "Q is not symmetric:"
-            hint = "an energy knows its symmetric part only, (Q + Qᵀ) / 2 (complex: Qᴴ): pass that"
-        raise NotSymmetricError(
-            f"{what} the entry at ({row}, {col}) differs from {other}the one at ({col}, {row}) by {difference:g}; "
-            f"{hint}, or triangle= if one triangle is stored",
-            row=row,
-            col=col,
-            difference=difference,
-        )
+    place = _asymmetry(matrix, conjugate)
+    if place is not None and options.constraints is not None:
+        what = "Q is not Hermitian:" if conjugate else "Q is not symmetric:"
+        hint = "an energy knows its symmetric part only, (Q + Qᵀ) / 2 (complex: Qᴴ): pass that"
+        raise not_symmetric(place, conjugate, what, hint + _TRIANGLE)
+    if place is not None:
+        raise not_symmetric(place, conjugate, *asked_for(options.assume, _TRIANGLE))
+
+
+def asked_for(assume: Assume, more: str = "") -> tuple[str, str]:
+    """What `not_symmetric` says where ``assume=`` is to blame."""
+    return f"assume={assume!r}, but", f"use assume='general' for LU{more}"
+
+
+def not_symmetric(place: Place, conjugate: bool, what: str, hint: str) -> NotSymmetricError:
+    row, col, difference = place
+    other = "the conjugate of " if conjugate else ""
+    return NotSymmetricError(
+        f"{what} the entry at ({row}, {col}) differs from {other}the one at ({col}, {row}) by {difference:g}; {hint}",
+        row=row,
+        col=col,
+        difference=difference,
+    )
 
 
 def _require_real_diagonal(matrix: Matrix, options: Options) -> None:

@@ -129,6 +129,7 @@ class Handle:
         self._given[39] = 2  # (40): rows of matrix, right-hand sides and solutions are distributed
         self._given[40:42] = block.start, block.stop - 1  # (41), (42): the first and the last of this rank
         self._pt, self.iparm = (c_int64 * 64)(), (c_int64 * 64)()
+        self.smallest_pivot = 0.0  # of a positive definite matrix
         self._type, self._n = c_int64(matrix_type(kind, dtype)), c_int64(n)
         self._comm, self._one, self._quiet = c_int(group.solver_comm.py2f()), c_int64(1), c_int64(0)
         code = self._call(ANALYSIS)
@@ -144,13 +145,15 @@ class Handle:
         code = self._call(FACTORIZATION)
         if code not in (0, _ZERO_PIVOT):
             raise _error(code, "factorisation")
-        return code == 0 and not (self._positive and (self.perturbed_pivots or not self._are_pivots_positive()))
+        if code == 0 and self._positive:
+            self.smallest_pivot = self._find_smallest_pivot()
+        return code == 0 and not (self._positive and (self.perturbed_pivots or self.smallest_pivot == 0))
 
-    def _are_pivots_positive(self) -> bool:
-        """Whether those of LDLᵀ are, on all ranks. There is a count of them for real matrices only."""
+    def _find_smallest_pivot(self) -> float:
+        """Of LDLᵀ, on all ranks; zero if one is not positive. (The solver counts those of real matrices only.)"""
         reciprocals = self.solve(self._values.new_ones(1, self._rows), False, _DIAGONAL).real
-        positive = bool((reciprocals > 0).all()) and bool((reciprocals < float("inf")).all())
-        return all(self._group.comm.allgather(positive))
+        smallest = 1 / float(reciprocals.max()) if bool((reciprocals > 0).all()) else 0.0
+        return float(self._group.comm.allreduce(smallest, MPI.MIN))
 
     def solve(self, rhs: Tensor, transpose: bool, phase: int = SOLVE) -> Tensor:
         """For the rows of contiguous `rhs` (k, n), k ≥ 1."""

@@ -12,8 +12,18 @@ import torch
 from torch import Tensor
 
 from .. import _trust
-from .._engines import Kind, is_hermitian, not_positive_definite, scattered
-from .._kinds import ASKED_FOR, Assume, excess
+from .._engines import Kind, is_doubtful, is_hermitian, not_positive_definite, scattered
+from .._kinds import (
+    ASKED_FOR,
+    Assume,
+    Options,
+    Place,
+    asked_for,
+    excess,
+    kinds_found,
+    not_positive_diagonal,
+    not_symmetric,
+)
 from .._layout import Layout
 from .._matrix import power_of_two
 from .._plain import resolved
@@ -23,7 +33,6 @@ from ..errors import (
     EngineError,
     NonFiniteError,
     NotPositiveDefiniteError,
-    NotSymmetricError,
     SingularMatrixError,
 )
 from ._cluster import ENGINE, Handle, Handles
@@ -100,17 +109,24 @@ def _row_sizes(vectors: Tensor) -> Tensor:
 class Factor:
     """A factor whose parts lie on all ranks.
 
+    `lowest` : the smallest diagonal entry, if `kind` is "spd"
     `match` : whether the analysis looks at values, to match rows with columns; `fresh` : at these, whatever is there
     `largest` : the largest modulus of an entry
     """
 
     flops: int | None = None
     negative_eigenvalues: int | None = None
-    stable = False  # residuals are looked at for all kinds: they cost little here
-    doubtful = True
 
     def __init__(
-        self, rows: Rows, number: int, kind: Kind, canonical: Tensor, largest: float, match: bool, fresh: bool
+        self,
+        rows: Rows,
+        number: int,
+        kind: Kind,
+        canonical: Tensor,
+        largest: float,
+        lowest: float,
+        match: bool,
+        fresh: bool,
     ):
         self.values, hermitian = canonical, is_hermitian(kind, canonical.dtype)
         # Hermitian matrices that need matching are factored by LU, for the reason that is told in `pardiso`.
@@ -119,13 +135,16 @@ class Factor:
         handles, numbering = Handles.of(rows.group), rows.numbering
         self._scales: Tensor | None = None
         self._made_up = numbering.made_up
-        if kind == "spd":  # bounds on pivots are absolute: to a diagonal near one
-            diagonal = rows.diagonal_of(canonical).real
-            self._scales = power_of_two(diagonal.sqrt())
+        values = self.layout.gather(canonical, False)
+        if (
+            kind == "spd" and not lowest > largest / 16
+        ):  # pivots are raised, and judged, by the largest entry: to diagonals near one
+            self._scales = power_of_two(rows.diagonal_of(canonical).real.sqrt())
             everywhere = rows.extend(self._scales.unsqueeze(0))[0]
-            canonical = canonical * self._scales[rows.structure.canonical_rows] * everywhere[rows.structure.col]
+            values = values * self._scales[self.layout.rows] * everywhere[self.layout.col]
             largest = 1.0
-        values = canonical.new_tensor([largest]) if self._made_up else self.layout.gather(canonical, False)
+        if self._made_up:
+            values = canonical.new_tensor([largest])
         started, key = time.perf_counter(), (number, kind, canonical.dtype, match)
         handle = None if fresh else handles.take(rows.group, key)
         self.analysis_seconds, self.is_fresh = 0.0, handle is None
@@ -149,6 +168,8 @@ class Factor:
         self.nnz: int | None = handle.nnz  # of this rank, as is
         self.memory_bytes: int | None = handle.memory_bytes
         self.perturbed_pivots: int | None = handle.perturbed_pivots
+        self.stable = kind == "spd"
+        self.doubtful = not self.stable or is_doubtful(handle.smallest_pivot / largest, canonical.dtype)
 
     def solve(self, rhs: Tensor, transpose: bool) -> Tensor:
         rhs = rhs.contiguous() if self._scales is None else rhs * self._scales
@@ -188,8 +209,11 @@ class Numeric:
         self._rows, self.call = rows, rows.group.calls
         self.analysis_seconds = self.factorization_seconds = 0.0
         self.trusted: Trusted | None = None
+        self._lowest = -float("inf")  # of the diagonal, where it matters
         self.kind: Kind = "general"
-        canonical = rows.structure.canonical(values).clone()
+        canonical = rows.structure.canonical(values)  # a copy, unless they are in order
+        if canonical.data_ptr() == values.data_ptr():
+            canonical = canonical.clone()
         self.largest = float(rows.group.most(_row_sizes(canonical.unsqueeze(0)))[0])
         if not self.largest < float("inf"):
             raise NonFiniteError("values are too large: the sum of some is infinite", argument="values", index=None)
@@ -221,46 +245,32 @@ class Numeric:
         """The kinds to try, in order, and why."""
         if assume == "general":
             return ("general",), ASKED_FOR
-        is_complex, rows = canonical.is_complex(), self._rows
+        rows, is_complex = self._rows, canonical.is_complex()
         diagonal = rows.diagonal_of(canonical)
-        lowest = -float(rows.group.most(_row_sizes_of_negative(diagonal)))
-        if assume != "auto":
-            kind: Kind = "symmetric" if assume == "hermitian" and not is_complex else assume
-            place = self._asymmetry(canonical, diagonal, is_complex and assume != "symmetric")
-            if place is not None:
-                row, col, difference = place
-                raise NotSymmetricError(
-                    f"assume={assume!r}, but the entry at ({row}, {col}) differs from "
-                    f"{'the conjugate of ' if is_complex and assume != 'symmetric' else ''}the one at ({col}, {row}) by "
-                    f"{difference:g}; use assume='general' for LU",
-                    row=row,
-                    col=col,
-                    difference=difference,
-                )
-            if kind == "spd" and rows.shape[0] and lowest <= 0:
-                raise NotPositiveDefiniteError(
-                    f"assume='spd', but a diagonal entry is {lowest:g}; a positive definite matrix has a positive diagonal",
-                    row=None,
-                    engine=None,
-                )
-            return (kind,), ASKED_FOR
-        place = self._asymmetry(canonical, diagonal, is_complex)
-        what, indefinite = ("Hermitian", "hermitian") if is_complex else ("symmetric", "symmetric")
-        if place is not None:
-            if is_complex and self._asymmetry(canonical, diagonal, False) is None:
-                return ("symmetric",), "complex symmetric"
-            neither = "neither symmetric nor Hermitian" if is_complex else "not symmetric"
-            return ("general",), f"{neither} at ({place[0]}, {place[1]})"
-        if rows.shape[0] and lowest <= 0:
-            return (indefinite,), f"{what} with a diagonal that is not positive"  # type: ignore[return-value]
-        return ("spd", indefinite), f"{what} with a positive diagonal"  # type: ignore[return-value]
+        self._lowest, row = min(rows.group.comm.allgather(_lowest(diagonal.real, rows.block.start)))
 
-    def _asymmetry(self, canonical: Tensor, diagonal: Tensor, conjugate: bool) -> tuple[int, int, float] | None:
+        def asymmetry(conjugate: bool) -> Place | None:
+            return self._asymmetry(canonical, diagonal, conjugate)
+
+        if assume == "auto":
+            return kinds_found(is_complex, asymmetry, lambda: self._lowest > 0)
+        conjugate = is_complex and assume != "symmetric"
+        place = asymmetry(conjugate)
+        if place is not None:
+            raise not_symmetric(place, conjugate, *asked_for(assume))
+        kind = Options(assume).kind(canonical.dtype)
+        if kind == "spd" and self._lowest <= 0:
+            raise not_positive_diagonal(row, self._lowest)
+        return (kind,), ASKED_FOR
+
+    def _asymmetry(self, canonical: Tensor, diagonal: Tensor, conjugate: bool) -> Place | None:
         """The place and size of the worst violation of A = Aᵀ (or Aᴴ) on the first rank that has one."""
         rows = self._rows
         opposite = rows.opposite(canonical)
         if conjugate:
             opposite = opposite.conj().resolve_conj()
+        if all(rows.group.comm.allgather(torch.equal(canonical, opposite))):  # most are to the last bit
+            return None
         root = diagonal.abs().sqrt()
         roots = root[rows.structure.canonical_rows] * rows.extend(root.unsqueeze(0))[0][rows.structure.col]
         beyond, difference = excess(canonical, opposite, roots)
@@ -273,26 +283,28 @@ class Numeric:
     def _factored(self, number: int, canonical: Tensor) -> Trusted:
         rows, kind = self._rows, self.kind
 
-        def factored(match: bool, fresh: bool) -> tuple[Trusted, bool]:
-            factor = Factor(rows, number, kind, canonical, self.largest, match, fresh)
+        def factored(match: bool, fresh: bool) -> Trusted:
+            factor = Factor(rows, number, kind, canonical, self.largest, self._lowest, match, fresh)
             self.analysis_seconds += factor.analysis_seconds
             self.factorization_seconds += factor.factorization_seconds
-            trusted = Trusted(factor, rows, canonical, kind, self.largest)
-            return trusted, trusted.is_accurate()
+            return Trusted(factor, rows, canonical, kind, self.largest)
 
+        if kind == "spd":
+            trusted = factored(False, False)
+            if trusted.factor.doubtful:
+                trusted.refuse_singular()
+            return trusted
         matched = (kind, canonical.dtype) in rows.matched  # what once was needed will be needed again
-        trusted, accurate = factored(matched, False)
-        better: Trusted | None = None
-        failure: EngineError | None = None
-        is_bad = kind != "spd" and (trusted.factor.perturbed_pivots or not accurate)
-        if is_bad and not (matched and trusted.factor.is_fresh):
+        trusted = factored(matched, False)
+        accurate, failure = trusted.is_accurate(), None
+        if (trusted.factor.perturbed_pivots or not accurate) and not (matched and trusted.factor.is_fresh):
             try:
-                better, is_better = factored(True, True)
+                better = factored(True, True)
+                if better.is_accurate() >= accurate:
+                    trusted = better
+                    rows.matched.add((kind, canonical.dtype))
             except EngineError as error:  # perhaps of a matrix that is found singular below
                 failure = None if accurate else error
-        if better is not None and is_better >= accurate:
-            trusted = better
-            rows.matched.add((kind, canonical.dtype))
         try:
             trusted.refuse_singular()
             if failure is not None:
@@ -320,6 +332,9 @@ class Numeric:
         return torch.where(finite.unsqueeze(1), x, float("nan"))
 
 
-def _row_sizes_of_negative(diagonal: Tensor) -> Tensor:
-    """The largest of the negatives, of the real parts; minus infinity where there are none."""
-    return -diagonal.real.amin() if diagonal.numel() else torch.tensor(-float("inf"), dtype=diagonal.real.dtype)
+def _lowest(diagonal: Tensor, start: int) -> tuple[float, int]:
+    """The smallest entry and its row; infinity where there are none."""
+    if not diagonal.numel():
+        return float("inf"), -1
+    at = int(diagonal.argmin())
+    return float(diagonal[at]), start + at

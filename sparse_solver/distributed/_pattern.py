@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._factorization import Info
 from .._kinds import Assume, Options
-from .._matrix import raise_non_finite
+from .._matrix import largest_modulus, raise_non_finite
 from .._plain import plainly, resolved
 from .._solve import check_rhs, check_values
 from .._tensors import check_coo, check_range, shape_of
@@ -233,7 +233,7 @@ class Factorization:
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:
-    if not bool(torch.isfinite(tensor).all()):
+    if tensor.numel() and not largest_modulus(tensor) < float("inf"):
         raise_non_finite(name, tensor)
 
 

@@ -141,7 +141,7 @@ class Rows:
         self._exchange = Exchange(group, self.owner(away), away.unsqueeze(1), lambda them: them[:, 0] - block.start)
         self.rows = self.structure.canonical_rows + block.start
         self.cols = self.read[self.structure.col]
-        self._mirror: tuple[Exchange, Tensor, Tensor] | None = None
+        self._mirror: tuple[Exchange, Tensor, bool] | None = None
         self.matched: set[tuple[str, torch.dtype]] = (
             set()
         )  # kinds of matrices whose rows had to be matched with columns
@@ -183,15 +183,17 @@ class Rows:
             inside = (self.cols >= self.block.start) & (self.cols < self.block.stop)
             places = torch.stack((self.cols, self.rows), 1)
             exchange = Exchange(self.group, self.owner(self.cols[~inside]), places[~inside], self._find)
-            self._mirror = exchange, torch.nonzero(inside).squeeze(-1), self._find(places[inside])
-        exchange, inside, at = self._mirror
-        opposite = torch.zeros_like(canonical)
-        if canonical.numel():
-            opposite[inside] = canonical.index_select(0, at.clamp(min=0)).masked_fill(at < 0, 0)
-        outside = torch.ones_like(canonical, dtype=torch.bool)
-        outside[inside] = False
-        opposite[outside] = exchange.gather(canonical.unsqueeze(0))[0]
-        return opposite
+            # Among the entries of this rank, those that others send, and a zero.
+            source, nnz = torch.empty_like(self.cols), self.cols.numel()
+            away = nnz - int(inside.sum())
+            source[inside] = (found := self._find(places[inside])).where(found >= 0, torch.tensor(nnz + away))
+            source[~inside] = torch.arange(nnz, nnz + away)
+            self._mirror = exchange, source, bool(away or (found < 0).any())
+        exchange, source, others = self._mirror
+        received = exchange.gather(canonical.unsqueeze(0))[0]
+        if others:
+            canonical = torch.cat((canonical, received, canonical.new_zeros(1)))
+        return canonical.index_select(0, source)
 
     def _find(self, places: Tensor) -> Tensor:
         """(s,) the canonical positions of the entries at (s, 2) places in rows of this block; −1 where there is none."""
