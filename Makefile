@@ -15,6 +15,7 @@ examples: .venv/test-installed
 	$(RUN) examples/conductivity.py --picture docs/images/conductivity.png
 	$(RUN) examples/cantilever.py --picture docs/images/cantilever.png
 	$(RUN) examples/neohookean.py --picture docs/images/neohookean.png
+	OMP_NUM_THREADS=1 .venv/bin/mpiexec -n 2 $(RUN) examples/distributed_conductivity.py
 
 test: lint types tests without-pardiso clusters
 

@@ -23,6 +23,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sparse_solver._engines._settings import FACTORIZATION
+
 from .processes import kilobytes
 
 ROOT = Path(__file__).parent.parent
@@ -111,8 +113,8 @@ def measured(sides: tuple[int, ...], rounds: int) -> dict[str, float]:
 class Bare:
     """The solver and nothing else: a factorisation and two solves, on arrays that lie ready.
 
-    Positive definite matrices are factored as the package factors them, since the solver's own Cholesky takes as long and
-    takes indefinite ones for definite.
+    By LDLᵀ without exchanges, as the package does; the solver's own Cholesky takes as long, and takes indefinite matrices for
+    definite ones.
     """
 
     def __init__(self, P: object, values: Tensor):
@@ -141,7 +143,8 @@ class Bare:
         return self._layout.gather(self._rows.structure.canonical(values), False)
 
     def run(self, values: Tensor, b: Tensor) -> None:
-        self.handle.factor(values)
+        self.handle._values = values
+        self.handle._call(FACTORIZATION)  # without a look at the pivots
         for _ in range(2):
             self.handle.solve(b.unsqueeze(0), False)
 

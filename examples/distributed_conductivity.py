@@ -30,8 +30,8 @@ from sparse_solver import distributed
 
 COMM = MPI.COMM_WORLD
 WELLS = 6
-NOISE = 1e-2  # of the largest level of a well
-PENALTY = 0.1
+NOISE = 1e-3  # of the largest level of a well
+PENALTY = 5.0
 
 
 class Aquifer:

@@ -39,7 +39,7 @@ _EXTRA = 'pip install "sparse-solver[mpi]"'
 class _Library:
     """The function, and the one that says how many threads it may use."""
 
-    def __init__(self, folder: Path, mpi: Path, blacs: str):
+    def __init__(self, folder: Path, mpi: Path):
         def load(path: Path) -> ctypes.CDLL:
             # Global, and lazily: they find each other's functions by name, and not all of them are there.
             return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL | os.RTLD_LAZY)
@@ -48,7 +48,7 @@ class _Library:
         for name in ("libiomp5.so", "libmkl_core.so*", "libmkl_intel_thread.so*"):
             load(_one(folder, name))
         interface = load(_one(folder, "libmkl_intel_lp64.so*"))
-        load(_one(folder, f"libmkl_blacs_{blacs}_lp64.so*"))
+        load(_one(folder, "libmkl_blacs_intelmpi_lp64.so*"))  # for all that have the binary interface of MPICH
         self.solver = interface.cluster_sparse_solver_64
         integer = POINTER(c_int64)
         #                    pt        maxfct   mnum     mtype    phase    n        a
@@ -81,10 +81,12 @@ def _library() -> _Library | str:
         return "solving on clusters is for Linux on x86-64"
     paths = [line.split(maxsplit=5)[5] for line in maps.splitlines() if "/libmpi.so" in line or "/libmpich.so" in line]
     if not paths:
-        return f"mpi4py uses an MPI whose library is not called libmpi.so; MPICH and Open MPI are ({_EXTRA})"
-    blacs = "openmpi" if "Open MPI" in MPI.Get_library_version() else "intelmpi"  # which is MPICH to programs
+        return f"mpi4py uses an MPI whose library is not called libmpi.so; that of MPICH is ({_EXTRA})"
+    if "Open MPI" in MPI.Get_library_version():
+        # Seen with MKL 2026.2 and Open MPI 5.0.
+        return f"oneMKL crashes with communicators of Open MPI that are not MPI.COMM_WORLD; use MPICH ({_EXTRA}) or Intel MPI"
     try:
-        return _Library(Path(runtime.path).resolve().parent, Path(paths[0]), blacs)
+        return _Library(Path(runtime.path).resolve().parent, Path(paths[0]))
     except (OSError, AttributeError) as error:
         return f"oneMKL's solver for clusters cannot be loaded ({error}); {_EXTRA}"
 

@@ -109,9 +109,8 @@ def _row_sizes(vectors: Tensor) -> Tensor:
 class Factor:
     """A factor whose parts lie on all ranks.
 
-    `lowest` : the smallest diagonal entry, if `kind` is "spd"
+    `largest` : the largest modulus of an entry; `lowest` : the smallest diagonal entry, if `kind` is "spd"
     `match` : whether the analysis looks at values, to match rows with columns; `fresh` : at these, whatever is there
-    `largest` : the largest modulus of an entry
     """
 
     flops: int | None = None
@@ -136,9 +135,8 @@ class Factor:
         self._scales: Tensor | None = None
         self._made_up = numbering.made_up
         values = self.layout.gather(canonical, False)
-        if (
-            kind == "spd" and not lowest > largest / 16
-        ):  # pivots are raised, and judged, by the largest entry: to diagonals near one
+        # Pivots are raised, and judged, by the largest entry: none of the diagonal may be far below it.
+        if kind == "spd" and not lowest > largest / 16:
             self._scales = power_of_two(rows.diagonal_of(canonical).real.sqrt())
             everywhere = rows.extend(self._scales.unsqueeze(0))[0]
             values = values * self._scales[self.layout.rows] * everywhere[self.layout.col]
