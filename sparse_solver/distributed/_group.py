@@ -11,8 +11,10 @@ from __future__ import annotations
 import atexit
 import os
 import pickle
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 from zlib import crc32
 
@@ -100,6 +102,26 @@ class Group:
             self.calls = int(most[0])
             error = None  # its traceback holds this frame
         return checked, tuple(map(bool, answers))  # type: ignore[return-value]
+
+    @contextmanager
+    def collective(self) -> Iterator[None]:
+        """What ranks do together once they have agreed, and wait for each other in it.
+
+        What is raised here on purpose is raised on all ranks. Where something else fails (for want of memory, say), there is no
+        telling the others, who would wait for ever: the program ends on all ranks.
+        """
+        try:
+            yield
+        except SparseSolverError:
+            raise
+        except BaseException:
+            if self.size > 1:
+                traceback.print_exc()
+                print(
+                    f"rank {self.rank} failed where others wait for it; the program ends", file=sys.stderr, flush=True
+                )
+                self.comm.Abort(1)
+            raise
 
     def end(self) -> None:
         """This rank makes no more calls."""

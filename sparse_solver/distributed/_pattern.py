@@ -75,10 +75,10 @@ class Pattern:
             return size, mine
 
         (size, mine), _ = group.agree("Pattern", check, same=lambda checked: {"rows": checked[0][0]})
-        checked_block(group, mine, size[0])
         self.shape, self.block, self.nnz = size, mine, rows.numel()
         self._number = group.calls
-        with plainly():
+        with plainly(), group.collective():
+            checked_block(group, mine, size[0])
             self._rows = Rows(group, rows.to(torch.int64, copy=True), cols.to(torch.int64, copy=True), size, mine)
 
     @untraced
@@ -119,7 +119,8 @@ class Pattern:
         A few are kept otherwise, for the next factorisation with the same pattern, which then needs no analysis.
         """
         self._group.agree("release_idle", lambda: None)
-        Handles.of(self._group).release(self._group)
+        with self._group.collective():
+            Handles.of(self._group).release(self._group)
 
     def _agree(self, call: str, values: Tensor, assume: Assume, right: tuple[Tensor, bool] | None = None) -> bool:
         """Whether any rank records what is computed from the values and the `right`-hand side (b, transpose); raises where they
@@ -153,7 +154,7 @@ class Pattern:
         return recorded
 
     def _factored(self, values: Tensor, assume: Assume) -> Numeric:
-        with plainly():
+        with plainly(), self._group.collective():
             return Numeric(self._rows, self._number, resolved(values).contiguous(), assume)
 
     def _check_rhs(self, b: Tensor, values: Tensor, transpose: bool) -> None:

@@ -24,7 +24,8 @@ def solve(
 ) -> Tensor:
     """A⁻¹ or A⁻ᵀ applied to the rows of `rhs` (k, n), after the ranks have agreed; `recorded`: whether any of them records it."""
     if not recorded:
-        return numeric.solve(rhs, transpose, strict)
+        with rows.group.collective():
+            return numeric.solve(rhs, transpose, strict)
     x: Tensor = _Solve.apply(values, rhs, anchored(recorded), numeric, rows, transpose, strict)
     return x
 
@@ -41,7 +42,8 @@ class _Solve(Function):
         transpose: bool,
         strict: bool,
     ) -> Tensor:
-        x = numeric.solve(rhs, transpose, strict)
+        with rows.group.collective():
+            x = numeric.solve(rhs, transpose, strict)
         ctx.save_for_backward(values, x)
         ctx.numeric, ctx.rows, ctx.transpose, ctx.call = numeric, rows, transpose, rows.group.calls
         return x
@@ -84,7 +86,8 @@ class _Extend(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, anchor: Tensor, rows: Rows) -> Tensor:  # type: ignore[override]
         ctx.rows, ctx.call = rows, rows.group.calls
-        return rows.extend(resolved(x))
+        with rows.group.collective():
+            return rows.extend(resolved(x))
 
     @staticmethod
     def backward(ctx: Any, y_bar: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
@@ -95,7 +98,8 @@ class _Fold(Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, anchor: Tensor, rows: Rows) -> Tensor:  # type: ignore[override]
         ctx.rows, ctx.call = rows, rows.group.calls
-        return rows.fold(resolved(y))
+        with rows.group.collective():
+            return rows.fold(resolved(y))
 
     @staticmethod
     def backward(ctx: Any, x_bar: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]

@@ -109,7 +109,8 @@ class _Sum(Function):
     @staticmethod
     def forward(ctx: Any, share: Tensor, anchor: Tensor, group: Group) -> Tensor:  # type: ignore[override]
         ctx.group, ctx.call = group, group.calls
-        return group.total(resolved(share))
+        with group.collective():
+            return group.total(resolved(share))
 
     @staticmethod
     def backward(ctx: Any, total_bar: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]

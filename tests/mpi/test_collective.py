@@ -250,7 +250,7 @@ def test_neither_patterns_nor_factorizations_are_copied(share: Share) -> None:
         assert "30" in repr(one)
 
 
-SCRIPT = """
+ALONE = """
 import torch
 from mpi4py import MPI
 from sparse_solver.distributed import Pattern, sum
@@ -274,11 +274,38 @@ except CollectiveError as error:
 
 @single
 def test_a_rank_that_ends_by_itself_is_not_waited_for() -> None:
-    done = launch(SCRIPT)
+    done = launch(ALONE)
     assert done.returncode
     assert "ValueError: alone" in done.stderr
     assert "rank 1: the end of the program" in done.stdout
     assert "sum cannot be called any more" in done.stdout
+
+
+UNEXPECTED = """
+import torch
+from mpi4py import MPI
+from sparse_solver.distributed import Pattern, _numeric
+
+i = torch.arange(2 * MPI.COMM_WORLD.rank, 2 * MPI.COMM_WORLD.rank + 2)
+P = Pattern(i, i, (4, 4))
+
+
+def full(*_):
+    raise MemoryError("full")
+
+
+if MPI.COMM_WORLD.rank == 1:
+    _numeric._layout = full
+P.solve(torch.ones(2), torch.ones(2))
+"""
+
+
+@single
+def test_a_failure_where_others_wait_ends_all_of_them() -> None:
+    done = launch(UNEXPECTED)
+    assert done.returncode
+    assert "MemoryError: full" in done.stderr
+    assert "rank 1 failed where others wait for it" in done.stderr
 
 
 @single
