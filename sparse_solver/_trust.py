@@ -27,6 +27,8 @@ class Trusted:
     `blocks` : the number of equal blocks on the diagonal of the matrix, each a system of its own
     """
 
+    _advice = "try another engine="
+
     def __init__(
         self,
         factor: Factor,
@@ -78,7 +80,7 @@ class Trusted:
                 self.refuse_singular()
                 raise EngineError(
                     f"{self._engine} could not factor this {self._kind} matrix accurately (backward error {error:.0e}); "
-                    f"try another engine=, or scale the rows and columns of the matrix",
+                    f"{self._advice}, or scale the rows and columns of the matrix",
                     engine=self._engine,
                     code=None,
                 )

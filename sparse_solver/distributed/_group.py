@@ -95,7 +95,7 @@ class Group:
             if number or calls or (differ and not failed):
                 raise self._different(
                     f"{call}{options} (number {self.calls})" if number else call + options, bool(ends)
-                )
+                ) from error
             if failed:
                 raise self._raised(error, self.size - failed)
         finally:

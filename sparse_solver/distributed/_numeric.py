@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import _trust
-from .._engines import Kind, is_doubtful, is_hermitian, not_positive_definite, scattered
+from .._engines import Kind, is_doubtful, not_positive_definite, scattered
 from .._kinds import (
     ASKED_FOR,
     Assume,
@@ -69,6 +69,8 @@ class Products:
 class Trusted(_trust.Trusted):
     """The checks on a factor, with numbers of all ranks."""
 
+    _advice = "try assume='general'"
+
     def __init__(self, factor: Factor, rows: Rows, canonical: Tensor, kind: Kind, largest: float):
         super().__init__(factor, rows.structure, None, kind, largest, ENGINE, 1)
         self.factor: Factor = factor
@@ -106,31 +108,37 @@ def _row_sizes(vectors: Tensor) -> Tensor:
     return torch.zeros(vectors.shape[0], dtype=vectors.real.dtype)
 
 
+Way = tuple[Kind, bool]  # what a matrix is factored as, and whether values are looked at, to match rows with columns
+
+
+def ways_of(kind: Kind, dtype: torch.dtype) -> tuple[Way, ...]:
+    """From the fastest to the one that takes most.
+
+    With LDLᵀ, complex symmetric matrices gain little by matching; of Hermitian ones, see `_engines.pardiso`.
+    """
+    last: Way = "general", True
+    if kind == "spd":
+        return ((kind, False),)
+    if kind == "symmetric" and not dtype.is_complex:
+        return (kind, False), (kind, True), last
+    return (kind, False), last
+
+
 class Factor:
     """A factor whose parts lie on all ranks.
 
-    `largest` : the largest modulus of an entry; `lowest` : the smallest diagonal entry, if `kind` is "spd"
-    `match` : whether the analysis looks at values, to match rows with columns; `fresh` : at these, whatever is there
+    `largest` : the largest modulus of an entry; `lowest` : the smallest diagonal entry, if the matrix is positive definite
+    `fresh` : whether there has to be a new analysis, of these values
     """
 
     flops: int | None = None
     negative_eigenvalues: int | None = None
 
     def __init__(
-        self,
-        rows: Rows,
-        number: int,
-        kind: Kind,
-        canonical: Tensor,
-        largest: float,
-        lowest: float,
-        match: bool,
-        fresh: bool,
+        self, rows: Rows, number: int, way: Way, canonical: Tensor, largest: float, lowest: float, fresh: bool
     ):
-        self.values, hermitian = canonical, is_hermitian(kind, canonical.dtype)
-        # Hermitian matrices that need matching are factored by LU, for the reason that is told in `pardiso`.
-        method: Kind = "general" if match and hermitian else kind
-        self.layout = _layout(rows, method)
+        kind, match = way
+        self.values, self.layout = canonical, _layout(rows, kind)
         handles, numbering = Handles.of(rows.group), rows.numbering
         self._scales: Tensor | None = None
         self._made_up = numbering.made_up
@@ -143,16 +151,14 @@ class Factor:
             largest = 1.0
         if self._made_up:
             values = canonical.new_tensor([largest])
-        started, key = time.perf_counter(), (number, kind, canonical.dtype, match)
+        started, key = time.perf_counter(), (number, canonical.dtype, way)
         handle = None if fresh else handles.take(rows.group, key)
         self.analysis_seconds, self.is_fresh = 0.0, handle is None
         if handle is None:
             crow, cols = self.layout.crow, numbering.columns(rows.read[self.layout.col])
             if self._made_up:
                 crow, cols = torch.tensor([0, 1]), torch.tensor([numbering.block.start])
-            handle = Handle(
-                rows.group, numbering.block, numbering.n, method, crow, cols, canonical.dtype, values, match
-            )
+            handle = Handle(rows.group, numbering.block, numbering.n, kind, crow, cols, canonical.dtype, values, match)
             self.analysis_seconds = time.perf_counter() - started
         weakref.finalize(self, handles.bury, handles.use(key, handle)).atexit = False
         self._handle = handle
@@ -279,37 +285,41 @@ class Numeric:
         return next((one for one in rows.group.comm.allgather(found) if one is not None), None)
 
     def _factored(self, number: int, canonical: Tensor) -> Trusted:
-        rows, kind = self._rows, self.kind
-
-        def factored(match: bool, fresh: bool) -> Trusted:
-            factor = Factor(rows, number, kind, canonical, self.largest, self._lowest, match, fresh)
-            self.analysis_seconds += factor.analysis_seconds
-            self.factorization_seconds += factor.factorization_seconds
-            return Trusted(factor, rows, canonical, kind, self.largest)
-
-        if kind == "spd":
-            trusted = factored(False, False)
+        """By the first of the ways that is good enough, beginning with that which once was needed, and will be again."""
+        rows, known = self._rows, (self.kind, canonical.dtype)
+        ways = ways_of(self.kind, canonical.dtype)
+        first = rows.needed.get(known, 0)
+        trusted, accurate = self._tried(number, ways[first], canonical, fresh=False)
+        failure: EngineError | None = None
+        for at in range(max(first, 1), len(ways)):
+            # Accurate is good enough, but beside raised pivots the second way is better, if it is.
+            if accurate and not (at == 1 and trusted.factor.perturbed_pivots):
+                break
+            if at == first and trusted.factor.is_fresh:
+                continue
+            try:
+                better, is_better = self._tried(number, ways[at], canonical, fresh=True)
+            except EngineError as error:  # perhaps of a matrix that is found singular below
+                failure = error
+                continue
+            if is_better >= accurate:
+                trusted, accurate, rows.needed[known] = better, is_better, at
+        try:
             if trusted.factor.doubtful:
                 trusted.refuse_singular()
-            return trusted
-        matched = (kind, canonical.dtype) in rows.matched  # what once was needed will be needed again
-        trusted = factored(matched, False)
-        accurate, failure = trusted.is_accurate(), None
-        if (trusted.factor.perturbed_pivots or not accurate) and not (matched and trusted.factor.is_fresh):
-            try:
-                better = factored(True, True)
-                if better.is_accurate() >= accurate:
-                    trusted = better
-                    rows.matched.add((kind, canonical.dtype))
-            except EngineError as error:  # perhaps of a matrix that is found singular below
-                failure = None if accurate else error
-        try:
-            trusted.refuse_singular()
-            if failure is not None:
+            if failure is not None and not accurate:
                 raise failure
             return trusted
         finally:
             failure = None  # its traceback holds this frame, hence the factor
+
+    def _tried(self, number: int, way: Way, canonical: Tensor, fresh: bool) -> tuple[Trusted, bool]:
+        """A factor, and whether it is accurate."""
+        factor = Factor(self._rows, number, way, canonical, self.largest, self._lowest, fresh)
+        self.analysis_seconds += factor.analysis_seconds
+        self.factorization_seconds += factor.factorization_seconds
+        trusted = Trusted(factor, self._rows, canonical, self.kind, self.largest)
+        return trusted, factor.stable or trusted.is_accurate()
 
     def solve(self, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
         """A⁻¹ or A⁻ᵀ applied to the rows of `rhs` (k, n), the share of this rank, in a new tensor.

@@ -142,9 +142,9 @@ class Rows:
         self.rows = self.structure.canonical_rows + block.start
         self.cols = self.read[self.structure.col]
         self._mirror: tuple[Exchange, Tensor, bool] | None = None
-        self.matched: set[tuple[str, torch.dtype]] = (
-            set()
-        )  # kinds of matrices whose rows had to be matched with columns
+        self.needed: dict[
+            tuple[str, torch.dtype], int
+        ] = {}  # by kinds of matrices: which way to factor them was needed
         ones = torch.ones(1, self.structure.nnz, dtype=torch.int64)
         counts = self.fold(torch.zeros(1, self.read.numel(), dtype=torch.int64).index_add(1, self.structure.cols, ones))
         empty_rows = torch.nonzero(torch.bincount(self.structure.rows, minlength=self.n) == 0)

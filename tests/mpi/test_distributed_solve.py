@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 import sparse_solver as ss
 from sparse_solver import distributed
 
+T = TypeVar("T")
+RANKS = range(COMM.size)
 CASES = [(kind, dtype) for dtype in DTYPES for kind in kinds_of(dtype)]
 
 
@@ -247,3 +250,45 @@ def test_indefinite_matrices_without_a_usable_diagonal(dtype: torch.dtype) -> No
         share, b = Share(p), rhs(n + m, dtype=dtype)
         for _ in range(2):  # the second time, what was needed is known
             close(share.pattern.solve(share.values, share.of(b)), torch.linalg.solve(dense, b))
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_whatever_comes(seed: int) -> None:
+    """Random kinds, sizes, blocks, duplicates, options, and wishes for gradients."""
+    g = torch.Generator().manual_seed(seed)  # the same on all ranks
+
+    def choice(options: Sequence[T]) -> T:
+        return options[int(torch.randint(len(options), (), generator=g))]
+
+    kind, dtype = choice(CASES)
+    n, k, transpose = choice([1, 2, 5, 17, 40]), choice([1, 2, 4]), choice([False, True])
+    assume = choice(["auto", kind])
+    p = problem(kind, dtype, n=n, seed=seed)
+    ends = [0, *torch.randint(n + 1, (COMM.size - 1,), generator=g).sort()[0].tolist(), n]
+    wants = torch.randint(2, (COMM.size, 2), generator=g).bool().tolist()
+    copies = torch.randint(1, 4, (p.values.numel(),), generator=g)  # of each entry
+    entry = torch.repeat_interleave(copies)[torch.randperm(int(copies.sum()), generator=g)]
+    start, stop = ends[COMM.rank : COMM.rank + 2]
+    mine = (p.rows[entry] >= start) & (p.rows[entry] < stop)
+    rows, cols, values = p.rows[entry], p.cols[entry], (p.values / copies)[entry]
+    b, weights = rhs(n, k, dtype=dtype, seed=seed), rhs(n, k, dtype=dtype, seed=seed + 1)
+
+    P = distributed.Pattern(rows[mine], cols[mine], p.shape, block=range(start, stop))
+    v = values[mine].requires_grad_(wants[COMM.rank][0])
+    right = b[start:stop].clone().requires_grad_(wants[COMM.rank][1])
+    x = P.solve(v, right, assume=assume, transpose=transpose)
+    V, B = values.clone().requires_grad_(), b.clone().requires_grad_()
+    X = ss.Pattern(rows, cols, p.shape).solve(V, B, assume=assume, transpose=transpose)
+    close(x, X)
+    if not any(map(any, wants)):
+        return
+    (x * weights[start:stop].conj()).real.sum().backward()
+    (X * weights.conj()).real.sum().backward()
+    zeros = torch.zeros_like
+    close(zeros(v) if v.grad is None else v.grad, torch.cat([part(V.grad, rows, ends, r) * wants[r][0] for r in RANKS]))
+    expected = [B.grad[ends[r] : ends[r + 1]] * wants[r][1] for r in RANKS]
+    close(zeros(right) if right.grad is None else right.grad, torch.cat(expected))
+
+
+def part(numbers: Tensor, rows: Tensor, ends: list[int], rank: int) -> Tensor:
+    return numbers[(rows >= ends[rank]) & (rows < ends[rank + 1])]

@@ -11,7 +11,7 @@ from problems import grid, laplacian_places, laplacian_values, problem, rhs
 from shares import COMM, Share, whole
 
 from sparse_solver import distributed
-from sparse_solver.distributed import _cluster
+from sparse_solver.distributed import _cluster, _numeric
 from sparse_solver.distributed._group import Group
 
 
@@ -57,6 +57,24 @@ def test_matching_is_remembered(phases: list[int]) -> None:
         torch.testing.assert_close(whole(x), torch.linalg.solve(dense, b))
     assert phases.count(_cluster.FACTORIZATION) <= 5
     assert phases.count(_cluster.ANALYSIS) <= 2
+
+
+@pytest.mark.parametrize(("dtype", "analyses"), [(torch.float64, 3), (torch.complex64, 2)])
+def test_lu_is_the_last_resort(
+    phases: list[int], monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, analyses: int
+) -> None:
+    """Where LDLᵀ is not accurate, whatever is matched; and the next time it is not tried again."""
+    p = problem("symmetric", dtype, n=30)
+    share, b = Share(p), rhs(30, dtype=dtype)
+    original = _numeric.Trusted.is_accurate
+    monkeypatch.setattr(
+        _numeric.Trusted, "is_accurate", lambda self: self.factor.layout.part == "full" and original(self)
+    )
+    for _ in range(2):
+        x = share.pattern.solve(share.values, share.of(b), assume="symmetric")
+        torch.testing.assert_close(whole(x), torch.linalg.solve(p.dense, b), rtol=1e-4, atol=1e-4)
+        assert phases.count(_cluster.ANALYSIS) == analyses
+    assert phases.count(_cluster.FACTORIZATION) == analyses + 1
 
 
 def test_a_factor_that_one_rank_still_holds_is_not_used_again(phases: list[int]) -> None:
