@@ -41,9 +41,19 @@ def run(names: list[str], quick: bool, with_peers: bool) -> list[Row]:
             for make in makers[name]:
                 problem = make()
                 module: Any = repeat if name == "repeat" else contenders
-                others_too: Any = () if not with_peers else repeat.PEERS if name == "repeat" else peers.PEERS
+                others_too: Any = (
+                    () if not with_peers else repeat.PEERS if name == "repeat" else peers.PEERS
+                )
                 seconds = 0.1 if quick else SECONDS
-                times = measure(problem, module.BARE, module.OURS, others_too, hopeless, seconds, bar.set_description)
+                times = measure(
+                    problem,
+                    module.BARE,
+                    module.OURS,
+                    others_too,
+                    hopeless,
+                    seconds,
+                    bar.set_description,
+                )
                 rows.append(Row(name, problem.name, problem.n, times))
                 bar.update()
     return rows
@@ -88,11 +98,19 @@ def as_json(rows: list[Row], reached: list[Target]) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     makers = workloads(quick=False)
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=f"of {', '.join(makers)}; all by default")
-    parser.add_argument("--quick", action="store_true", help="small problems and few samples, for the checks")
-    parser.add_argument("--peers", action="store_true", help="time other libraries, too (requirements-peers.txt)")
+    parser.add_argument(
+        "workloads", nargs="*", metavar="WORKLOAD", help=f"of {', '.join(makers)}; all by default"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="small problems and few samples, for the checks"
+    )
+    parser.add_argument(
+        "--peers", action="store_true", help="time other libraries, too (requirements-peers.txt)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the chain")
     given = parser.parse_args(arguments)
@@ -105,12 +123,18 @@ def main(arguments: list[str] | None = None) -> int:
         if importlib.util.find_spec("matplotlib") is None:
             parser.error("--plot needs matplotlib: pip install matplotlib")
 
-    warnings.filterwarnings("ignore", "Sparse", UserWarning)  # torch's notices about its sparse tensors
+    warnings.filterwarnings(
+        "ignore", "Sparse", UserWarning
+    )  # torch's notices about its sparse tensors
     rows = run(names, given.quick, given.peers)
     everything = not given.quick and not given.workloads
     seconds = import_seconds()[1] if everything else None
     memory = memory_ratio((60, 60, 60)) if everything else None
-    peer_names = list(dict.fromkeys(make.name for make in (*peers.PEERS, *repeat.PEERS))) if given.peers else []
+    peer_names = (
+        list(dict.fromkeys(make.name for make in (*peers.PEERS, *repeat.PEERS)))
+        if given.peers
+        else []
+    )
     reached = targets(rows, set(peer_names), seconds, memory)
 
     print(sparse_solver.__main__.report(), f"{torch.get_num_threads()} threads\n", sep="\n")
@@ -118,7 +142,10 @@ def main(arguments: list[str] | None = None) -> int:
     if peer_names:
         print("\nmilliseconds of a step by the others", *others(rows, peer_names), sep="\n")
         for name in peer_names:
-            reasons = {row.times[name].absent for row in rows if name in row.times} - {None, "too slow"}
+            reasons = {row.times[name].absent for row in rows if name in row.times} - {
+                None,
+                "too slow",
+            }
             for reason in sorted(filter(None, reasons)):
                 print(f"{name}, where it is absent: {reason}")
     if not given.quick:

@@ -61,7 +61,14 @@ class BarePardiso:
         self._iparm = (ctypes.c_int64 * 64)()
         # (1) no defaults, (2) parallel nested dissection, (10) small pivots, (21) 2×2 pivots, (24) two-level factorisation,
         # (35) count from zero.
-        for number, value in ((1, 1), (2, 3), (10, 13 if problem.kind == "general" else 8), (21, 1), (24, 1), (35, 1)):
+        for number, value in (
+            (1, 1),
+            (2, 3),
+            (10, 13 if problem.kind == "general" else 8),
+            (21, 1),
+            (24, 1),
+            (35, 1),
+        ):
             self._iparm[number - 1] = value
         self._type = _TYPES[problem.kind][int(problem.rhs.is_complex())]
         self.b = problem.rhs_rows.contiguous()
@@ -69,7 +76,9 @@ class BarePardiso:
         self._call(11, None, None, None)
         example = self.fresh(problem.fresh()).reshape(-1, len(self._matrices.col))[0]
         self.factor(example)
-        if self._iparm[13]:  # (14): perturbed pivots, which scaling (11) and matching (13) avoid, without (24)
+        if self._iparm[
+            13
+        ]:  # (14): perturbed pivots, which scaling (11) and matching (13) avoid, without (24)
             self.close()
             self._iparm[10], self._iparm[12], self._iparm[23] = 1, 1, 0
             self._call(11, example, None, None)
@@ -94,7 +103,11 @@ class BarePardiso:
     def run(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """x = A⁻¹ b and y = A⁻ᵀ 2x̄, for each matrix."""
         x, y = torch.empty_like(self.b), torch.empty_like(self.b)
-        matrices = [(values, self.b, x, y)] if values.dim() == 1 else zip(values, self.b, x, y, strict=True)
+        matrices = (
+            [(values, self.b, x, y)]
+            if values.dim() == 1
+            else zip(values, self.b, x, y, strict=True)
+        )
         for matrix, b, one_x, one_y in matrices:
             self.factor(matrix)
             self.solve(b, one_x)
@@ -107,7 +120,9 @@ class BarePardiso:
 
     def solve(self, b: Tensor, x: Tensor, transpose: bool = False) -> Tensor:
         """For the rows of `b`, into `x`."""
-        self._iparm[11] = 2 if transpose and self._type in (11, 13) else 0  # (12): with the transpose
+        self._iparm[11] = (
+            2 if transpose and self._type in (11, 13) else 0
+        )  # (12): with the transpose
         self._call(33, self._values, b.resolve_conj(), x)
         return x
 
@@ -141,9 +156,13 @@ class BareQdldl:
         place[order] = np.arange(n)
         i, j = np.minimum(place[row], place[col]), np.maximum(place[row], place[col])
         source = np.lexsort((i, j))
-        self._order, self._place, self._source = (torch.from_numpy(a.astype(np.int64)) for a in (order, place, source))
+        self._order, self._place, self._source = (
+            torch.from_numpy(a.astype(np.int64)) for a in (order, place, source)
+        )
         self._Ai = torch.from_numpy(i[source])
-        self._Ap = torch.from_numpy(np.concatenate(([0], np.bincount(j, minlength=n).cumsum())).astype(np.int64))
+        self._Ap = torch.from_numpy(
+            np.concatenate(([0], np.bincount(j, minlength=n).cumsum())).astype(np.int64)
+        )
         library = ctypes.CDLL(qdldl.__file__)
         self._factor, self._solve = library.QDLDL_factor, library.QDLDL_solve
         self._factor.restype, library.QDLDL_etree.restype = ctypes.c_int64, ctypes.c_int64
@@ -151,8 +170,14 @@ class BareQdldl:
         below = library.QDLDL_etree(
             ctypes.c_int64(n), *map(_pointer, (self._Ap, self._Ai, work, self._Lnz, self._etree))
         )
-        self._Lp, self._Li = torch.empty(n + 1, dtype=torch.int64), torch.empty(below, dtype=torch.int64)
-        self._Lx, self._work = torch.empty(below, dtype=torch.float64), torch.empty(3, n, dtype=torch.float64)
+        self._Lp, self._Li = (
+            torch.empty(n + 1, dtype=torch.int64),
+            torch.empty(below, dtype=torch.int64),
+        )
+        self._Lx, self._work = (
+            torch.empty(below, dtype=torch.float64),
+            torch.empty(3, n, dtype=torch.float64),
+        )
         self._integers = torch.empty(4 * n, dtype=torch.int64)
         self._b = problem.rhs_rows[:, self._order].contiguous()
         self._k = 1 if problem.batch else self._b.shape[0]
@@ -205,7 +230,9 @@ def reference(problem: Problem, theta: Tensor) -> Tensor:
     for matrix, b in zip(values, problem.rhs_rows.reshape(batch, -1, n), strict=True):
         lu = splu(problem.scipy_matrix(matrix).tocsc())
         x.append(torch.from_numpy(lu.solve(b.numpy().T).T.copy()))
-        y.append(torch.from_numpy(lu.solve(2 * x[-1].conj().resolve_conj().numpy().T, "T").T.copy()))
+        y.append(
+            torch.from_numpy(lu.solve(2 * x[-1].conj().resolve_conj().numpy().T, "T").T.copy())
+        )
     return gradient_by_hand(problem, theta, torch.cat(x), torch.cat(y))
 
 
@@ -216,14 +243,18 @@ def gradient_by_hand(problem: Problem, theta: Tensor, x: Tensor, y: Tensor) -> T
     batch, n = max(1, problem.batch), problem.n
     b, xs, ys = (v.reshape(batch, -1, n) for v in (problem.rhs_rows, x, y))
     lam = ys.conj()
-    for matrix, one_b, one_x, one_y in zip(values.detach().reshape(batch, -1), b, xs, ys, strict=True):
+    for matrix, one_b, one_x, one_y in zip(
+        values.detach().reshape(batch, -1), b, xs, ys, strict=True
+    ):
         A = problem.scipy_matrix(matrix)
         for M, solution, right in ((A, one_x, one_b), (A.T, one_y, 2 * one_x.conj())):
             residual = M @ solution.numpy().T - right.resolve_conj().numpy().T
             scale = abs(M).max() * solution.abs().max() + right.abs().max()
             if not np.abs(residual).max() <= 1e-9 * float(scale):
                 raise AssertionError(f"the bare engine is wrong: {problem.name}")
-    values_bar = -(lam[..., problem.rows] * xs[..., problem.cols].conj()).sum(1).reshape(values.shape)
+    values_bar = (
+        -(lam[..., problem.rows] * xs[..., problem.cols].conj()).sum(1).reshape(values.shape)
+    )
     return torch.autograd.grad(values, theta, values_bar)[0]
 
 

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sparse_solver import _engines
-from sparse_solver._engines._select import Choice, envelope_flops, is_close, predicted_flops, select
-from sparse_solver._matrix import Matrix
-from sparse_solver._structure import Structure
+from sparse_solver._engines import registry as _engines
+from sparse_solver._engines.select import Choice, envelope_flops, is_close, predicted_flops, select
+from sparse_solver._sparse.matrix import Matrix
+from sparse_solver._sparse.structure import Structure
 
 from .graphs import band, grid, random, ring, tree
 
@@ -63,7 +63,16 @@ PATTERNS: dict[str, Callable[[], tuple[Tensor, int]]] = {
     "random 2000, 2": lambda: random(2000, 2),
 }
 # Large enough to tell, and no larger than a laptop's memory allows.
-QUICK = ("ring 10²", "ring 10⁴, chords", "tree 10³", "grid 20²", "grid 40²", "grid 100²", "grid 8³", "random 10³, 6")
+QUICK = (
+    "ring 10²",
+    "ring 10⁴, chords",
+    "tree 10³",
+    "grid 20²",
+    "grid 40²",
+    "grid 100²",
+    "grid 8³",
+    "random 10³, 6",
+)
 
 
 def laplacian(edges: Tensor, n: int) -> Structure:
@@ -78,7 +87,10 @@ def fresh_values(structure: Structure) -> Tensor:
     rows, cols = structure.canonical_rows, structure.col
     low, high = torch.minimum(rows, cols), torch.maximum(rows, cols)
     values = -(
-        1 + torch.frac(torch.sin(low * 12.9898 + high * 78.233 + torch.rand(1).item()) * 43758.5453).abs()
+        1
+        + torch.frac(
+            torch.sin(low * 12.9898 + high * 78.233 + torch.rand(1).item()) * 43758.5453
+        ).abs()
     ).double()
     values[structure.diagonal] = 0
     total = torch.zeros(structure.shape[0], dtype=torch.float64).index_add(0, rows, values)
@@ -119,7 +131,11 @@ def rows(names: list[str]) -> Iterator[Row]:
         predicted: dict[str, int | None] = {}  # by the engines that are asked for it
         for engine in engines:
             # The first one tells the fill; engines that would take minutes are left out.
-            if predicted and engine != engines[0] and predicted_flops(n, predicted[engines[0]] or 0) > 1e9:
+            if (
+                predicted
+                and engine != engines[0]
+                and predicted_flops(n, predicted[engines[0]] or 0) > 1e9
+            ):
                 continue
             symbolic = _engines.engine_named(engine).analyze(structure, "spd", torch.float64, None)
             predicted[engine] = symbolic.factor_nnz(Matrix(structure, values))
@@ -127,18 +143,24 @@ def rows(names: list[str]) -> Iterator[Row]:
         yield name, n, predicted, envelope_flops(structure), times
 
 
-def pick(n: int, present: set[str], predicted: dict[str, int | None], envelope: float) -> Choice | None:
+def pick(
+    n: int, present: set[str], predicted: dict[str, int | None], envelope: float
+) -> Choice | None:
     """What `_engines.analyze` would take, step by step."""
     choice = select(n, "spd", torch.float64, present)
     if choice is not None and choice.provisional:
         nnz = predicted.get(choice.engine)
         if nnz is not None:
-            choice = select(n, "spd", torch.float64, present, nnz, envelope if is_close(n, nnz) else None)
+            choice = select(
+                n, "spd", torch.float64, present, nnz, envelope if is_close(n, nnz) else None
+            )
     return choice
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="eight patterns instead of all")
     names = list(QUICK if parser.parse_args().quick else PATTERNS)
     engines = _engines.installed_on(torch.device("cpu"))
@@ -151,7 +173,9 @@ def main() -> None:
         factor_nnz = predicted[engines[0]]
         flops = predicted_flops(n, factor_nnz or 0)
         line = f"{name:<18}{n:>9}{factor_nnz or 0:>11}{flops:>9.0e}{envelope:>10.0e}"
-        line += "".join(f"{times[engine]:>10.2f}" if engine in times else f"{'–':>10}" for engine in engines)
+        line += "".join(
+            f"{times[engine]:>10.2f}" if engine in times else f"{'–':>10}" for engine in engines
+        )
         for case, present in zip(worst, (engines, engines[1:]), strict=True):
             known = {engine: times[engine] for engine in present if engine in times}
             choice = pick(n, set(present), predicted, envelope)
@@ -163,7 +187,10 @@ def main() -> None:
             line += f"   {choice.engine} {ratio:.2f}"
         lines.append(line)
     print(header + "".join(f"   {case}: pick, over the best" for case in worst), *lines, sep="\n")
-    print("\nthe pick over the best, at worst: " + ", ".join(f"{case} {ratio:.2f}" for case, ratio in worst.items()))
+    print(
+        "\nthe pick over the best, at worst: "
+        + ", ".join(f"{case} {ratio:.2f}" for case, ratio in worst.items())
+    )
 
 
 if __name__ == "__main__":

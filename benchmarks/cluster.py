@@ -23,14 +23,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sparse_solver._engines._settings import FACTORIZATION
+from sparse_solver._engines.mkl.parameters import FACTORIZATION
 
 from .processes import kilobytes
 
 ROOT = Path(__file__).parent.parent
 GRIDS = {"grid 1000²": (1000, 1000), "grid 60³": (60, 60, 60)}
 QUICK = {"grid 200²": (200, 200), "grid 20³": (20, 20, 20)}
-COLUMNS = ("grid", "ranks", "step", "bare", "step / bare", "analysis", "memory", "in MPI", "exchange")
+COLUMNS = (
+    "grid",
+    "ranks",
+    "step",
+    "bare",
+    "step / bare",
+    "analysis",
+    "memory",
+    "in MPI",
+    "exchange",
+)
 
 
 class Grid:
@@ -68,7 +78,9 @@ def measured(sides: tuple[int, ...], rounds: int) -> dict[str, float]:
     grid = Grid(sides, partition((n, n), comm))
     b = torch.sin(torch.arange(len(grid._block)).double())
     small = Grid((8, 8), partition((64, 64), comm))
-    Pattern(small.rows, small.cols, (64, 64), comm=comm).solve(small.values(0), small.values(0)[: len(small._block)])
+    Pattern(small.rows, small.cols, (64, 64), comm=comm).solve(
+        small.values(0), small.values(0)[: len(small._block)]
+    )
     before = kilobytes("VmRSS")  # with all libraries loaded
     P = Pattern(grid.rows, grid.cols, (n, n), comm=comm)
     in_mpi: Callable[[], float] = lambda: 0.0  # noqa: E731
@@ -103,7 +115,9 @@ def measured(sides: tuple[int, ...], rounds: int) -> dict[str, float]:
         found["bare"].append(timed(lambda: bare.run(values, b)))  # noqa: B023
     x = bare.handle.solve(b.unsqueeze(0), False)
     with torch.no_grad():
-        error = float((x[0] - P.solve(grid.values(rounds), b, assume="spd")).abs().max() / x.abs().max())
+        error = float(
+            (x[0] - P.solve(grid.values(rounds), b, assume="spd")).abs().max() / x.abs().max()
+        )
     assert comm.allreduce(error, MPI.MAX) < 1e-10, error
     found["exchange"] = [timed(lambda: P._rows.extend(x)) for _ in range(20)]
     medians = {name: statistics.median(seconds) for name, seconds in found.items()}
@@ -119,7 +133,7 @@ class Bare:
 
     def __init__(self, P: object, values: Tensor):
         from sparse_solver.distributed import _numeric
-        from sparse_solver.distributed._cluster import Handle
+        from sparse_solver.distributed._mkl_cluster import Handle
 
         self._rows = rows = P._rows  # type: ignore[attr-defined]
         self._layout = layout = _numeric._layout(rows, "spd")
@@ -150,12 +164,16 @@ class Bare:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("grids", nargs="*", help=f"some of {', '.join(GRIDS | QUICK)}")
     parser.add_argument("--quick", action="store_true", help="small ones")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)  # this is one of the ranks
+    parser.add_argument(
+        "--measure", action="store_true", help=argparse.SUPPRESS
+    )  # this is one of the ranks
     options = parser.parse_args()
     grids = GRIDS | QUICK
     names = options.grids or list(QUICK if options.quick else GRIDS)
@@ -171,7 +189,10 @@ def main() -> None:
         shim = compiled(Path(folder))
         for name in names:
             for ranks in options.ranks:
-                print(row(name, ranks, run(name, ranks, options.rounds, shim), shim is not None), flush=True)
+                print(
+                    row(name, ranks, run(name, ranks, options.rounds, shim), shim is not None),
+                    flush=True,
+                )
 
 
 def compiled(folder: Path) -> Path | None:
@@ -180,7 +201,11 @@ def compiled(folder: Path) -> Path | None:
     include = Path(sysconfig.get_path("data"), "include")
     command = ["cc", "-shared", "-fPIC", "-O2", "-Wl,-z,lazy", f"-I{include}", "-o", str(library)]
     try:
-        subprocess.run([*command, str(Path(__file__).with_name("mpi_seconds.c"))], check=True, capture_output=True)
+        subprocess.run(
+            [*command, str(Path(__file__).with_name("mpi_seconds.c"))],
+            check=True,
+            capture_output=True,
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return library
@@ -189,9 +214,19 @@ def compiled(folder: Path) -> Path | None:
 def run(name: str, ranks: int, rounds: int, shim: Path | None) -> dict[str, float]:
     mpiexec = str(Path(sys.executable).with_name("mpiexec"))
     command = [mpiexec, "-n", str(ranks)] + (["-env", "LD_PRELOAD", str(shim)] if shim else [])
-    command += [sys.executable, "-m", "benchmarks.cluster", "--measure", "--rounds", str(rounds), name]
+    command += [
+        sys.executable,
+        "-m",
+        "benchmarks.cluster",
+        "--measure",
+        "--rounds",
+        str(rounds),
+        name,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment
+    )
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -206,7 +241,10 @@ def row(name: str, ranks: int, found: dict[str, float], has_shim: bool) -> str:
         f"{found['analysis']:.2f} s",
         f"{found['memory'] / 2**20:,.0f} MiB",
     ]
-    cells += [f"{100 * found['in MPI']:.0f} %" if has_shim else "–", f"{1e3 * found['exchange']:.2f} ms"]
+    cells += [
+        f"{100 * found['in MPI']:.0f} %" if has_shim else "–",
+        f"{1e3 * found['exchange']:.2f} ms",
+    ]
     return " | ".join(cells)
 
 

@@ -100,7 +100,9 @@ class OursFromTensor(Ours):
             raise Absent("batches are solved as values")
 
     def fresh(self, theta: Tensor) -> Any:
-        return self.pattern.tensor(self.problem.values(theta).detach(), layout=self.layout).requires_grad_()
+        return self.pattern.tensor(
+            self.problem.values(theta).detach(), layout=self.layout
+        ).requires_grad_()
 
     def run(self, A: Any) -> Any:
         x = ss.solve(A, self.problem.rhs, assume=self.problem.kind)
@@ -115,8 +117,12 @@ class OursFromTensor(Ours):
             indices = (result.col_indices().numpy(), result.crow_indices().numpy())
             A_bar = csr_matrix((result.values().numpy(), *indices), shape=shape)
         else:
-            A_bar = coo_matrix((result._values().numpy(), tuple(result._indices().numpy())), shape=shape).tocsr()
-        sampled = np.asarray(A_bar[self.problem.rows.numpy().copy(), self.problem.cols.numpy().copy()]).ravel()
+            A_bar = coo_matrix(
+                (result._values().numpy(), tuple(result._indices().numpy())), shape=shape
+            ).tocsr()
+        sampled = np.asarray(
+            A_bar[self.problem.rows.numpy().copy(), self.problem.cols.numpy().copy()]
+        ).ravel()
         theta = theta.detach().requires_grad_()
         return torch.autograd.grad(self.problem.values(theta), theta, torch.from_numpy(sampled))[0]
 
@@ -143,7 +149,11 @@ class Dense(Step):
         if not problem.batch:
             A = zeros.index_put((problem.rows, problem.cols), values, accumulate=True)
         else:
-            A = zeros.flatten(1).index_add(1, problem.rows * n + problem.cols, values).unflatten(1, (n, n))
+            A = (
+                zeros.flatten(1)
+                .index_add(1, problem.rows * n + problem.cols, values)
+                .unflatten(1, (n, n))
+            )
         x: Tensor = torch.linalg.solve(A, b)
         return x
 

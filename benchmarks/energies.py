@@ -37,7 +37,10 @@ class Sheet:
     def __init__(self, m: int, shuffled: bool):
         at = torch.randperm(m * m) if shuffled else torch.arange(m * m)
         grid = at.reshape(m, m)
-        a, b, c, d = (part.reshape(-1) for part in (grid[:-1, :-1], grid[1:, :-1], grid[1:, 1:], grid[:-1, 1:]))
+        a, b, c, d = (
+            part.reshape(-1)
+            for part in (grid[:-1, :-1], grid[1:, :-1], grid[1:, 1:], grid[:-1, 1:])
+        )
         self.triangles = torch.cat((torch.stack((a, b, c), 1), torch.stack((a, c, d), 1)))
         x, y = torch.meshgrid(torch.arange(m), torch.arange(m), indexing="ij")
         self.rest = torch.empty(m * m, 2, dtype=torch.double)
@@ -58,19 +61,29 @@ class Sheet:
         numbers = (2 * self.triangles.unsqueeze(-1) + torch.arange(2)).reshape(-1, 6)
         each = torch.func.vmap(torch.func.hessian(neo_hookean))(X[self.triangles], self.constants)
         rows, cols = (numbers.unsqueeze(dim).expand(-1, 6, 6).reshape(-1) for dim in (2, 1))
-        return torch.sparse_coo_tensor(torch.stack((rows, cols)), each.reshape(-1), (n, n)).coalesce()
+        return torch.sparse_coo_tensor(
+            torch.stack((rows, cols)), each.reshape(-1), (n, n)
+        ).coalesce()
 
 
 def difference(sheet: Sheet) -> float:
     """How far the two are apart, relative to the largest entry."""
     X = sheet.fresh()
     plain = sheet.plain(X)
-    return float((sheet.ours(X).to_sparse_coo() - plain).coalesce().values().abs().max() / plain.values().abs().max())
+    return float(
+        (sheet.ours(X).to_sparse_coo() - plain).coalesce().values().abs().max()
+        / plain.values().abs().max()
+    )
 
 
 def measure(sheet: Sheet, rounds: int) -> dict[str, float]:
     """The medians of the plain way, of ours, and of our gradient and energy."""
-    ways = {"plain": sheet.plain, "ours": sheet.ours, "gradient": sheet.energy.gradient, "energy": sheet.energy.value}
+    ways = {
+        "plain": sheet.plain,
+        "ours": sheet.ours,
+        "gradient": sheet.energy.gradient,
+        "energy": sheet.energy.value,
+    }
     samples: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         X = sheet.fresh()
@@ -82,7 +95,9 @@ def measure(sheet: Sheet, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="small meshes")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*Sparse.*")

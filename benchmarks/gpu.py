@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.autograd import Function
 
 import sparse_solver as ss
-from sparse_solver import _engines
-from sparse_solver._blocks import blocks_of
-from sparse_solver._engines.cudss import CudssSymbolic
-from sparse_solver._matrix import Matrix
+from sparse_solver._engines import registry as _engines
+from sparse_solver._engines.cudss.engine import CudssSymbolic
+from sparse_solver._sparse.block_diagonal import split_batch
+from sparse_solver._sparse.matrix import Matrix
 
 from . import peers
 from .contenders import Ours, Step
@@ -59,11 +59,14 @@ class Bare(Step):
         pattern = ss.Pattern(problem.rows, problem.cols, (problem.n, problem.n))
         self._structure = pattern._structure
         if problem.batch:
-            part, self._structure = next(blocks_of(self._structure, problem.batch))
+            part, self._structure = next(split_batch(self._structure, problem.batch))
             if part.stop != problem.batch:
                 raise Absent("the batch is not one factorisation")
         engine = _engines.engine_named("cudss")
-        if problem.rows.device.type not in engine.device_types or not engine.availability().installed:
+        if (
+            problem.rows.device.type not in engine.device_types
+            or not engine.availability().installed
+        ):
             raise Absent(f"cuDSS is {engine.availability()}")
         symbolic = engine.analyze(self._structure, "spd", problem.rhs.dtype, None)
         assert isinstance(symbolic, CudssSymbolic)
@@ -78,10 +81,10 @@ class Bare(Step):
 
 
 class Deferred(Ours):
-    name = 'sparse_solver, check="deferred"'
+    name = "sparse_solver, non_blocking=True"
 
     def solve(self, values: Tensor, b: Tensor) -> Tensor:
-        return self.pattern.solve(values, b, assume=self.problem.kind, check="deferred")
+        return self.pattern.solve(values, b, assume=self.problem.kind, non_blocking=True)
 
 
 class OnHost(Ours):
@@ -101,7 +104,9 @@ class _Nvmath(Function):
     def forward(ctx: Any, values: Tensor, b: Tensor, problem: Problem) -> Tensor:
         from nvmath.sparse.advanced import direct_solver
 
-        A = torch.sparse_coo_tensor(torch.stack((problem.rows, problem.cols)), values, (problem.n, problem.n))
+        A = torch.sparse_coo_tensor(
+            torch.stack((problem.rows, problem.cols)), values, (problem.n, problem.n)
+        )
         ctx.A, ctx.problem = A.coalesce().to_sparse_csr(), problem
         x: Tensor = direct_solver(ctx.A, b)
         ctx.save_for_backward(x)
@@ -133,7 +138,15 @@ class TorchSlaCudss(peers.TorchSla):
     name, backend, method = "torch-sla with cuDSS", "cudss", "cholesky"
 
 
-CONTENDERS: tuple[type[Step], ...] = (Bare, Ours, Deferred, OnHost, peers.Cholespy, Nvmath, TorchSlaCudss)
+CONTENDERS: tuple[type[Step], ...] = (
+    Bare,
+    Ours,
+    Deferred,
+    OnHost,
+    peers.Cholespy,
+    Nvmath,
+    TorchSlaCudss,
+)
 
 
 def problems(quick: bool) -> list[Callable[[], Problem]]:
@@ -160,7 +173,9 @@ def on_device(problem: Problem, device: torch.device) -> Problem:
     )
 
 
-def milliseconds(problem: Problem, contenders: dict[str, Step], rounds: int, device: torch.device) -> dict[str, float]:
+def milliseconds(
+    problem: Problem, contenders: dict[str, Step], rounds: int, device: torch.device
+) -> dict[str, float]:
     gpu, samples = torch.get_device_module(device), {name: [] for name in contenders}  # type: ignore[var-annotated]
     for _ in range(rounds):
         theta, order = problem.fresh(), list(contenders)
@@ -173,7 +188,7 @@ def milliseconds(problem: Problem, contenders: dict[str, Step], rounds: int, dev
             end.record()
             end.synchronize()
             samples[name].append(start.elapsed_time(end))
-    ss.check_deferred()
+    ss.synchronize()
     return {name: statistics.median(times) for name, times in samples.items()}
 
 
@@ -200,7 +215,9 @@ def taking_part(problem: Problem, tell: Callable[[str], object]) -> dict[str, St
 
 
 def main(arguments: list[str] | None = None, device: torch.device | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="small systems")
     parser.add_argument("--rounds", type=int, default=11)
     options = parser.parse_args(arguments)

@@ -14,7 +14,11 @@ def grid(*sides: int) -> tuple[Tensor, int]:
     edges = []
     for axis in range(len(sides)):
         count = sides[axis] - 1
-        edges.append(torch.stack((node.narrow(axis, 0, count).reshape(-1), node.narrow(axis, 1, count).reshape(-1))))
+        edges.append(
+            torch.stack(
+                (node.narrow(axis, 0, count).reshape(-1), node.narrow(axis, 1, count).reshape(-1))
+            )
+        )
     return torch.cat(edges, 1), node.numel()
 
 
@@ -46,16 +50,24 @@ def torus(rings: int, segments: int) -> tuple[Tensor, Tensor]:
     """(vertices, 3) positions and (triangles, 3) corners of a bumpy torus with rings · segments vertices."""
     i, j = torch.meshgrid(torch.arange(rings), torch.arange(segments), indexing="ij")
     u, v = 2 * math.pi * i / rings, 2 * math.pi * j / segments
-    radius = 1 + 0.2 * torch.sin(5 * u) * torch.cos(3 * v) + 0.05 * torch.rand(rings, segments) / max(rings, segments)
+    radius = (
+        1
+        + 0.2 * torch.sin(5 * u) * torch.cos(3 * v)
+        + 0.05 * torch.rand(rings, segments) / max(rings, segments)
+    )
     around = 3 + radius * torch.cos(v)
-    positions = torch.stack((around * torch.cos(u), around * torch.sin(u), radius * torch.sin(v)), -1)
+    positions = torch.stack(
+        (around * torch.cos(u), around * torch.sin(u), radius * torch.sin(v)), -1
+    )
 
     def vertex(i: Tensor, j: Tensor) -> Tensor:
         return (i % rings) * segments + j % segments
 
     lower = torch.stack((vertex(i, j), vertex(i + 1, j), vertex(i + 1, j + 1)), -1)
     upper = torch.stack((vertex(i, j), vertex(i + 1, j + 1), vertex(i, j + 1)), -1)
-    return positions.reshape(-1, 3).double(), torch.cat((lower.reshape(-1, 3), upper.reshape(-1, 3)))
+    return positions.reshape(-1, 3).double(), torch.cat(
+        (lower.reshape(-1, 3), upper.reshape(-1, 3))
+    )
 
 
 def cotangent_weights(positions: Tensor, triangles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,7 +81,9 @@ def cotangent_weights(positions: Tensor, triangles: Tensor) -> tuple[Tensor, Ten
     for k in range(3):
         apex, a, b = corners[:, k], corners[:, (k + 1) % 3], corners[:, (k + 2) % 3]
         cross = torch.linalg.cross(a - apex, b - apex)
-        weights.append(((a - apex) * (b - apex)).sum(-1) / torch.linalg.vector_norm(cross, dim=-1) / 2)
+        weights.append(
+            ((a - apex) * (b - apex)).sum(-1) / torch.linalg.vector_norm(cross, dim=-1) / 2
+        )
         edges.append(torch.stack((triangles[:, (k + 1) % 3], triangles[:, (k + 2) % 3])))
     area = torch.linalg.vector_norm(cross, dim=-1) / 2
     masses = torch.zeros(len(positions), dtype=torch.float64)
@@ -77,4 +91,8 @@ def cotangent_weights(positions: Tensor, triangles: Tensor) -> tuple[Tensor, Ten
         masses.index_add_(0, triangles[:, k], area / 3)
     halves = torch.cat(edges, 1).sort(0)[0]  # each edge once for each of its two triangles
     unique, edge = torch.unique(halves, dim=1, return_inverse=True)
-    return unique, torch.zeros(unique.shape[1], dtype=torch.float64).index_add_(0, edge, torch.cat(weights)), masses
+    return (
+        unique,
+        torch.zeros(unique.shape[1], dtype=torch.float64).index_add_(0, edge, torch.cat(weights)),
+        masses,
+    )

@@ -24,7 +24,12 @@ class _Splu(Function):
         places = (problem.rows.numpy(), problem.cols.numpy())
         A = csc_matrix((values.numpy(), places), shape=(problem.n, problem.n))
         if problem.kind == "spd":
-            lu = splu(A, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
+            lu = splu(
+                A,
+                permc_spec="MMD_AT_PLUS_A",
+                diag_pivot_thresh=0.0,
+                options={"SymmetricMode": True},
+            )
         else:
             lu = splu(A)
         x = torch.from_numpy(lu.solve(b.numpy()))
@@ -49,7 +54,9 @@ class Splu(Step):
 
     def solve(self, values: Tensor, b: Tensor) -> Tensor:
         if self.problem.batch:
-            return torch.stack([_Splu.apply(v, one_b, self.problem) for v, one_b in zip(values, b, strict=True)])
+            return torch.stack(
+                [_Splu.apply(v, one_b, self.problem) for v, one_b in zip(values, b, strict=True)]
+            )
         x: Tensor = _Splu.apply(values, b, self.problem)
         return x
 
@@ -96,7 +103,9 @@ class Cholespy(Step):
 
     def _solve(self, values: Tensor, b: Tensor) -> Tensor:
         n = self.problem.n
-        x: Tensor = _Cholespy.apply(torch.sparse_coo_tensor(self._indices, values, (n, n)).coalesce(), b)
+        x: Tensor = _Cholespy.apply(
+            torch.sparse_coo_tensor(self._indices, values, (n, n)).coalesce(), b
+        )
         return x
 
 
@@ -138,10 +147,19 @@ class TorchSlaCg(Step):
         problem, shape = self.problem, (self.problem.n, self.problem.n)
         x: Tensor
         if problem.batch:
-            x = spsolve_batch_same_layout(values, problem.rows, problem.cols, shape, b, method="cg", atol=1e-10)
+            x = spsolve_batch_same_layout(
+                values, problem.rows, problem.cols, shape, b, method="cg", atol=1e-10
+            )
         else:
             x = torch_sla.spsolve(
-                values, problem.rows, problem.cols, shape, b, backend="pytorch", method="cg", is_spd=True
+                values,
+                problem.rows,
+                problem.cols,
+                shape,
+                b,
+                backend="pytorch",
+                method="cg",
+                is_spd=True,
             )
         return x
 

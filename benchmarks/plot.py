@@ -39,8 +39,16 @@ def plot(rows: list[Row], file: Path) -> None:
     for power, label in ((1, "O(n)"), (2, "O(n²)"), (3, "O(n³)")):
         # Each through the same point on the left, below everything, and no higher than the measured times.
         end = min(largest, smallest * (high / low) ** (1 / power))
-        axes.plot([smallest, end], [low, low * (end / smallest) ** power], color="black", linewidth=0.7, linestyle=":")
-        axes.annotate(label, (end, low * (end / smallest) ** power), fontsize=8, ha="right", va="bottom")
+        axes.plot(
+            [smallest, end],
+            [low, low * (end / smallest) ** power],
+            color="black",
+            linewidth=0.7,
+            linestyle=":",
+        )
+        axes.annotate(
+            label, (end, low * (end / smallest) ** power), fontsize=8, ha="right", va="bottom"
+        )
     axes.set(xlabel="n", ylabel="milliseconds", title="A step on the ring: x = (I + L(θ))⁻¹ b, and the gradient of ‖x‖² in θ")  # fmt: skip
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)

@@ -50,7 +50,9 @@ class Problem:
         """The CSR matrix of SciPy with these (nnz,) values, duplicates summed."""
         from scipy.sparse import csr_matrix
 
-        return csr_matrix((values.numpy(), (self.rows.numpy(), self.cols.numpy())), shape=(self.n, self.n))
+        return csr_matrix(
+            (values.numpy(), (self.rows.numpy(), self.cols.numpy())), shape=(self.n, self.n)
+        )
 
     def loss(self, x: Tensor) -> Tensor:
         return (x * x).sum() if not x.is_complex() else (x * x.conj()).real.sum()
@@ -79,7 +81,15 @@ def on_graph(workload: str, name: str, edges: Tensor, n: int, batch: int = 0) ->
     shape = (batch, edges.shape[1]) if batch else (edges.shape[1],)
     rhs = torch.randn((batch, n) if batch else (n,), dtype=torch.float64)
     return Problem(
-        workload, name, n, rows, cols, lambda: 0.5 + torch.rand(shape, dtype=torch.float64), values, rhs, batch=batch
+        workload,
+        name,
+        n,
+        rows,
+        cols,
+        lambda: 0.5 + torch.rand(shape, dtype=torch.float64),
+        values,
+        rhs,
+        batch=batch,
     )
 
 
@@ -119,10 +129,21 @@ def mesh(rings: int, segments: int, k: int, squared: bool = False) -> Problem:
             scaled = of_weights(theta)
             return torch.cat((masses, t * scaled[n:]))
 
-        return Problem("mesh", name, n, rows, cols, lambda: weights * (1 + 0.1 * torch.rand_like(weights)), values, rhs)
+        return Problem(
+            "mesh",
+            name,
+            n,
+            rows,
+            cols,
+            lambda: weights * (1 + 0.1 * torch.rand_like(weights)),
+            values,
+            rhs,
+        )
     from scipy.sparse import coo_matrix, diags
 
-    L = coo_matrix((of_weights(weights)[n:].numpy(), (rows[n:].numpy(), cols[n:].numpy())), shape=(n, n)).tocsr()
+    L = coo_matrix(
+        (of_weights(weights)[n:].numpy(), (rows[n:].numpy(), cols[n:].numpy())), shape=(n, n)
+    ).tocsr()
     squared_laplacian = (t**2 * L @ diags(1 / masses.numpy()) @ L).tocoo()
     # Equal to its transpose to the last bit, which products of floating-point numbers are not.
     half = (squared_laplacian + squared_laplacian.T).tocoo()
@@ -180,7 +201,9 @@ def helmholtz(side: int) -> Problem:
     edges, n = graphs.grid(side, side)
     i, j = edges
     nodes = torch.arange(n)
-    stencil = torch.cat((-torch.ones(2 * edges.shape[1]), torch.full((n,), 4.0))).to(torch.complex128)
+    stencil = torch.cat((-torch.ones(2 * edges.shape[1]), torch.full((n,), 4.0))).to(
+        torch.complex128
+    )
     k2 = (2 * torch.pi / 12) ** 2  # twelve nodes a wavelength
 
     def values(slowness: Tensor) -> Tensor:
@@ -234,7 +257,9 @@ def table(quick: bool) -> dict[str, Makers]:
         "grid2d": each(grid, *((side, side) for side in (100, 300, 500, 1000))),
         "grid3d": each(grid, *((side, side, side) for side in (20, 40, 60))),
         "mesh": each(
-            mesh, *((*size, k) for size in meshes for k in (1, 3, 32)), *((*size, 3, True) for size in meshes)
+            mesh,
+            *((*size, k) for size in meshes for k in (1, 3, 32)),
+            *((*size, 3, True) for size in meshes),
         ),
         "batch": each(batch, (256, 20), (4096, 10)),
         "repeat": each(repeated, (300, 1000, False), (300, 64, True)),

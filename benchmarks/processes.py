@@ -35,7 +35,9 @@ def import_seconds(samples: int = 7) -> tuple[float, float]:
     for _ in range(samples):
         alone.append(_seconds("import torch"))
         together.append(_seconds("import torch, sparse_solver"))
-    return statistics.median(alone), statistics.median(b - a for a, b in zip(alone, together, strict=True))
+    return statistics.median(alone), statistics.median(
+        b - a for a, b in zip(alone, together, strict=True)
+    )
 
 
 def _seconds(statement: str) -> float:

@@ -82,7 +82,9 @@ class SpluRepeat(Repeat):
 
         super().__init__(problem)
         symmetric = {"diag_pivot_thresh": 0.0, "options": {"SymmetricMode": True}}
-        self._lu = splu(problem.scipy_matrix(self.values).tocsc(), permc_spec="MMD_AT_PLUS_A", **symmetric)
+        self._lu = splu(
+            problem.scipy_matrix(self.values).tocsc(), permc_spec="MMD_AT_PLUS_A", **symmetric
+        )
 
     def fresh(self, theta: Tensor) -> Any:
         return [b.numpy() for b in super().fresh(theta)]
@@ -99,7 +101,9 @@ class CholespyRepeat(Repeat):
         from cholespy import CholeskySolverD, MatrixType
 
         n = problem.n
-        A = torch.sparse_coo_tensor(torch.stack((problem.rows, problem.cols)), self.values, (n, n)).coalesce()
+        A = torch.sparse_coo_tensor(
+            torch.stack((problem.rows, problem.cols)), self.values, (n, n)
+        ).coalesce()
         self._solver = CholeskySolverD(n, *A.indices(), A.values(), MatrixType.COO)
 
     def solve_one(self, b: Tensor) -> Tensor:

@@ -29,7 +29,11 @@ class Row:
         return min((median for median in found if median is not None), default=None)
 
     def fastest_peer(self, peers: set[str]) -> tuple[str, float] | None:
-        found = [(name, t.median) for name, t in self.times.items() if name in peers and t.median is not None]
+        found = [
+            (name, t.median)
+            for name, t in self.times.items()
+            if name in peers and t.median is not None
+        ]
         return min(found, key=lambda pair: pair[1], default=None)
 
 
@@ -57,7 +61,11 @@ class Target:
 
 def exponent(rows: list[Row], contender: str) -> float | None:
     """The slope of log time over log n by least squares, from 2¹⁰ unknowns on."""
-    points = [(math.log(r.n), math.log(t)) for r in rows if r.n >= 2**10 and (t := r.of(contender)) is not None]
+    points = [
+        (math.log(r.n), math.log(t))
+        for r in rows
+        if r.n >= 2**10 and (t := r.of(contender)) is not None
+    ]
     if len(points) < 3:
         return None
     x, y = (sum(values) / len(points) for values in zip(*points, strict=True))
@@ -65,9 +73,14 @@ def exponent(rows: list[Row], contender: str) -> float | None:
     return slope
 
 
-def targets(rows: list[Row], peers: set[str], import_seconds: float | None, memory: float | None) -> list[Target]:
+def targets(
+    rows: list[Row], peers: set[str], import_seconds: float | None, memory: float | None
+) -> list[Target]:
     def ratios(
-        chosen: Callable[[Row], bool], ours: str, other: Callable[[Row], float | None], least: float = 0.0
+        chosen: Callable[[Row], bool],
+        ours: str,
+        other: Callable[[Row], float | None],
+        least: float = 0.0,
     ) -> dict[str, float]:
         found = {}
         for row in filter(chosen, rows):
@@ -77,7 +90,9 @@ def targets(rows: list[Row], peers: set[str], import_seconds: float | None, memo
         return found
 
     def large(row: Row) -> bool:
-        return row.n >= {"grid2d": 300**2, "grid3d": 40**3, "mesh": 99_900}.get(row.workload, math.inf)
+        return row.n >= {"grid2d": 300**2, "grid3d": 40**3, "mesh": 99_900}.get(
+            row.workload, math.inf
+        )
 
     def chain(low: float, high: float) -> Callable[[Row], bool]:
         return lambda row: row.workload == "chain" and low <= row.n <= high
@@ -126,7 +141,11 @@ def targets(rows: list[Row], peers: set[str], import_seconds: float | None, memo
 def table(rows: list[Row], peers: set[str]) -> Iterator[str]:
     """Milliseconds and ratios of each problem, in Markdown."""
     doors = ("Pattern.solve", "solve(CSR)", "solve(COO)")
-    yield "| problem | step | bare engine | " + " | ".join(f"`{door}`" for door in doors) + " | fastest other |"
+    yield (
+        "| problem | step | bare engine | "
+        + " | ".join(f"`{door}`" for door in doors)
+        + " | fastest other |"
+    )
     yield "|---|---|---|" + "---|" * len(doors) + "---|"
     for row in rows:
         bare, peer, step = row.bare, row.fastest_peer(peers), row.of("sparse_solver")
@@ -136,8 +155,17 @@ def table(rows: list[Row], peers: set[str]) -> Iterator[str]:
                 return "–"
             return _number(value) + ("" if over is None else f" ({value / over:.2f})")
 
-        last = "–" if peer is None or step is None else f"{peer[0]} {_number(peer[1])} ({step / peer[1]:.2f})"
-        cells = [cell(step, bare), cell(bare, None), *(cell(row.of(door), bare) for door in doors), last]
+        last = (
+            "–"
+            if peer is None or step is None
+            else f"{peer[0]} {_number(peer[1])} ({step / peer[1]:.2f})"
+        )
+        cells = [
+            cell(step, bare),
+            cell(bare, None),
+            *(cell(row.of(door), bare) for door in doors),
+            last,
+        ]
         yield f"| {row.name} | " + " | ".join(cells) + " |"
 
 

@@ -53,7 +53,9 @@ def measure(
     """
     found: dict[str, Timed] = {}
     taking_part: dict[str, Contender] = {}
-    family = problem.name if problem.workload == "repeat" else problem.workload + problem.name.split()[0]
+    family = (
+        problem.name if problem.workload == "repeat" else problem.workload + problem.name.split()[0]
+    )
     torch.manual_seed(0)
     theta = problem.fresh()
     expected: Tensor | None = None

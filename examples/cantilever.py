@@ -22,10 +22,19 @@ from tqdm import tqdm
 import sparse_solver as ss
 
 LENGTH = 10.0  # of the truss
-STIFFNESS, WEIGHT, LOAD = 60.0, 0.35, 0.10  # k of the uniform truss; of all nodes, and of what hangs at the tip
-LEAST, CHANGE = 0.02, 0.2  # stiffness of any spring, and changes of rest lengths, beside those of the uniform truss
+STIFFNESS, WEIGHT, LOAD = (
+    60.0,
+    0.35,
+    0.10,
+)  # k of the uniform truss; of all nodes, and of what hangs at the tip
+LEAST, CHANGE = (
+    0.02,
+    0.2,
+)  # stiffness of any spring, and changes of rest lengths, beside those of the uniform truss
 
-Frame = tuple[Tensor, Tensor, Tensor, float]  # positions, stiffnesses and rest lengths of a design, and what counts
+Frame = tuple[
+    Tensor, Tensor, Tensor, float
+]  # positions, stiffnesses and rest lengths of a design, and what counts
 Loss = Callable[[Tensor], Tensor]
 
 
@@ -46,7 +55,12 @@ class Truss:
         at = torch.arange(columns * rows).reshape(columns, rows)
         x, y = torch.meshgrid(torch.arange(columns), torch.arange(rows), indexing="ij")
         self.rest = cell * torch.stack((x.reshape(-1), y.reshape(-1)), 1).double()
-        pairs = ((at[:-1], at[1:]), (at[:, :-1], at[:, 1:]), (at[:-1, :-1], at[1:, 1:]), (at[1:, :-1], at[:-1, 1:]))
+        pairs = (
+            (at[:-1], at[1:]),
+            (at[:, :-1], at[:, 1:]),
+            (at[:-1, :-1], at[1:, 1:]),
+            (at[1:, :-1], at[:-1, 1:]),
+        )
         self.springs = torch.cat([torch.stack((i.reshape(-1), j.reshape(-1)), 1) for i, j in pairs])
         self.clamped, self.tip, self.axis = at[0], at[-1], at[:, rows // 2]
         self.lengths = (self.rest[self.springs[:, 1]] - self.rest[self.springs[:, 0]]).norm(dim=1)
@@ -56,7 +70,9 @@ class Truss:
         self.weight = ss.IndexedSum(weight, at.reshape(-1, 1), per_term=loads)
         x, y = self.rest[self.axis].unbind(1)
         waves = 0.08 * x * torch.sin(2 * torch.pi * x / LENGTH)
-        self.curve = torch.stack((x - 0.03 * x**2 / LENGTH, y + waves), 1)  # where the axis shall be
+        self.curve = torch.stack(
+            (x - 0.03 * x**2 / LENGTH, y + waves), 1
+        )  # where the axis shall be
         self.last = self.rest  # where it came to rest before: a good start
 
     def sag(self, k: Tensor, lengths: Tensor) -> Tensor:
@@ -106,7 +122,14 @@ def optimize(loss: Loss, steps: int, size: int, what: str, show: Callable[[Tenso
             show(torch.from_numpy(intermediate_result.x.copy()))
 
         options = {"maxiter": steps, "maxcor": 30, "ftol": 0.0, "gtol": 0.0}
-        minimize(loss_and_gradient, [0.0] * size, jac=True, method="L-BFGS-B", callback=report, options=options)
+        minimize(
+            loss_and_gradient,
+            [0.0] * size,
+            jac=True,
+            method="L-BFGS-B",
+            callback=report,
+            options=options,
+        )
 
 
 def gradient_error(loss: Loss, size: int) -> float:
@@ -125,12 +148,22 @@ def draw(axis: Any, truss: Truss, frame: Frame, title: str, curve: bool) -> None
 
     colors = LinearSegmentedColormap.from_list("lengths", ["tab:blue", "0.3", "tab:red"])
     X, k, lengths, _ = frame
-    lines = LineCollection(list(X[truss.springs].numpy()), linewidths=(0.9 * k / STIFFNESS).clamp(0.15, 4).numpy())
-    lines.set(array=(lengths / truss.lengths - 1).numpy(), cmap=colors, clim=(-CHANGE / 2, CHANGE / 2))
+    lines = LineCollection(
+        list(X[truss.springs].numpy()), linewidths=(0.9 * k / STIFFNESS).clamp(0.15, 4).numpy()
+    )
+    lines.set(
+        array=(lengths / truss.lengths - 1).numpy(), cmap=colors, clim=(-CHANGE / 2, CHANGE / 2)
+    )
     axis.add_collection(lines)
     if curve:
         axis.plot(*truss.curve.unbind(1), "k--", lw=1.5)
-    axis.set(xlim=(-0.3, LENGTH * 1.03), ylim=(-0.4 * LENGTH, 0.2 * LENGTH), aspect="equal", xticks=[], yticks=[])
+    axis.set(
+        xlim=(-0.3, LENGTH * 1.03),
+        ylim=(-0.4 * LENGTH, 0.2 * LENGTH),
+        aspect="equal",
+        xticks=[],
+        yticks=[],
+    )
     axis.set_title(title, fontsize=9)
 
 
@@ -143,7 +176,13 @@ def pictures(truss: Truss, stages: list[tuple[str, list[Frame], bool]], file: Pa
     from matplotlib.animation import PillowWriter
 
     picture, axes = plt.subplots(2, 2, figsize=(9.5, 5.6), layout="constrained")
-    draw(axes[0, 0], truss, stages[0][1][0], f"uniform: the tip sinks by {stages[0][1][0][3]:.2f} of the length", False)
+    draw(
+        axes[0, 0],
+        truss,
+        stages[0][1][0],
+        f"uniform: the tip sinks by {stages[0][1][0][3]:.2f} of the length",
+        False,
+    )
     for axis, (name, frames, curve) in zip((axes[0, 1], axes[1, 0]), stages, strict=True):
         draw(axis, truss, frames[-1], f"{name}: {frames[-1][3]:.4f}", curve)
         axes[1, 1].semilogy([measure for *_, measure in frames], label=name)
@@ -155,16 +194,28 @@ def pictures(truss: Truss, stages: list[tuple[str, list[Frame], bool]], file: Pa
     writer = PillowWriter(fps=8)
     with writer.saving(movie, str(file.with_suffix(".gif")), dpi=75):
         for name, frames, curve in stages:
-            for number in sorted({int(len(frames) ** (j / 24)) - 1 for j in range(25)}):  # most of them early
+            for number in sorted(
+                {int(len(frames) ** (j / 24)) - 1 for j in range(25)}
+            ):  # most of them early
                 axis.clear()
-                draw(axis, truss, frames[number], f"{name}, step {number}: {frames[number][3]:.4f}", curve)
+                draw(
+                    axis,
+                    truss,
+                    frames[number],
+                    f"{name}, step {number}: {frames[number][3]:.4f}",
+                    curve,
+                )
                 writer.grab_frame()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="fewer springs and steps")
-    parser.add_argument("--picture", type=Path, help="where to draw, e.g. cantilever.png; a GIF goes beside it")
+    parser.add_argument(
+        "--picture", type=Path, help="where to draw, e.g. cantilever.png; a GIF goes beside it"
+    )
     arguments = parser.parse_args()
     truss = Truss(*((24, 3) if arguments.quick else (60, 5)))
     size = len(truss.springs)
@@ -182,7 +233,9 @@ def main() -> None:
         frames = [truss.frame(*make(torch.zeros(size, dtype=torch.double)), measure)]
         optimize(loss, steps, size, name, lambda x: frames.append(truss.frame(*make(x), measure)))  # noqa: B023
         stages.append((name, frames, name == curve))
-        print(f"{name}: {frames[0][3]:.4f} -> {frames[-1][3]:.4f} of the length; gradient off by {error:.1e}")
+        print(
+            f"{name}: {frames[0][3]:.4f} -> {frames[-1][3]:.4f} of the length; gradient off by {error:.1e}"
+        )
         assert error < 1e-5
     (_, (first, *_, last), _), (_, (*_, shaped), _) = stages
     used = float(last[1] @ truss.lengths / (truss.uniform @ truss.lengths))

@@ -40,13 +40,23 @@ class Tank:
         cells = torch.arange(m * m).reshape(m, m)
         self.i = torch.cat((cells[:, :-1].reshape(-1), cells[:-1].reshape(-1)))
         self.k = torch.cat((cells[:, 1:].reshape(-1), cells[1:].reshape(-1)))
-        self.rim = torch.cat((cells[0, :-1], cells[:-1, -1], cells[-1, 1:].flip(0), cells[1:, 0].flip(0)))
+        self.rim = torch.cat(
+            (cells[0, :-1], cells[:-1, -1], cells[-1, 1:].flip(0), cells[1:, 0].flip(0))
+        )
         angle = 2 * math.pi * torch.arange(len(self.rim), dtype=torch.double) / len(self.rim)
-        waves = [wave(h * angle) for h in range(1, SOURCES // 2 + 1) for wave in (torch.cos, torch.sin)]
-        currents = torch.stack(waves, 1) * 4 / len(self.rim)  # what goes in comes out: their sums are zero
-        self.currents = torch.zeros(m * m, SOURCES, dtype=torch.double).index_add(0, self.rim, currents)
+        waves = [
+            wave(h * angle) for h in range(1, SOURCES // 2 + 1) for wave in (torch.cos, torch.sin)
+        ]
+        currents = (
+            torch.stack(waves, 1) * 4 / len(self.rim)
+        )  # what goes in comes out: their sums are zero
+        self.currents = torch.zeros(m * m, SOURCES, dtype=torch.double).index_add(
+            0, self.rim, currents
+        )
         laplacian = ss.Pattern(  # duplicates are summed
-            torch.cat((self.i, self.k, self.i, self.k)), torch.cat((self.k, self.i, self.i, self.k)), (m * m, m * m)
+            torch.cat((self.i, self.k, self.i, self.k)),
+            torch.cat((self.k, self.i, self.i, self.k)),
+            (m * m, m * m),
         )
         self.program = ss.QuadraticProgram(laplacian, known=self.rim[:1])
 
@@ -96,7 +106,14 @@ def recover(tank: Tank, measured: Tensor, m: int, steps: int) -> Tensor:
 
         options = {"maxiter": steps, "maxcor": 30, "ftol": 0.0, "gtol": 0.0}
         numbers = start.reshape(-1).numpy()
-        found = minimize(loss_and_gradient, numbers, jac=True, method="L-BFGS-B", callback=report, options=options)
+        found = minimize(
+            loss_and_gradient,
+            numbers,
+            jac=True,
+            method="L-BFGS-B",
+            callback=report,
+            options=options,
+        )
     return torch.from_numpy(found.x).reshape(m, m).exp()
 
 
@@ -113,8 +130,12 @@ def draw(truth: Tensor, start: Tensor, recovered: Tensor, file: Path) -> None:
     picture, axes = plt.subplots(1, 3, figsize=(9.5, 3.4), layout="constrained")
     names = ("truth", "initial guess", f"recovered from {SOURCES} sources on the rim")
     for axis, field, name in zip(axes, (truth, start, recovered), names, strict=True):
-        image = axis.imshow(field.numpy(), vmin=0.3, vmax=2.6, cmap="viridis", origin="lower", extent=(0, 1, 0, 1))
-        error = f"\nrelative error {relative_error(field, truth):.3f}" if field is not truth else "\n"
+        image = axis.imshow(
+            field.numpy(), vmin=0.3, vmax=2.6, cmap="viridis", origin="lower", extent=(0, 1, 0, 1)
+        )
+        error = (
+            f"\nrelative error {relative_error(field, truth):.3f}" if field is not truth else "\n"
+        )
         axis.set_title(name + error, fontsize=9)
         axis.set_xticks([])
         axis.set_yticks([])
@@ -123,7 +144,9 @@ def draw(truth: Tensor, start: Tensor, recovered: Tensor, file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="a coarser grid")
     parser.add_argument("--picture", type=Path, help="where to draw, e.g. conductivity.png")
     arguments = parser.parse_args()
@@ -136,7 +159,9 @@ def main() -> None:
     recovered = recover(tank, measured, m, steps)
     before, after = relative_error(start, truth), relative_error(recovered, truth)
     print(f"{m * m:,} conductivities from {exact.numel():,} voltages of {SOURCES} sources")
-    print(f"relative error {before:.3f} -> {after:.3f}, {after / before:.2f} of that of the initial guess")
+    print(
+        f"relative error {before:.3f} -> {after:.3f}, {after / before:.2f} of that of the initial guess"
+    )
     assert after <= before / 2
     if arguments.picture:
         draw(truth, start, recovered, arguments.picture)

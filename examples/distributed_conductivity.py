@@ -45,10 +45,17 @@ class Aquifer:
         # Row by row: the conductance to a neighbour counts for the entry with it, and for the diagonal.
         to, other = torch.cat((i, k)), torch.cat((k, i))
         rows, cols = torch.cat((to, to, lake)), torch.cat((to, other, lake))
-        sign = torch.cat((torch.ones(len(to)), -torch.ones(len(to)), torch.ones(len(lake)))).double()
+        sign = torch.cat(
+            (torch.ones(len(to)), -torch.ones(len(to)), torch.ones(len(lake)))
+        ).double()
         self.pair = torch.stack((torch.cat((to, to, lake)), torch.cat((other, other, lake))))
         mine = (rows >= block.start) & (rows < block.stop)
-        self.rows, self.cols, self.sign, self.pair = rows[mine], cols[mine], sign[mine], self.pair[:, mine]
+        self.rows, self.cols, self.sign, self.pair = (
+            rows[mine],
+            cols[mine],
+            sign[mine],
+            self.pair[:, mine],
+        )
 
         angle = 2 * math.pi * torch.arange(WELLS) / WELLS
         at = (m * (0.5 + 0.3 * torch.stack((torch.sin(angle), torch.cos(angle))))).long()
@@ -74,7 +81,9 @@ def truth(m: int) -> Tensor:
 
 
 def penalty(log_conductivity: Tensor) -> Tensor:
-    steps = log_conductivity.diff(dim=0).square().sum() + log_conductivity.diff(dim=1).square().sum()
+    steps = (
+        log_conductivity.diff(dim=0).square().sum() + log_conductivity.diff(dim=1).square().sum()
+    )
     return PENALTY * steps
 
 
@@ -82,7 +91,11 @@ def recovered(loss: Callable[[Tensor], Tensor], m: int, steps: int) -> Tensor:
     """The logarithms that make the loss small, the same on all ranks."""
     log_conductivity = torch.zeros(m, m, dtype=torch.double, requires_grad=True)
     optimizer = torch.optim.LBFGS(
-        [log_conductivity], max_iter=steps, max_eval=2 * steps, history_size=20, line_search_fn="strong_wolfe"
+        [log_conductivity],
+        max_iter=steps,
+        max_eval=2 * steps,
+        history_size=20,
+        line_search_fn="strong_wolfe",
     )
     bar = tqdm(disable=COMM.rank != 0, unit=" evaluations")
 
@@ -102,14 +115,29 @@ def recovered(loss: Callable[[Tensor], Tensor], m: int, steps: int) -> Tensor:
 class Problem:
     """What is measured, and how far a guess is from it; `solve` is that of one process or of many."""
 
-    def __init__(self, m: int, block: range, solve: Callable[[Aquifer, Tensor], Tensor], scale: Tensor | None = None):
+    def __init__(
+        self,
+        m: int,
+        block: range,
+        solve: Callable[[Aquifer, Tensor], Tensor],
+        scale: Tensor | None = None,
+    ):
         self.aquifer, self._solve = Aquifer(m, block), solve
         u = solve(self.aquifer, truth(m))
         if scale is None:
-            largest = torch.cat((u.abs(), u.new_zeros(1, WELLS))).amax(0)  # there may be no rows here
-            scale = NOISE * torch.stack(COMM.allgather(largest)).amax(0)  # of each well, the same on all ranks
-        noise = torch.randn(m * m, WELLS, dtype=torch.double, generator=torch.Generator().manual_seed(0))
-        self.scale, self.measured = scale, (u + scale * noise[block.start : block.stop])[self.aquifer.sensors]
+            largest = torch.cat((u.abs(), u.new_zeros(1, WELLS))).amax(
+                0
+            )  # there may be no rows here
+            scale = NOISE * torch.stack(COMM.allgather(largest)).amax(
+                0
+            )  # of each well, the same on all ranks
+        noise = torch.randn(
+            m * m, WELLS, dtype=torch.double, generator=torch.Generator().manual_seed(0)
+        )
+        self.scale, self.measured = (
+            scale,
+            (u + scale * noise[block.start : block.stop])[self.aquifer.sensors],
+        )
 
     def misfit(self, log_conductivity: Tensor) -> Tensor:
         """That of the sensors in this block."""
@@ -118,7 +146,9 @@ class Problem:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--side", type=int, default=100, help="cells along a side")
     parser.add_argument("--steps", type=int, default=200, help="of L-BFGS, at most")
     options = parser.parse_args()
@@ -134,7 +164,9 @@ def main() -> None:
     problem = Problem(m, block, solve)
 
     def loss(log_conductivity: Tensor) -> Tensor:
-        return distributed.sum(problem.misfit(log_conductivity), comm=COMM) + penalty(log_conductivity)
+        return distributed.sum(problem.misfit(log_conductivity), comm=COMM) + penalty(
+            log_conductivity
+        )
 
     found = recovered(loss, m, options.steps)
     halfway = (found / 2).requires_grad_()  # at the minimum the gradient is but rounding errors
@@ -150,7 +182,9 @@ def main() -> None:
               "those of one process")  # fmt: skip
 
 
-def check(m: int, scale: Tensor, log_conductivity: Tensor, value: Tensor, gradients: list[Tensor]) -> None:
+def check(
+    m: int, scale: Tensor, log_conductivity: Tensor, value: Tensor, gradients: list[Tensor]
+) -> None:
     """Compares the loss and the gradient of each rank with what one process finds by itself."""
     log_conductivity = log_conductivity.clone().requires_grad_()
 
@@ -158,11 +192,15 @@ def check(m: int, scale: Tensor, log_conductivity: Tensor, value: Tensor, gradie
         pattern = ss.Pattern(aquifer.rows, aquifer.cols, (m * m, m * m))
         return pattern.solve(aquifer.values(log_conductivity), aquifer.pumped, assume="spd")
 
-    alone = Problem(m, range(m * m), solve, scale).misfit(log_conductivity) + penalty(log_conductivity)
+    alone = Problem(m, range(m * m), solve, scale).misfit(log_conductivity) + penalty(
+        log_conductivity
+    )
     (expected,) = torch.autograd.grad(alone, log_conductivity)
     torch.testing.assert_close(value, alone.detach(), rtol=1e-9, atol=0)
     for gradient in gradients:
-        torch.testing.assert_close(gradient, expected, rtol=1e-8, atol=1e-9 * float(expected.abs().max()))
+        torch.testing.assert_close(
+            gradient, expected, rtol=1e-8, atol=1e-9 * float(expected.abs().max())
+        )
 
 
 if __name__ == "__main__":

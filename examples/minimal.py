@@ -36,7 +36,9 @@ def check_against_dense(n: int = 10) -> float:
     A = torch.sparse_coo_tensor(indices, values, (n, n))
     (sparse,) = torch.autograd.grad((ss.solve(A, b) ** 2).sum() / 2, w, retain_graph=True)
 
-    A = torch.zeros(n, n, dtype=torch.double).index_put((indices[0], indices[1]), values, accumulate=True)
+    A = torch.zeros(n, n, dtype=torch.double).index_put(
+        (indices[0], indices[1]), values, accumulate=True
+    )
     (dense,) = torch.autograd.grad((torch.linalg.solve(A, b) ** 2).sum() / 2, w)
     return float((sparse - dense).abs().max())
 

@@ -59,23 +59,31 @@ class Beam:
     def __init__(self, columns: int, rows: int):
         at = torch.arange((columns + 1) * (rows + 1)).reshape(columns + 1, rows + 1)
         x, y = torch.meshgrid(
-            torch.linspace(0, LENGTH, columns + 1), torch.linspace(0, HEIGHT, rows + 1), indexing="ij"
+            torch.linspace(0, LENGTH, columns + 1),
+            torch.linspace(0, HEIGHT, rows + 1),
+            indexing="ij",
         )
         self.rest = torch.stack((x.reshape(-1), y.reshape(-1)), 1).double()
-        a, b, c, d = (part.reshape(-1) for part in (at[:-1, :-1], at[1:, :-1], at[1:, 1:], at[:-1, 1:]))
+        a, b, c, d = (
+            part.reshape(-1) for part in (at[:-1, :-1], at[1:, :-1], at[1:, 1:], at[:-1, 1:])
+        )
         self.triangles = torch.cat((torch.stack((a, b, c), 1), torch.stack((a, c, d), 1)))
         rest = torch.func.vmap(edges)(self.rest[self.triangles])
         self.inverse, self.area = torch.linalg.inv(rest), torch.linalg.det(rest) / 2
         middle = self.rest[self.triangles, 0].mean(1)
         self.section = (middle / LENGTH * SECTIONS).long()
         thirds = (DENSITY * self.area / 3).repeat_interleave(3)
-        self.mass = torch.zeros(len(self.rest)).double().index_add(0, self.triangles.reshape(-1), thirds)
+        self.mass = (
+            torch.zeros(len(self.rest)).double().index_add(0, self.triangles.reshape(-1), thirds)
+        )
         self.held, self.marked = at[0], at[columns // 4 :: columns // 4, -1]
         self.nodes, self.gravity = at.reshape(-1, 1), torch.tensor([0.0, -GRAVITY]).double()
 
     def elastic(self, moduli: Tensor) -> ss.IndexedSum:
         """The energy of the beam whose sections have these moduli (SECTIONS,)."""
-        return ss.IndexedSum(elastic, self.triangles, per_term=(self.inverse, self.area, moduli[self.section]))
+        return ss.IndexedSum(
+            elastic, self.triangles, per_term=(self.inverse, self.area, moduli[self.section])
+        )
 
     def swing(self, moduli: Tensor, h: float, steps: int) -> list[Tensor]:
         """The positions at all times, from rest."""
@@ -118,12 +126,19 @@ def recover(beam: Beam, seen: Tensor, steps: int) -> list[Tensor]:
             bar.update()
 
         options = {"maxiter": steps, "ftol": 0.0, "gtol": 1e-9}
-        minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", callback=report, options=options)
+        minimize(
+            loss_and_gradient, start, jac=True, method="L-BFGS-B", callback=report, options=options
+        )
     return way
 
 
 def draw(
-    beam: Beam, path: list[Tensor], losses: dict[str, Tensor], way: list[Tensor], truth: Tensor, file: Path
+    beam: Beam,
+    path: list[Tensor],
+    losses: dict[str, Tensor],
+    way: list[Tensor],
+    truth: Tensor,
+    file: Path,
 ) -> None:
     import matplotlib
 
@@ -151,7 +166,9 @@ def draw(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="fewer triangles and steps")
     parser.add_argument("--picture", type=Path, help="where to draw, e.g. neohookean.png")
     arguments = parser.parse_args()
@@ -172,9 +189,13 @@ def main() -> None:
     assert 1.4 < ratio < 2.1  # 2 for small steps
 
     seen = torch.stack(paths[1])[:, beam.marked]
-    way = recover(beam, seen + NOISE * LENGTH * torch.randn_like(seen), 9 if arguments.quick else 10)
+    way = recover(
+        beam, seen + NOISE * LENGTH * torch.randn_like(seen), 9 if arguments.quick else 10
+    )
     error = float((way[-1] / truth - 1).abs().max())
-    text = " and ".join(f"{a:.1f} (truly {b:.0f})" for a, b in zip(way[-1].tolist(), truth.tolist(), strict=True))
+    text = " and ".join(
+        f"{a:.1f} (truly {b:.0f})" for a, b in zip(way[-1].tolist(), truth.tolist(), strict=True)
+    )
     print(f"recovered moduli {text}: off by {error:.5f}")
     assert error < 0.01
     if arguments.picture:

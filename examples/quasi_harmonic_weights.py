@@ -30,10 +30,14 @@ BONES = np.array(
     [[0, 0.2, 0, 0.75, 0.2], [0, 1.15, 0, 1.2, 0.23], [0, 0.6, 0, 1.1, 0.1], [-0.9, 0.95, 0, 0.75, 0.1],
      [0.9, 0.95, 0, 0.75, 0.1], [-0.45, -0.9, -0.08, 0.2, 0.12], [0.45, -0.9, 0.08, 0.2, 0.12]]
 )  # fmt: skip
-HANDLES = np.array([[0, 1.2], [-0.85, 0.94], [0.85, 0.94], [-0.43, -0.85], [0.43, -0.85], [0, 0.75], [0, 0.2]])
+HANDLES = np.array(
+    [[0, 1.2], [-0.85, 0.94], [0.85, 0.94], [-0.43, -0.85], [0.43, -0.85], [0, 0.75], [0, 0.2]]
+)
 # What the handles do: turn by so many degrees about their points, and move.
 TURNS = (20, 20, 45, 0, 10, -15, -15)
-MOVES = np.array([[0.1, -0.05], [0.15, 0.3], [0.0, 0.3], [-0.1, 0.05], [0.3, 0.15], [0.05, 0.0], [0.25, -0.05]])
+MOVES = np.array(
+    [[0.1, -0.05], [0.15, 0.3], [0.0, 0.3], [-0.1, 0.05], [0.3, 0.15], [0.05, 0.0], [0.25, -0.05]]
+)
 
 
 class Mesh(NamedTuple):
@@ -83,12 +87,20 @@ def figure(h: float) -> Mesh:
 def measured(points: Tensor, triangles: Tensor) -> Mesh:
     corner = points[triangles]
     u, v = corner.roll(-1, 1) - corner, corner.roll(-2, 1) - corner
-    double = (u[..., 0] * v[..., 1] - u[..., 1] * v[..., 0]).abs()  # twice the area, for each corner
+    double = (
+        u[..., 0] * v[..., 1] - u[..., 1] * v[..., 0]
+    ).abs()  # twice the area, for each corner
     cotangent = (u * v).sum(-1) / double / 2
-    opposite = torch.stack((triangles.roll(-1, 1), triangles.roll(-2, 1)), -1).sort(-1)[0].reshape(-1, 2)
+    opposite = (
+        torch.stack((triangles.roll(-1, 1), triangles.roll(-2, 1)), -1).sort(-1)[0].reshape(-1, 2)
+    )
     edges, number = torch.unique(opposite, dim=0, return_inverse=True)
-    cotangents = torch.zeros(len(edges), dtype=torch.double).index_add(0, number, cotangent.reshape(-1))
-    areas = torch.zeros(len(points), dtype=torch.double).index_add(0, triangles.reshape(-1), double.reshape(-1) / 6)
+    cotangents = torch.zeros(len(edges), dtype=torch.double).index_add(
+        0, number, cotangent.reshape(-1)
+    )
+    areas = torch.zeros(len(points), dtype=torch.double).index_add(
+        0, triangles.reshape(-1), double.reshape(-1) / 6
+    )
     return Mesh(points, triangles, edges.T, cotangents, areas, torch.arange(len(HANDLES)))
 
 
@@ -98,7 +110,9 @@ class Weights:
     def __init__(self, mesh: Mesh):
         i, k = mesh.edges
         n = len(mesh.points)
-        laplacian = ss.Pattern(torch.cat((i, k, i, k)), torch.cat((k, i, i, k)), (n, n))  # duplicates are summed
+        laplacian = ss.Pattern(
+            torch.cat((i, k, i, k)), torch.cat((k, i, i, k)), (n, n)
+        )  # duplicates are summed
         self.program = ss.QuadraticProgram(laplacian, known=mesh.handles)
         self.ones = torch.eye(len(mesh.handles), dtype=torch.double)
 
@@ -132,14 +146,23 @@ def optimize(mesh: Mesh, steps: int) -> tuple[Tensor, Tensor]:
             bar.update()
 
         options = {"maxiter": steps, "maxcor": 20}
-        found = minimize(energy_and_gradient, start, jac=True, method="L-BFGS-B", callback=report, options=options)
+        found = minimize(
+            energy_and_gradient,
+            start,
+            jac=True,
+            method="L-BFGS-B",
+            callback=report,
+            options=options,
+        )
     return weights(start), weights(torch.from_numpy(found.x))
 
 
 def deformed(mesh: Mesh, weights: Tensor) -> Tensor:
     """(n, 2) x ↦ Σ_j w_j(x) T_j x, where T_j turns about handle j, and moves."""
     angles = torch.deg2rad(torch.tensor(TURNS, dtype=torch.double))
-    turns = torch.stack((angles.cos(), -angles.sin(), angles.sin(), angles.cos()), -1).reshape(-1, 2, 2)
+    turns = torch.stack((angles.cos(), -angles.sin(), angles.sin(), angles.cos()), -1).reshape(
+        -1, 2, 2
+    )
     handles = mesh.points[mesh.handles]
     arms = mesh.points.unsqueeze(1) - handles
     images = torch.einsum("jab,njb->nja", turns, arms) + handles + torch.from_numpy(MOVES)
@@ -153,15 +176,21 @@ def draw(mesh: Mesh, harmonic: Tensor, optimized: Tensor, shown: int, file: Path
     import matplotlib.pyplot as plt
 
     plt.rcParams["font.size"] = 9
-    picture, axes = plt.subplots(1, 5, figsize=(13, 3.6), sharex=True, sharey=True, layout="constrained")
+    picture, axes = plt.subplots(
+        1, 5, figsize=(13, 3.6), sharex=True, sharey=True, layout="constrained"
+    )
     x, y = mesh.points.T
     levels = np.linspace(0, 1, 21)
     axes[0].triplot(x, y, mesh.triangles, linewidth=0.15, color="0.4")
     axes[0].set_title(f"a shape and its handles\n{len(mesh.triangles):,} triangles")
     board = (torch.floor(mesh.points[mesh.triangles].mean(1) / 0.08).sum(1) % 2).numpy()
     for k, (weights, name) in enumerate(((harmonic, "harmonic"), (optimized, "quasi-harmonic")), 1):
-        image = axes[k].tricontourf(x, y, mesh.triangles, weights[:, shown], levels=levels, cmap="viridis")
-        axes[k].tricontour(x, y, mesh.triangles, weights[:, shown], levels=levels[2::2], colors="w", linewidths=0.4)
+        image = axes[k].tricontourf(
+            x, y, mesh.triangles, weights[:, shown], levels=levels, cmap="viridis"
+        )
+        axes[k].tricontour(
+            x, y, mesh.triangles, weights[:, shown], levels=levels[2::2], colors="w", linewidths=0.4
+        )
         axes[k].set_title(f"{name} weights\nof the handle at the hip")
         u, v = deformed(mesh, weights).T
         axes[k + 2].tripcolor(u, v, mesh.triangles, board, cmap="Blues", vmin=-0.5, vmax=1.5)
@@ -177,16 +206,22 @@ def draw(mesh: Mesh, harmonic: Tensor, optimized: Tensor, shown: int, file: Path
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="a coarser mesh and fewer steps")
-    parser.add_argument("--picture", type=Path, help="where to draw, e.g. quasi_harmonic_weights.png")
+    parser.add_argument(
+        "--picture", type=Path, help="where to draw, e.g. quasi_harmonic_weights.png"
+    )
     arguments = parser.parse_args()
     mesh = figure(0.04 if arguments.quick else 0.0175)
     harmonic, optimized = optimize(mesh, 30 if arguments.quick else 100)
     before, after = roughness(mesh, harmonic).item(), roughness(mesh, optimized).item()
     outside = max(0.0, -optimized.min().item(), optimized.max().item() - 1)
     off_one = (optimized.sum(1) - 1).abs().max().item()
-    print(f"{len(mesh.points):,} vertices, {mesh.edges.shape[1]:,} coefficients, {len(mesh.handles)} handles")
+    print(
+        f"{len(mesh.points):,} vertices, {mesh.edges.shape[1]:,} coefficients, {len(mesh.handles)} handles"
+    )
     print(f"energy {before:.0f} -> {after:.1f}, {after / before:.3f} of the harmonic")
     print(f"weights leave [0, 1] by {outside:.0e}, their sums differ from one by {off_one:.0e}")
     assert after <= before / 2

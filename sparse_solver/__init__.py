@@ -1,17 +1,15 @@
 """Differentiable direct solves with sparse matrices for PyTorch: x = A(w)⁻¹ b, with gradients to A's entries and b."""
 
-from ._deferred import check_deferred
-from ._engines import Availability
-from ._factorization import Factorization, Info
-from ._find_root import find_root
-from ._functional import clear_cache, engines, factorize, solve
-from ._indexed_sum import IndexedSum
-from ._legacy import SparseSolver
-from ._minimize import minimize
-from ._pattern import Pattern
-from ._quadratic import Multipliers, QuadraticProgram, minimize_quadratic
-from ._report import Iteration, Report
-from ._version import __version__
+from ._energy.indexed_sum import IndexedSum
+from ._engines.protocol import Availability
+from ._factor.pending_errors import synchronize
+from ._optimize.find_root import find_root
+from ._optimize.minimize import minimize
+from ._optimize.report import Iteration, Report
+from ._quadratic.program import Multipliers, QuadraticProgram, minimize_quadratic
+from ._solve.factorization import Factorization, Info
+from ._solve.functional import SparseSolver, clear_cache, engines, factorize, solve
+from ._solve.pattern import Pattern
 from .errors import (
     CollectiveError,
     ConvergenceError,
@@ -35,6 +33,8 @@ from .errors import (
     TriangleError,
     ValueChangedError,
 )
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Availability",
@@ -69,7 +69,7 @@ __all__ = [
     "TriangleError",
     "ValueChangedError",
     "__version__",
-    "check_deferred",
+    "synchronize",
     "clear_cache",
     "engines",
     "factorize",

@@ -9,8 +9,9 @@ import simulated_gpu
 import torch
 
 import sparse_solver as ss
-from sparse_solver import _engines
-from sparse_solver._engines import _cudss, _workspace
+from sparse_solver._engines import registry as _engines
+from sparse_solver._engines.cudss import library as _cudss
+from sparse_solver._engines.cudss import workspace as _workspace
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +33,7 @@ def cudss(monkeypatch: pytest.MonkeyPatch) -> Iterator[simulated_cudss.Cudss]:
     for name in ("cudss", "cudss_hybrid"):
         engine = _engines.engine_named(name)
         monkeypatch.setattr(engine, "device_types", (simulated_gpu.TYPE,))
-    monkeypatch.setattr("sparse_solver._engines.cudss.cudss_library", lambda: library)
+    monkeypatch.setattr("sparse_solver._engines.cudss.engine.cudss_library", lambda: library)
     monkeypatch.setattr(_workspace, "_handles", weakref.WeakValueDictionary())
     yield simulated
     ss.clear_cache()

@@ -12,7 +12,12 @@ REAL = (torch.float32, torch.float64)
 COMPLEX = (torch.complex64, torch.complex128)
 DTYPES = REAL + COMPLEX
 
-TOLERANCE = {torch.float32: 2e-4, torch.complex64: 2e-4, torch.float64: 1e-10, torch.complex128: 1e-10}
+TOLERANCE = {
+    torch.float32: 2e-4,
+    torch.complex64: 2e-4,
+    torch.float64: 1e-10,
+    torch.complex128: 1e-10,
+}
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,10 @@ class Problem:
         return (self.n, self.n)
 
     def to(self, device: torch.device) -> Problem:
-        return Problem(self.kind, *(part.to(device) for part in (self.dense, self.rows, self.cols, self.values)))
+        return Problem(
+            self.kind,
+            *(part.to(device) for part in (self.dense, self.rows, self.cols, self.values)),
+        )
 
 
 def generator(seed: int) -> torch.Generator:
@@ -44,7 +52,9 @@ def generator(seed: int) -> torch.Generator:
 def _random(n: int, dtype: torch.dtype, seed: int) -> Tensor:
     """About four entries a row."""
     g = generator(seed)
-    return torch.randn(n, n, dtype=dtype, generator=g) * (torch.rand(n, n, generator=g) < 4 / max(n, 1))
+    return torch.randn(n, n, dtype=dtype, generator=g) * (
+        torch.rand(n, n, generator=g) < 4 / max(n, 1)
+    )
 
 
 def spd(n: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
@@ -94,7 +104,9 @@ def rhs(*shape: int, dtype: torch.dtype, seed: int = 100) -> Tensor:
     return torch.randn(*shape, dtype=dtype, generator=generator(seed))
 
 
-def independent(kind: str, values: Tensor, rows: Tensor, cols: Tensor) -> Callable[[Tensor], Tensor]:
+def independent(
+    kind: str, values: Tensor, rows: Tensor, cols: Tensor
+) -> Callable[[Tensor], Tensor]:
     """A map from free parameters (as many as values) to values that keep the matrix of its kind, for gradcheck.
 
     Symmetric kinds are checked by the package, so that a single entry cannot be varied on its own.
@@ -126,4 +138,6 @@ def laplacian_places(edges: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
 
 def laplacian_values(weights: Tensor, n: int, anchor: float = 1.0) -> Tensor:
-    return torch.cat([torch.full((n,), anchor, dtype=weights.dtype), -weights, -weights, weights, weights])
+    return torch.cat(
+        [torch.full((n,), anchor, dtype=weights.dtype), -weights, -weights, weights, weights]
+    )

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from scipy import linalg
 from scipy.optimize import linear_sum_assignment
 
-from sparse_solver._engines import _cudss as native
-from sparse_solver._engines._cudss import Config, Data, Phase
+from sparse_solver._engines.cudss import library as native
+from sparse_solver._engines.cudss.library import Config, Data, Phase
 
 Array = NDArray[Any]
 OK, NOT_INITIALIZED, ALLOC_FAILED, INVALID_VALUE, NOT_SUPPORTED, EXECUTION_FAILED = range(6)
@@ -39,7 +39,9 @@ def array(address: int, count: int, dtype: Any) -> Array:
 
 
 class Csr:
-    def __init__(self, rows: int, nnz: int, start: int, col: int, values: int, types: tuple[int, ...]):
+    def __init__(
+        self, rows: int, nnz: int, start: int, col: int, values: int, types: tuple[int, ...]
+    ):
         offsets, indices, self.value_type, self.mtype, self.view, base = types
         assert (indices, base) == (native.INT32, native.BASE_ZERO)
         self.n, self.nnz, self.values, self.dtype = rows, nnz, values, DTYPES[self.value_type]
@@ -65,7 +67,9 @@ class Dense:
     def of(self, at: int) -> Array:
         """(columns, rows): those of the system number `at`."""
         size = self.rows * self.columns
-        return array(self.values, size * (at + 1), self.dtype)[at * size :].reshape(self.columns, self.rows)
+        return array(self.values, size * (at + 1), self.dtype)[at * size :].reshape(
+            self.columns, self.rows
+        )
 
 
 def solve_triangular(A: Array, b: Array, **which: bool) -> Array:
@@ -80,7 +84,10 @@ class Factored:
 
     def __init__(self, A: Array, mtype: int, epsilon: float, order: Array):
         n = A.shape[0]
-        U, L = A[order].astype(np.result_type(A, np.float64)), np.eye(n, dtype=np.result_type(A, np.float64))
+        U, L = (
+            A[order].astype(np.result_type(A, np.float64)),
+            np.eye(n, dtype=np.result_type(A, np.float64)),
+        )
         self.order, self.info, self.perturbed = order, self.problem, 0
         for k in range(n):
             if mtype >= 3 and not U[k, k].real > 0:
@@ -98,11 +105,15 @@ class Factored:
         if self.info:
             return np.full_like(b, np.nan)
         if transpose:
-            y = solve_triangular(self.L.T, solve_triangular(self.U.T, b, lower=True), lower=False, unit_diagonal=True)
+            y = solve_triangular(
+                self.L.T, solve_triangular(self.U.T, b, lower=True), lower=False, unit_diagonal=True
+            )
             x = np.empty_like(y)
             x[self.order] = y
             return x
-        return solve_triangular(self.U, solve_triangular(self.L, b[self.order], lower=True, unit_diagonal=True))
+        return solve_triangular(
+            self.U, solve_triangular(self.L, b[self.order], lower=True, unit_diagonal=True)
+        )
 
 
 class Cudss:
@@ -116,9 +127,13 @@ class Cudss:
         self.violations: list[str] = []
         self.fail: dict[str, int] = {}
         self.refuse: Callable[[Phase, int], int] = lambda phase, number: OK
-        self.made_before_failing: list[int] = []  # how many vectors are described before one cannot be
+        self.made_before_failing: list[
+            int
+        ] = []  # how many vectors are described before one cannot be
         self.fails_early = False  # a pivot that is not positive ends a factorisation with a status
-        self.factored: list[tuple[Array, float]] = []  # the values, and the limit to memory of the device
+        self.factored: list[
+            tuple[Array, float]
+        ] = []  # the values, and the limit to memory of the device
         self.matched: list[Array] = []  # the values of analyses that looked at them
         self._numbers = itertools.count(1000)
         self._inside = threading.Lock()
@@ -201,7 +216,9 @@ class Cudss:
 
     def _DataDestroy(self, handle: int, data: int) -> int:
         for address, size in self.objects[data].memory:
-            if self.objects[handle].memory.device_free(None, address, size, self.objects[handle].stream):
+            if self.objects[handle].memory.device_free(
+                None, address, size, self.objects[handle].stream
+            ):
                 return EXECUTION_FAILED
         return self._destroy(data)
 
@@ -211,7 +228,9 @@ class Cudss:
         self.objects[data].info = cast(value, POINTER(c_int))[0]
         return OK
 
-    def _DataGet(self, handle: int, data: int, which: int, value: int, size: int, written: Any) -> int:
+    def _DataGet(
+        self, handle: int, data: int, which: int, value: int, size: int, written: Any
+    ) -> int:
         simulated_gpu.count_synchronisation()
         kind = native.DATA_TYPES[Data(which)]
         state: _Data = self.objects[data]
@@ -244,7 +263,11 @@ class Cudss:
             return NOT_SUPPORTED
         matrix = Csr(rows, nnz, start, col, values, types)
         inside = [matrix.col[a:b] for a, b in itertools.pairwise(matrix.start)]
-        if matrix.start[0] or matrix.start[-1] != nnz or any((np.diff(row) <= 0).any() for row in inside):
+        if (
+            matrix.start[0]
+            or matrix.start[-1] != nnz
+            or any((np.diff(row) <= 0).any() for row in inside)
+        ):
             return INVALID_VALUE
         return self._create(place, matrix)
 
@@ -266,7 +289,16 @@ class Cudss:
     def _MatrixDestroy(self, matrix: int) -> int:
         return self._destroy(matrix)
 
-    def _Execute(self, handle: int, phase: int, config: int, data: int, matrix: int, solution: int, right: int) -> int:
+    def _Execute(
+        self,
+        handle: int,
+        phase: int,
+        config: int,
+        data: int,
+        matrix: int,
+        solution: int,
+        right: int,
+    ) -> int:
         state, settings = self.objects[data], self.objects[config]
         A, x, b = (self.objects[key] for key in (matrix, solution, right))
         count = settings[Config.UBATCH_SIZE]
@@ -280,7 +312,9 @@ class Cudss:
             self.violations.append("data belong to another handle")
         if not isinstance(A, Csr) or A.n != b.rows or (x.rows, x.columns) != (b.rows, b.columns):
             return INVALID_VALUE
-        if (count > 1) + bool(deterministic) + bool(hybrid) > 1 or (count > 1 and matching not in (0, 6)):
+        if (count > 1) + bool(deterministic) + bool(hybrid) > 1 or (
+            count > 1 and matching not in (0, 6)
+        ):
             return NOT_SUPPORTED
         if phase == Phase.ANALYSIS:
             state.analysed = settings.copy()
@@ -297,13 +331,21 @@ class Cudss:
             return INVALID_VALUE
         epsilon = settings[Config.PIVOT_EPSILON]
         if epsilon < 0:
-            epsilon = 1e-13 if np.dtype(A.dtype).itemsize in (8, 16) and A.dtype != np.complex64 else 1e-5
+            epsilon = (
+                1e-13 if np.dtype(A.dtype).itemsize in (8, 16) and A.dtype != np.complex64 else 1e-5
+            )
         self.factored.append((A.dense(0), settings[Config.HYBRID_DEVICE_MEMORY_LIMIT]))
-        state.factors = [Factored(A.dense(at), A.mtype, epsilon, state.order) for at in range(count)]
+        state.factors = [
+            Factored(A.dense(at), A.mtype, epsilon, state.order) for at in range(count)
+        ]
         state.info = state.info or next((one.info for one in state.factors if one.info), 0)
         if self.fails_early and state.info:
             return EXECUTION_FAILED
-        return OK if phase == Phase.REFACTORIZATION else state.allocate(A.n * A.n * np.dtype(A.dtype).itemsize * count)
+        return (
+            OK
+            if phase == Phase.REFACTORIZATION
+            else state.allocate(A.n * A.n * np.dtype(A.dtype).itemsize * count)
+        )
 
     def _solve(self, state: Any, settings: dict[Config, float], x: Dense, b: Dense) -> int:
         transpose = settings[Config.SOLVE_MODE] == native.SOLVE_TRANSPOSE
@@ -337,7 +379,9 @@ class _Data:
 
     def allocate(self, size: int) -> int:
         place = c_void_p()
-        if self.handle.memory.device_alloc(None, ctypes.byref(place), c_size_t(size), self.handle.stream):
+        if self.handle.memory.device_alloc(
+            None, ctypes.byref(place), c_size_t(size), self.handle.stream
+        ):
             return ALLOC_FAILED
         assert place.value is not None
         self.memory.append((place.value, size))

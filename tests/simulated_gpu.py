@@ -16,12 +16,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
+from torch.utils.backend_registration import (
+    _DummyBackendModule,
+    _setup_privateuseone_for_python_backend,
+)
 
 TYPE = "gpu"
 
 _COPIES = ("aten::_to_copy", "aten::copy_", "aten::set_", "aten::lift_fresh")
-_READS = ("aten::_local_scalar_dense", "aten::equal", "aten::nonzero", "aten::unique_dim", "aten::is_nonzero")
+_READS = (
+    "aten::_local_scalar_dense",
+    "aten::equal",
+    "aten::nonzero",
+    "aten::unique_dim",
+    "aten::is_nonzero",
+)
 _synchronisations = 0
 
 
@@ -55,7 +64,9 @@ class SimulatedTensor(Tensor):
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        cls, operator: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return _run(operator, args, kwargs or {})
 
     def record_stream(self, stream: Any) -> None:
@@ -78,7 +89,9 @@ def _wrapped(host: Any) -> Any:
         return host
     if host._is_zerotensor():
         host = torch.zeros(host.shape, dtype=host.dtype)
-    elif host.layout == torch.strided:  # a wrapper does not know that its numbers are to be conjugated
+    elif (
+        host.layout == torch.strided
+    ):  # a wrapper does not know that its numbers are to be conjugated
         host = host.resolve_conj().resolve_neg()
     return SimulatedTensor(host)
 
@@ -102,7 +115,11 @@ def _run(operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     tensors = [leaf for leaf in _leaves((*args, *kwargs.values())) if isinstance(leaf, Tensor)]
     simulated = {id(t.host): t for t in tensors if isinstance(t, SimulatedTensor)}
     name = operator._schema.name
-    if simulated and name not in _COPIES and any(t.dim() > 0 and not isinstance(t, SimulatedTensor) for t in tensors):
+    if (
+        simulated
+        and name not in _COPIES
+        and any(t.dim() > 0 and not isinstance(t, SimulatedTensor) for t in tensors)
+    ):
         raise RuntimeError(
             f"Expected all tensors to be on the same device, but found at least two devices, {DEVICE} and cpu! ({name})"
         )
@@ -116,13 +133,19 @@ def _run(operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     stays = bool(simulated) if device is None else _on_device(device)
     if name == "aten::copy_":
         stays = isinstance(args[0], SimulatedTensor)
-    if simulated and (name in _READS or (name in _COPIES and not stays and not kwargs.get("non_blocking"))):
+    if simulated and (
+        name in _READS or (name in _COPIES and not stays and not kwargs.get("non_blocking"))
+    ):
         count_synchronisation()
-    kwargs = {key: _mapped(unwrapped, value) for key, value in kwargs.items() if key != "pin_memory"}
+    kwargs = {
+        key: _mapped(unwrapped, value) for key, value in kwargs.items() if key != "pin_memory"
+    }
     result = operator(*_mapped(unwrapped, args), **kwargs)
     if not stays:
         return result
-    return _mapped(lambda leaf: simulated[id(leaf)] if id(leaf) in simulated else _wrapped(leaf), result)
+    return _mapped(
+        lambda leaf: simulated[id(leaf)] if id(leaf) in simulated else _wrapped(leaf), result
+    )
 
 
 class Stream:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import sparse_solver
-from sparse_solver import _engines
+from sparse_solver._engines import registry as _engines
 
 ROOT = Path(sparse_solver.__file__).parent
 # From the bottom to the top: a module imports only from those before it.
@@ -36,7 +36,7 @@ LAYERS = [
     "_engines._handle",
     "_engines._cudss",
     "_engines._workspace",
-    *(f"_engines.{name}" for name in _engines.names()),
+    *(f"_engines.{name}" for name in _engines.engine_names()),
     "_engines",
     "_rules",
     "_kinds",
@@ -73,7 +73,7 @@ LAYERS = [
     "",
     "__main__",
     "distributed._mpi",
-    "distributed._group",
+    "distributed._collective",
     "distributed._rows",
     "distributed._cluster",
     "distributed._numeric",
@@ -83,7 +83,9 @@ LAYERS = [
     "distributed",
 ]
 MODULES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").removesuffix("."): path
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    .removesuffix("__init__")
+    .removesuffix("."): path
     for path in sorted(ROOT.rglob("*.py"))
 }
 
@@ -96,7 +98,9 @@ def imports_of(module: str) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            assert not any(alias.name.split(".")[0] == "sparse_solver" for alias in node.names), "import relatively"
+            assert not any(alias.name.split(".")[0] == "sparse_solver" for alias in node.names), (
+                "import relatively"
+            )
         if isinstance(node, ast.ImportFrom) and node.level:
             base = package[: len(package) - (node.level - 1)]
             name = ".".join(base + (node.module.split(".") if node.module else []))
@@ -125,7 +129,7 @@ def test_nothing_outside_of_the_engines_folder_knows_an_engine() -> None:
                 for node in ast.walk(ast.parse(path.read_text()))
                 if isinstance(node, ast.Constant) and isinstance(node.value, str)
             }
-            assert not strings & set(_engines.names()), module
+            assert not strings & set(_engines.engine_names()), module
             assert not any("_engines." in imported for imported in imports_of(module)), module
 
 
@@ -140,7 +144,9 @@ def test_the_import_loads_no_engine_and_no_compiler() -> None:
         "print(sorted(m for m in after if m.split('.')[0] in ('scipy', 'qdldl', 'mkl', 'mpi4py') or m == 'torch._dynamo'));"
         "maps = open('/proc/self/maps').read() if sys.platform == 'linux' else ''; print('libmkl_rt' in maps or 'libmpi' in maps)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
+    )
     assert done.stdout.split() == ["[]", "False"]
 
 
@@ -151,15 +157,23 @@ def test_without_mpi_the_error_says_what_to_install() -> None:
         "try: import sparse_solver.distributed\n"
         "except EngineUnavailableError as error: print(error.hint)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
+    )
     assert "sparse-solver[mpi]" in done.stdout
 
 
 def public() -> Iterator[tuple[str, object]]:
-    yield from ((name, getattr(sparse_solver, name)) for name in sparse_solver.__all__ if name != "__version__")
+    yield from (
+        (name, getattr(sparse_solver, name))
+        for name in sparse_solver.__all__
+        if name != "__version__"
+    )
     if importlib.util.find_spec("mpi4py"):
         distributed = importlib.import_module("sparse_solver.distributed")
-        yield from ((f"distributed.{name}", getattr(distributed, name)) for name in distributed.__all__)
+        yield from (
+            (f"distributed.{name}", getattr(distributed, name)) for name in distributed.__all__
+        )
 
 
 def test_everything_public_is_documented() -> None:

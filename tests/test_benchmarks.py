@@ -110,7 +110,12 @@ def test_who_cannot_take_part_is_absent_and_who_fails_too_unless_it_is_ours() ->
 
 
 def test_without_a_bare_engine_scipy_says_what_is_right() -> None:
-    for problem in (problems.convection(6), problems.helmholtz(6), problems.mesh(8, 8, 3), problems.batch(3, 4)):
+    for problem in (
+        problems.convection(6),
+        problems.helmholtz(6),
+        problems.mesh(8, 8, 3),
+        problems.batch(3, 4),
+    ):
         assert problem.batch in (0, 3)
         times = timing.measure(problem, (), (contenders.Ours,), (), set(), 0.0, lambda text: None)
         assert 0 <= (times["sparse_solver"].error or 0) < 1e-9
@@ -158,14 +163,24 @@ def test_targets_are_judged_by_their_worst_value() -> None:
         return timing.Timed([milliseconds], error=0.0)
 
     rows = [
-        targets.Row("grid2d", "grid 300²", 300**2, {"bare PARDISO": timed(10), "Pattern.solve": timed(11)}),
         targets.Row(
-            "grid2d", "grid 500²", 500**2, {"bare PARDISO": timed(10), "Pattern.solve": timed(12), "x": timed(1)}
+            "grid2d", "grid 300²", 300**2, {"bare PARDISO": timed(10), "Pattern.solve": timed(11)}
         ),
-        *(targets.Row("chain", f"{n}", n, {"sparse_solver": timed(n**1.5)}) for n in (2**10, 2**12, 2**14)),
+        targets.Row(
+            "grid2d",
+            "grid 500²",
+            500**2,
+            {"bare PARDISO": timed(10), "Pattern.solve": timed(12), "x": timed(1)},
+        ),
+        *(
+            targets.Row("chain", f"{n}", n, {"sparse_solver": timed(n**1.5)})
+            for n in (2**10, 2**12, 2**14)
+        ),
     ]
     found = {target.what: target for target in targets.targets(rows, {"x"}, 0.1, 1.1)}
-    pattern = next(target for what, target in found.items() if what.startswith("`Pattern.solve` over"))
+    pattern = next(
+        target for what, target in found.items() if what.startswith("`Pattern.solve` over")
+    )
     assert pattern.worst == ("grid 500²", pytest.approx(1.2))
     assert "met by 1 of 2" in str(pattern)
     growth = next(target for what, target in found.items() if "growth exponent" in what)
@@ -180,12 +195,17 @@ def test_the_first_import_is_measured() -> None:
 
 @needs_mkl
 def test_peak_memory_of_a_process() -> None:
-    ours, bare = (processes.peak_memory(name, (20, 20)) for name in ("Pattern.solve", "bare PARDISO"))
+    ours, bare = (
+        processes.peak_memory(name, (20, 20)) for name in ("Pattern.solve", "bare PARDISO")
+    )
     assert ours is None or (ours > 0 and bare is not None and bare > 0)
 
 
 def test_contenders_have_names_of_their_own() -> None:
-    for group in ((*contenders.BARE, *contenders.OURS, *PEERS), (*repeat.BARE, *repeat.OURS, *repeat.PEERS)):
+    for group in (
+        (*contenders.BARE, *contenders.OURS, *PEERS),
+        (*repeat.BARE, *repeat.OURS, *repeat.PEERS),
+    ):
         names = [make.name for make in group]
         assert len(set(names)) == len(names)
 
@@ -202,7 +222,13 @@ def test_hessians_of_energies_are_right_before_they_are_timed(
 
 def test_the_example_runs(tmp_path: Path) -> None:
     picture = tmp_path / "chain.png"
-    command = [sys.executable, str(ROOT / "examples" / "benchmark.py"), "--quick", "--plot", str(picture)]
+    command = [
+        sys.executable,
+        str(ROOT / "examples" / "benchmark.py"),
+        "--quick",
+        "--plot",
+        str(picture),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "| chain 1024 |" in done.stdout
@@ -212,10 +238,17 @@ def test_the_example_runs(tmp_path: Path) -> None:
 def test_the_benchmark_of_the_gpu(
     cudss: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu, "problems", lambda quick: [lambda: problems.grid(6, 6), lambda: problems.batch(4, 3)])
+    monkeypatch.setattr(
+        gpu, "problems", lambda quick: [lambda: problems.grid(6, 6), lambda: problems.batch(4, 3)]
+    )
     with warnings.catch_warnings():
         assert gpu.main(["--quick", "--rounds", "1"], simulated_gpu.DEVICE) == 0
     told = capsys.readouterr().out
-    for name in ("bare cuDSS", "sparse_solver", "sparse_solver, check=", "sparse_solver on the CPU"):
+    for name in (
+        "bare cuDSS",
+        "sparse_solver",
+        "sparse_solver, check=",
+        "sparse_solver on the CPU",
+    ):
         assert len(re.findall(rf"^  {name}.* ms .* ×$", told, re.MULTILINE)) >= 2, told
     assert "nvmath DirectSolver: absent" in told

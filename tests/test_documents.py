@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import sparse_solver as ss
-from sparse_solver import _engines, errors
+from sparse_solver import errors
 from sparse_solver.__main__ import report
+from sparse_solver._engines import registry as _engines
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -25,7 +26,7 @@ def test_the_readme_runs_from_top_to_bottom(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_the_readme_names_every_engine_and_every_error() -> None:
-    for engine in _engines.names():
+    for engine in _engines.engine_names():
         assert f"`{engine}`" in README
     for name, cls in inspect.getmembers(errors, inspect.isclass):
         if issubclass(cls, ss.SparseSolverError):
@@ -34,7 +35,7 @@ def test_the_readme_names_every_engine_and_every_error() -> None:
 
 def test_the_report_for_bug_reports() -> None:
     text = report()
-    for word in ("sparse_solver", "torch", "Python", *_engines.names()):
+    for word in ("sparse_solver", "torch", "Python", *_engines.engine_names()):
         assert word in text
 
 
@@ -47,4 +48,6 @@ def test_the_pictures_are_there() -> None:
         pictures = re.findall(r"!\[[^]]*\]\(([^)]*)\)", document.read_text())
         assert pictures
         for picture in pictures:
-            assert (document.parent / picture).read_bytes().startswith((b"\x89PNG", b"GIF89a")), picture
+            assert (document.parent / picture).read_bytes().startswith((b"\x89PNG", b"GIF89a")), (
+                picture
+            )

@@ -9,7 +9,9 @@ import torch
 import sparse_solver as ss
 from sparse_solver import errors
 
-CLASSES = [c for _, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, ss.SparseSolverError)]
+CLASSES = [
+    c for _, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, ss.SparseSolverError)
+]
 
 
 @pytest.mark.parametrize("cls", CLASSES)

@@ -26,7 +26,13 @@ def load(name: str) -> ModuleType:
 class Run:
     """What an example printed, run with ``--quick`` and these arguments."""
 
-    def __init__(self, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str):
+    def __init__(
+        self,
+        name: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        *arguments: str,
+    ):
         monkeypatch.setattr(sys, "argv", [name, "--quick", *arguments])
         load(name).main()
         self.output = capsys.readouterr().out
@@ -57,16 +63,22 @@ def test_minimal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
 def test_quasi_harmonic_weights(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    run = Run("quasi_harmonic_weights", monkeypatch, capsys, "--picture", str(tmp_path / "weights.png"))
+    run = Run(
+        "quasi_harmonic_weights", monkeypatch, capsys, "--picture", str(tmp_path / "weights.png")
+    )
     before, after = run.numbers(f"energy {NUMBER} -> {NUMBER},")
     assert after <= before / 2
-    outside, off_one = run.numbers(rf"leave \[0, 1\] by {NUMBER}, their sums differ from one by {NUMBER}")
+    outside, off_one = run.numbers(
+        rf"leave \[0, 1\] by {NUMBER}, their sums differ from one by {NUMBER}"
+    )
     assert 0 <= outside <= 1e-9
     assert 0 <= off_one <= 1e-9
     assert is_picture(tmp_path / "weights.png")
 
 
-def test_cantilever(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_cantilever(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     run = Run("cantilever", monkeypatch, capsys, "--picture", str(tmp_path / "cantilever.png"))
     before, after, error = run.numbers(
         rf"deflection of the tip: {NUMBER} -> {NUMBER} of the length; gradient off by {NUMBER}"
@@ -79,12 +91,16 @@ def test_cantilever(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     assert before > 0.1
     assert after <= 0.01
     assert error < 1e-5
-    assert run.numbers(rf"stiffnesses use {NUMBER} of the material")[0] == pytest.approx(1, abs=1e-5)
+    assert run.numbers(rf"stiffnesses use {NUMBER} of the material")[0] == pytest.approx(
+        1, abs=1e-5
+    )
     assert is_picture(tmp_path / "cantilever.png")
     assert (tmp_path / "cantilever.gif").read_bytes().startswith(b"GIF89a")
 
 
-def test_neohookean(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_neohookean(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     run = Run("neohookean", monkeypatch, capsys, "--picture", str(tmp_path / "neohookean.png"))
     assert run.numbers(rf"the energy rises by {NUMBER} at most") == [0]
     assert 1.4 < run.numbers(rf"half the step loses {NUMBER} times less")[0] < 2.1
@@ -92,7 +108,9 @@ def test_neohookean(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     assert is_picture(tmp_path / "neohookean.png")
 
 
-def test_conductivity(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_conductivity(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     run = Run("conductivity", monkeypatch, capsys, "--picture", str(tmp_path / "conductivity.png"))
     before, after = run.numbers(f"relative error {NUMBER} -> {NUMBER},")
     assert after <= before / 2

@@ -16,11 +16,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .._layout import Layout, layout_of
-from .._matrix import Matrix
-from .._plain import plainly
-from .._structure import Structure, row_major, row_pointers
-from ._protocol import Availability, Kind, is_doubtful, not_positive_definite
+from .._sparse.matrix import Matrix
+from .._sparse.structure import Structure, row_major, row_pointers
+from .._sparse.triangle import Arrangement, arrangement_of
+from .._torch.modes import outside_transforms
+from .protocol import Availability, Kind, is_doubtful, not_positive_definite
 
 
 class _Library:
@@ -30,7 +30,11 @@ class _Library:
         import qdldl
 
         library = ctypes.CDLL(qdldl.__file__)
-        self.etree, self.factor, self.solve = library.QDLDL_etree, library.QDLDL_factor, library.QDLDL_solve
+        self.etree, self.factor, self.solve = (
+            library.QDLDL_etree,
+            library.QDLDL_factor,
+            library.QDLDL_solve,
+        )
         #                     n        Ap        Ai        work      Lnz       etree
         self.etree.argtypes = [c_int64, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p]
         #                      n, then Ap, Ai, Ax, Lp, Li, Lx, D, Dinv, Lnz, etree, and work of bytes, integers, doubles
@@ -40,13 +44,15 @@ class _Library:
         self.etree.restype, self.factor.restype, self.solve.restype = c_int64, c_int64, None
         self.new_solver = qdldl.Solver
 
-    def ordering(self, layout: Layout, n: int) -> Tensor:
+    def ordering(self, arrangement: Arrangement, n: int) -> Tensor:
         """The AMD ordering (n,) of a matrix whose upper triangle, with all of the diagonal, is given."""
         from scipy.sparse import csr_matrix
 
         # The constructor factors what it is given: the identity cannot fail.
-        identity = (layout.rows == layout.col).double().numpy()
-        matrix = csr_matrix((identity, layout.col.numpy(), layout.crow.numpy()), shape=(n, n)).tocsc()
+        identity = (arrangement.rows == arrangement.col).double().numpy()
+        matrix = csr_matrix(
+            (identity, arrangement.col.numpy(), arrangement.crow.numpy()), shape=(n, n)
+        ).tocsc()
         return torch.from_numpy(self.new_solver(matrix, upper=True).factors()[2]).to(torch.int64)
 
 
@@ -60,37 +66,42 @@ def _library() -> _Library | str:
     except (OSError, AttributeError) as error:
         return f"this build of the qdldl package hides its C functions ({error})"
     # Nothing but a try tells whether it was built with the same kinds of numbers.
-    with plainly():
+    with outside_transforms():
         structure = Structure(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), (2, 2))
         matrix = Matrix(structure, torch.tensor([4.0, 1.0, 3.0], dtype=torch.float64))
         factor = QdldlSymbolic(library, structure, "upper").factor(matrix)
-        x = factor.solve(torch.tensor([[6.0, 7.0]], dtype=torch.float64), False)
+        x = factor.substitute(torch.tensor([[6.0, 7.0]], dtype=torch.float64), False)
     if not torch.allclose(x, torch.tensor([[1.0, 2.0]], dtype=torch.float64)):
         return "this build of the qdldl package calculates with other kinds of numbers"
     return library
 
 
 class QdldlSymbolic:
-    def __init__(self, library: _Library, structure: Structure, stored: str | None):
+    def __init__(self, library: _Library, structure: Structure, triangle: str | None):
         self.library, self.n = library, structure.shape[0]
-        self.layout = layout_of(structure, "upper", stored)
-        self.order = library.ordering(self.layout, self.n)
+        self.arrangement = arrangement_of(structure, "upper", triangle)
+        self.order = library.ordering(self.arrangement, self.n)
         self.inverse = torch.empty_like(self.order)
         self.inverse[self.order] = torch.arange(self.n)
         # The reordered matrix: its upper triangle by columns is its lower triangle by rows.
-        i, j = self.inverse[self.layout.rows], self.inverse[self.layout.col]
+        i, j = self.inverse[self.arrangement.rows], self.inverse[self.arrangement.col]
         low, high = torch.minimum(i, j), torch.maximum(i, j)
-        self.source = row_major(high, low)  # among the values in the layout
+        self.source = row_major(high, low)  # among the values in the arrangement
         self.Ap, self.Ai = row_pointers(high[self.source], self.n), low[self.source]
         self.Lnz, self.etree = torch.empty((2, self.n), dtype=torch.int64)
         work = torch.empty_like(self.Lnz)
-        below = library.etree(self.n, *(t.data_ptr() for t in (self.Ap, self.Ai, work, self.Lnz, self.etree)))
+        below = library.etree(
+            self.n, *(t.data_ptr() for t in (self.Ap, self.Ai, work, self.Lnz, self.etree))
+        )
         assert below >= 0, "the diagonal and the upper triangle are there"
         # Each factorisation finds the same places and writes them again; so they are shared.
-        self.Lp, self.Li = torch.empty(self.n + 1, dtype=torch.int64), torch.empty(below, dtype=torch.int64)
+        self.Lp, self.Li = (
+            torch.empty(self.n + 1, dtype=torch.int64),
+            torch.empty(below, dtype=torch.int64),
+        )
         self.nnz: int = below + self.n
         self.flops = int(((self.Lnz + 1) ** 2).sum())
-        self.at_diagonal = self.layout.at_diagonal[self.order]
+        self.at_diagonal = self.arrangement.at_diagonal[self.order]
         self.pattern = (self.n, self.Ap.data_ptr(), self.Ai.data_ptr())
         self.tree = (self.Lnz.data_ptr(), self.etree.data_ptr())
 
@@ -98,9 +109,9 @@ class QdldlSymbolic:
         return self.nnz
 
     def factor(self, matrix: Matrix) -> QdldlFactor:
-        return QdldlFactor(self, matrix.arranged(self.layout, hermitian=False))
+        return QdldlFactor(self, matrix.arrange(self.arrangement, hermitian=False))
 
-    def retry(self, matrix: Matrix) -> None:
+    def analyze_values(self, matrix: Matrix) -> None:
         return None
 
 
@@ -110,7 +121,7 @@ class QdldlFactor:
     stable = True
 
     def __init__(self, symbolic: QdldlSymbolic, values: Tensor):
-        self._symbolic, self.values, self.layout = symbolic, values, symbolic.layout
+        self._symbolic, self.values, self.arrangement = symbolic, values, symbolic.arrangement
         n, self.nnz, self.flops = symbolic.n, symbolic.nnz, symbolic.flops
         self.memory_bytes = 8 * (symbolic.nnz + n)
         ordered = values.index_select(0, symbolic.source).to(torch.float64)
@@ -131,7 +142,7 @@ class QdldlFactor:
             n, symbolic.Lp.data_ptr(), symbolic.Li.data_ptr(), self._L.data_ptr(), self._inverse_pivots.data_ptr(),
         )  # fmt: skip
 
-    def solve(self, rhs: Tensor, transpose: bool) -> Tensor:
+    def substitute(self, rhs: Tensor, transpose: bool) -> Tensor:
         x = torch.empty_like(rhs)
         for b, row in zip(rhs, x, strict=True):  # which index_select takes far faster than a matrix
             ordered = b.index_select(0, self._symbolic.order).to(torch.float64)
@@ -158,10 +169,14 @@ class Qdldl:
     def supports(self, kind: Kind, dtype: torch.dtype) -> bool:
         return kind == "spd" and dtype in (torch.float32, torch.float64)
 
-    def analyze(self, structure: Structure, kind: Kind, dtype: torch.dtype, stored: str | None) -> QdldlSymbolic:
+    def analyze(
+        self, structure: Structure, kind: Kind, dtype: torch.dtype, triangle: str | None
+    ) -> QdldlSymbolic:
         library = _library()
-        assert isinstance(library, _Library)  # nothing is analysed by an engine that is not available
-        return QdldlSymbolic(library, structure, stored)
+        assert isinstance(
+            library, _Library
+        )  # nothing is analysed by an engine that is not available
+        return QdldlSymbolic(library, structure, triangle)
 
 
 ENGINE = Qdldl()

@@ -14,21 +14,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._layout import Layout, layout_of
-from .._matrix import Matrix
-from .._structure import Structure
-from ..errors import EngineError, EngineUnsupportedError, NotPositiveDefiniteError, SingularMatrixError
-from ._protocol import DTYPES, Availability, Kind, is_doubtful, is_hermitian, not_positive_definite
+from .._sparse.matrix import Matrix
+from .._sparse.structure import Structure
+from .._sparse.triangle import Arrangement, arrangement_of
+from .._sparse.values import DTYPES
+from ..errors import (
+    EngineError,
+    EngineUnsupportedError,
+    NotPositiveDefiniteError,
+    SingularMatrixError,
+)
+from .protocol import Availability, Kind, is_doubtful, is_hermitian, not_positive_definite
 
 
 class SuperluSymbolic:
-    def __init__(self, structure: Structure, kind: Kind, dtype: torch.dtype, stored: str | None):
+    def __init__(self, structure: Structure, kind: Kind, dtype: torch.dtype, triangle: str | None):
         self._kind, self._dtype = kind, dtype
-        self.layout = layout_of(structure, "full", stored)
-        if max(structure.shape[0], self.layout.nnz) > np.iinfo(np.intc).max:
-            raise EngineUnsupportedError("SuperLU counts in 32-bit integers, too few for this matrix", engine="superlu")
+        self.arrangement = arrangement_of(structure, "full", triangle)
+        if max(structure.shape[0], self.arrangement.nnz) > np.iinfo(np.intc).max:
+            raise EngineUnsupportedError(
+                "SuperLU counts in 32-bit integers, too few for this matrix", engine="superlu"
+            )
         # Rows of A are columns of Aᵀ: SuperLU reads columns, so it factors Aᵀ and solves with its transpose.
-        self._crow, self._col = self.layout.crow.to(torch.int32).numpy(), self.layout.col.to(torch.int32).numpy()
+        self._crow, self._col = (
+            self.arrangement.crow.to(torch.int32).numpy(),
+            self.arrangement.col.to(torch.int32).numpy(),
+        )
         self._shape = structure.shape
 
     def factor_nnz(self, matrix: Matrix) -> int | None:
@@ -42,7 +53,7 @@ class SuperluSymbolic:
         from scipy.sparse.csgraph import structural_rank
         from scipy.sparse.linalg import splu
 
-        values = matrix.arranged(self.layout, is_hermitian(self._kind, self._dtype))
+        values = matrix.arrange(self.arrangement, is_hermitian(self._kind, self._dtype))
         transposed = csc_matrix((values.numpy(), self._col, self._crow), shape=self._shape)
         spd = self._kind == "spd"
         options = {"SymmetricMode": True, "Equil": False} if spd else {}
@@ -55,13 +66,17 @@ class SuperluSymbolic:
             )
         except RuntimeError as error:
             if "singular" not in str(error) and structural_rank(transposed) == self._shape[0]:
-                raise EngineError(f"SuperLU failed: {error}", engine="superlu", code=None) from error
+                raise EngineError(
+                    f"SuperLU failed: {error}", engine="superlu", code=None
+                ) from error
             if spd:  # the message does not say where, and a definite matrix cannot be singular
                 raise not_positive_definite("superlu", "LU without row exchanges", None) from error
-            raise SingularMatrixError("SuperLU met a zero pivot: the matrix is singular", engine="superlu") from error
-        return SuperluFactor(decomposed, self.layout, values, spd)
+            raise SingularMatrixError(
+                "SuperLU met a zero pivot: the matrix is singular", engine="superlu"
+            ) from error
+        return SuperluFactor(decomposed, self.arrangement, values, spd)
 
-    def retry(self, matrix: Matrix) -> None:
+    def analyze_values(self, matrix: Matrix) -> None:
         return None
 
 
@@ -70,25 +85,29 @@ class SuperluFactor:
     perturbed_pivots: int | None = 0
     stable = True  # partial pivoting; for definite matrices the diagonal is as good
 
-    def __init__(self, decomposed: Any, layout: Layout, values: Tensor, spd: bool):
-        self._decomposed, self.layout, self.values = decomposed, layout, values
+    def __init__(self, decomposed: Any, arrangement: Arrangement, values: Tensor, spd: bool):
+        self._decomposed, self.arrangement, self.values = decomposed, arrangement, values
         self.negative_eigenvalues: int | None = 0 if spd else None
         self.nnz: int = int(decomposed.nnz)
         self.memory_bytes: int | None = self.nnz * (values.element_size() + 4)
         upper = decomposed.U
         pivots = upper.diagonal()
         if not spd:
-            self.doubtful = is_doubtful(float(np.abs(pivots).min() / np.abs(upper.data).max()), values.dtype)
+            self.doubtful = is_doubtful(
+                float(np.abs(pivots).min() / np.abs(upper.data).max()), values.dtype
+            )
             return
         row_of_pivot = np.argsort(decomposed.perm_c)
         bad = ~(pivots.real > 0)
         if bad.any() or not np.array_equal(decomposed.perm_r, decomposed.perm_c):
             row = int(row_of_pivot[np.argmax(bad)]) if bad.any() else None
             raise not_positive_definite("superlu", "LU without row exchanges", row)
-        diagonal = values[layout.rows == layout.col].numpy().real
-        self.doubtful = is_doubtful(float((pivots.real / diagonal[row_of_pivot]).min()), values.dtype)
+        diagonal = values[arrangement.rows == arrangement.col].numpy().real
+        self.doubtful = is_doubtful(
+            float((pivots.real / diagonal[row_of_pivot]).min()), values.dtype
+        )
 
-    def solve(self, rhs: Tensor, transpose: bool) -> Tensor:
+    def substitute(self, rhs: Tensor, transpose: bool) -> Tensor:
         # Factored was Aᵀ. SuperLU takes the n-by-k array by columns, which is what the rows of `rhs` are.
         x = self._decomposed.solve(rhs.numpy().T, trans="N" if transpose else "T")
         return torch.from_numpy(np.ascontiguousarray(x.T))
@@ -114,8 +133,10 @@ class Superlu:
     def supports(self, kind: Kind, dtype: torch.dtype) -> bool:
         return dtype in DTYPES
 
-    def analyze(self, structure: Structure, kind: Kind, dtype: torch.dtype, stored: str | None) -> SuperluSymbolic:
-        return SuperluSymbolic(structure, kind, dtype, stored)
+    def analyze(
+        self, structure: Structure, kind: Kind, dtype: torch.dtype, triangle: str | None
+    ) -> SuperluSymbolic:
+        return SuperluSymbolic(structure, kind, dtype, triangle)
 
 
 ENGINE = Superlu()

@@ -15,9 +15,9 @@ Solver for Clusters factors. ``pip install "sparse-solver[mpi]"``, and ``mpiexec
 
 from __future__ import annotations
 
+from ._halo_exchange import partition
 from ._mpi import MPI as _MPI  # noqa: F401 - raises where there is no MPI
 from ._pattern import Factorization, Pattern
-from ._rows import partition
-from ._sums import replicate, sum
+from ._reductions import replicate, sum
 
 __all__ = ["Factorization", "Pattern", "partition", "replicate", "sum"]

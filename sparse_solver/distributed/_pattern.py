@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._factorization import Info
-from .._kinds import Assume, Options
-from .._matrix import largest_modulus, raise_non_finite
-from .._plain import plainly, resolved
-from .._solve import check_rhs, check_values
-from .._tensors import check_coo, check_range, shape_of
-from .._untraced import untraced
+from .._factor.accuracy import EmptyFactor
+from .._factor.options import Assume, Options
+from .._solve.factorization import Info, collect_info
+from .._solve.shapes import check_rhs, check_values
+from .._sparse.index_checks import check_coo, check_range, check_shape
+from .._sparse.values import CPU, largest_modulus, raise_non_finite
+from .._torch.dynamo import disable_dynamo
+from .._torch.modes import is_recorded, materialize, outside_transforms
 from ..errors import DeviceError, OptionError, ShapeError
-from ._cluster import ENGINE, Handles, check_available
-from ._group import Group
+from ._autograd import solve
+from ._collective import Group
+from ._halo_exchange import Rows, check_rows, checked_block, partition
+from ._mkl_cluster import Handles, check_available
 from ._mpi import MPI
-from ._numeric import Numeric
-from ._rows import Rows, check_rows, checked_block, partition
-from ._solve import solve
-from ._sums import check_plain, is_recorded
-
-_CPU = torch.device("cpu")
+from ._numeric import DistributedFactor, factor_distributed
+from ._reductions import check_plain
 
 
 class Pattern:
@@ -55,34 +55,49 @@ class Pattern:
     """
 
     def __init__(
-        self, rows: Tensor, cols: Tensor, shape: Sequence[int], comm: MPI.Comm | None = None, block: range | None = None
+        self,
+        rows: Tensor,
+        cols: Tensor,
+        shape: Sequence[int],
+        comm: MPI.Comm | None = None,
+        block: range | None = None,
     ):
         self._group = group = Group.of(comm)
 
         def check() -> tuple[tuple[int, int], range]:
             check_available()
-            size = shape_of(shape)
+            size = check_shape(shape)
             if size[0] != size[1]:
-                raise ShapeError(f"the matrix has shape {size}; only a square one, (n, n), can be solved with")
+                raise ShapeError(
+                    f"the matrix has shape {size}; only a square one, (n, n), can be solved with"
+                )
             mine = partition(size, group.comm) if block is None else block
             if not isinstance(mine, range) or mine.step != 1:
                 raise OptionError(f"block={block!r}: expected range(start, stop), or None")
             check_coo(rows, cols)
-            if rows.device != _CPU:
-                raise DeviceError(f"indices are on {rows.device}; distributed matrices are on the CPU")
+            if rows.device != CPU:
+                raise DeviceError(
+                    f"indices are on {rows.device}; distributed matrices are on the CPU"
+                )
             check_range("column", cols, size[1], "columns")
             check_rows(rows, mine)
             return size, mine
 
-        (size, mine), _ = group.agree("Pattern", check, same=lambda checked: {"rows": checked[0][0]})
+        (size, mine), _ = group.agree(
+            "Pattern", check, same=lambda checked: {"rows": checked[0][0]}
+        )
         self.shape, self.block, self.nnz = size, mine, rows.numel()
         self._number = group.calls
-        with plainly(), group.collective():
+        with outside_transforms(), group.collective():
             checked_block(group, mine, size[0])
-            self._rows = Rows(group, rows.to(torch.int64, copy=True), cols.to(torch.int64, copy=True), size, mine)
+            self._rows = Rows(
+                group, rows.to(torch.int64, copy=True), cols.to(torch.int64, copy=True), size, mine
+            )
 
-    @untraced
-    def solve(self, values: Tensor, b: Tensor, *, assume: Assume = "auto", transpose: bool = False) -> Tensor:
+    @disable_dynamo
+    def solve(
+        self, values: Tensor, b: Tensor, *, assume: Assume = "auto", transpose: bool = False
+    ) -> Tensor:
         """x = A(values)⁻¹ b, or A⁻ᵀ b with ``transpose=True``, differentiable in `values` and `b` to any order.
 
         values : (nnz,), those of this rank's entries; float32, float64, complex64 or complex128, the same on all ranks
@@ -98,7 +113,7 @@ class Pattern:
         recorded = self._agree("solve", values, assume, (b, transpose))
         return _solved(values, b, self._factored(values, assume), self._rows, transpose, recorded)
 
-    @untraced
+    @disable_dynamo
     def factorize(self, values: Tensor, *, assume: Assume = "auto") -> Factorization:
         """Factor A(values) once, to solve with it often; see `solve`.
 
@@ -122,12 +137,18 @@ class Pattern:
         with self._group.collective():
             Handles.of(self._group).release(self._group)
 
-    def _agree(self, call: str, values: Tensor, assume: Assume, right: tuple[Tensor, bool] | None = None) -> bool:
+    def _agree(
+        self, call: str, values: Tensor, assume: Assume, right: tuple[Tensor, bool] | None = None
+    ) -> bool:
         """Whether any rank records what is computed from the values and the `right`-hand side (b, transpose); raises where they
         cannot be used."""
 
         def check() -> tuple[Tensor, ...]:
-            check_values(values, self.nnz, _CPU)
+            check_values(values, self.nnz)
+            if values.device != CPU:
+                raise DeviceError(
+                    f"values are on {values.device}; distributed matrices are on the CPU"
+                )
             if values.dim() != 1:
                 raise ShapeError(
                     f"values have shape {tuple(values.shape)}: a distributed matrix is one at a time, ({self.nnz},)"
@@ -153,9 +174,11 @@ class Pattern:
         )
         return recorded
 
-    def _factored(self, values: Tensor, assume: Assume) -> Numeric:
-        with plainly(), self._group.collective():
-            return Numeric(self._rows, self._number, resolved(values).contiguous(), assume)
+    def _factored(self, values: Tensor, assume: Assume) -> DistributedFactor | EmptyFactor:
+        with outside_transforms(), self._group.collective():
+            return factor_distributed(
+                self._rows, self._number, materialize(values).contiguous(), assume
+            )
 
     def _check_rhs(self, b: Tensor, values: Tensor, transpose: bool) -> None:
         check_rhs("b", b, values)
@@ -173,7 +196,9 @@ class Pattern:
         return f"Pattern(shape={self.shape}, block={self.block}, nnz={self.nnz})"
 
     def __reduce__(self) -> Any:
-        raise TypeError("a distributed Pattern belongs to its ranks; make another one from the indices")
+        raise TypeError(
+            "a distributed Pattern belongs to its ranks; make another one from the indices"
+        )
 
 
 class Factorization:
@@ -185,49 +210,44 @@ class Factorization:
 
     _pattern: Pattern
     _values: Tensor
-    _numeric: Numeric
+    _call: int
+    _factor: DistributedFactor | EmptyFactor
 
     @classmethod
-    def _of(cls, pattern: Pattern, values: Tensor, numeric: Numeric) -> Factorization:
+    def _of(
+        cls, pattern: Pattern, values: Tensor, factor: DistributedFactor | EmptyFactor
+    ) -> Factorization:
         made = cls.__new__(cls)
-        made._pattern, made._values, made._numeric = pattern, values, numeric
+        made._pattern, made._values, made._factor = pattern, values, factor
+        made._call = pattern._group.calls  # of the call that factored
         return made
 
     @property
     def info(self) -> Info:
-        """What is known about the factorisation; memory and stored entries are those of this rank. Not collective."""
-        numeric, pattern = self._numeric, self._pattern
-        factor = None if numeric.trusted is None else numeric.trusted.factor
-        return Info(
-            assume=numeric.kind,
-            assume_reason=numeric.kind_reason,
-            engine=ENGINE,
-            engine_reason="distributed",
-            device="cpu",
-            n=pattern.shape[0],
-            nnz=pattern._rows.structure.canonical_nnz,
-            factor_nnz=factor.nnz if factor else 0,
-            factor_flops=None,
-            memory_bytes=factor.memory_bytes if factor else 0,
-            perturbed_pivots=factor.perturbed_pivots if factor else 0,
-            analysis_seconds=numeric.analysis_seconds,
-            factorization_seconds=numeric.factorization_seconds,
-        )
+        """What is known about the factorisation.
 
-    @untraced
+        Memory and stored entries are those of this rank. Not collective.
+        """
+        info = collect_info(self._pattern._rows.structure, [self._factor], CPU)
+        return replace(info, n=self._pattern.shape[0])
+
+    @disable_dynamo
     def solve(self, b: Tensor, *, transpose: bool = False) -> Tensor:
         """x = A⁻¹ b, or A⁻ᵀ b with ``transpose=True`` (never A⁻ᴴ); `b` and errors as for `Pattern.solve`. Collective."""
-        pattern, values, numeric = self._pattern, self._values, self._numeric
+        pattern, values, factor = self._pattern, self._values, self._factor
         _, (recorded, _) = pattern._group.agree(
             "Factorization.solve",
             lambda: pattern._check_rhs(b, values, transpose),
-            same=lambda _: {"with the factorization of call": numeric.call, **_described(b, transpose)},
+            same=lambda _: {
+                "with the factorization of call": self._call,
+                **_described(b, transpose),
+            },
             any_of=lambda _: (is_recorded(values, b),),
         )
-        return _solved(values, b, numeric, pattern._rows, transpose, recorded)
+        return _solved(values, b, factor, pattern._rows, transpose, recorded)
 
     def __repr__(self) -> str:
-        return f"Factorization(shape={self._pattern.shape}, block={self._pattern.block}, assume={self._numeric.kind!r})"
+        return f"Factorization(shape={self._pattern.shape}, block={self._pattern.block}, assume={self._factor.record.kind!r})"
 
     def __reduce__(self) -> Any:
         raise TypeError("a Factorization lives in the memory of a native library, on all ranks")
@@ -239,10 +259,20 @@ def _check_finite(name: str, tensor: Tensor) -> None:
 
 
 def _described(b: Tensor, transpose: bool) -> dict[str, object]:
-    return {"transpose": transpose, "right-hand sides": "one vector" if b.dim() == 1 else b.shape[1]}
+    return {
+        "transpose": transpose,
+        "right-hand sides": "one vector" if b.dim() == 1 else b.shape[1],
+    }
 
 
-def _solved(values: Tensor, b: Tensor, numeric: Numeric, rows: Rows, transpose: bool, recorded: bool) -> Tensor:
+def _solved(
+    values: Tensor,
+    b: Tensor,
+    factor: DistributedFactor | EmptyFactor,
+    rows: Rows,
+    transpose: bool,
+    recorded: bool,
+) -> Tensor:
     rhs = b.unsqueeze(0) if b.dim() == 1 else b.mT
-    x = solve(values, rhs, numeric, rows, transpose, recorded)
+    x = solve(values, rhs, factor, rows, transpose, recorded)
     return x.squeeze(0) if b.dim() == 1 else x.mT

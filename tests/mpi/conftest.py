@@ -18,5 +18,9 @@ def pytest_configure() -> None:
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """A rank that fails by itself leaves the others in the middle of something: all of them stop."""
     if report.failed and COMM.size > 1:
-        print(f"\nrank {COMM.rank} of {COMM.size}: {report.nodeid}\n{report.longreprtext}", file=sys.stderr, flush=True)
+        print(
+            f"\nrank {COMM.rank} of {COMM.size}: {report.nodeid}\n{report.longreprtext}",
+            file=sys.stderr,
+            flush=True,
+        )
         COMM.Abort(1)

@@ -29,7 +29,9 @@ def _last(n: int) -> list[int]:
 
 def _uneven(n: int) -> list[int]:
     """Every other rank has none, the others have ever more."""
-    weights = torch.tensor([0.0] + [rank * (rank % 2) + (COMM.size == 1) for rank in range(COMM.size)]).cumsum(0)
+    weights = torch.tensor(
+        [0.0] + [rank * (rank % 2) + (COMM.size == 1) for rank in range(COMM.size)]
+    ).cumsum(0)
     return (weights * n / weights[-1]).round().int().tolist()
 
 
@@ -46,7 +48,9 @@ class Share:
         self.values = p.values[self.entries]
         rows, cols = p.rows[self.entries], p.cols[self.entries]
         assert cut != "even" or self.block == partition(p.shape, COMM)
-        self.pattern = Pattern(rows, cols, p.shape, comm=COMM, block=None if cut == "even" else self.block)
+        self.pattern = Pattern(
+            rows, cols, p.shape, comm=COMM, block=None if cut == "even" else self.block
+        )
 
     def of(self, x: Tensor) -> Tensor:
         return x[self.block.start : self.block.stop]
@@ -57,7 +61,9 @@ def whole(share: Tensor) -> Tensor:
     return torch.cat(COMM.allgather(share.detach()))
 
 
-def launch(script: str, ranks: int = 2, **variables: str | None) -> subprocess.CompletedProcess[str]:
+def launch(
+    script: str, ranks: int = 2, **variables: str | None
+) -> subprocess.CompletedProcess[str]:
     """Runs a script on ranks of its own."""
     environment = {
         name: value
@@ -66,4 +72,6 @@ def launch(script: str, ranks: int = 2, **variables: str | None) -> subprocess.C
     }
     mpiexec = Path(sys.executable).with_name("mpiexec")
     command = [str(mpiexec), "-n", str(ranks), sys.executable, "-c", script]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env=environment, check=False
+    )

@@ -17,17 +17,25 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_snippet() -> None:
-    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "cluster.md").read_text(), re.DOTALL)
+    (snippet,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "cluster.md").read_text(), re.DOTALL
+    )
     found: dict[str, torch.Tensor] = {}
     exec(compile(snippet, "docs/cluster.md", "exec"), found)
-    rows, cols, values = whole(found["rows"]), whole(found["cols"]), whole(found["values"]).requires_grad_()
+    rows, cols, values = (
+        whole(found["rows"]),
+        whole(found["cols"]),
+        whole(found["values"]).requires_grad_(),
+    )
     x = ss.Pattern(rows, cols, (1000, 1000)).solve(values, torch.ones(1000, dtype=torch.double))
     torch.testing.assert_close(whole(found["x"]), x.detach())
     (x**2).sum().backward()
     torch.testing.assert_close(whole(found["values"].grad), values.grad)
 
 
-def test_the_distributed_conductivity(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_distributed_conductivity(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """It compares loss and gradient with those of one process by itself; what it finds does not depend on the ranks."""
     monkeypatch.setattr(sys, "argv", ["distributed_conductivity", "--side", "30", "--steps", "60"])
     path = ROOT / "examples" / "distributed_conductivity.py"

@@ -45,13 +45,29 @@ def test_an_error_on_one_rank(share: Share, at: int) -> None:
         (ss.DtypeError, "int64", lambda: P.solve(v, b.long() if here else b)),
         (ss.DtypeError, "float32", lambda: P.solve(v, b.float() if here else b)),
         (ss.LayoutError, "dense", lambda: P.solve(v, None if here else b)),
-        (ss.OptionError, "assume='spdd'", lambda: P.solve(v, b, assume="spdd" if here else "general")),
+        (
+            ss.OptionError,
+            "assume='spdd'",
+            lambda: P.solve(v, b, assume="spdd" if here else "general"),
+        ),
         (ss.OptionError, "transpose=1", lambda: P.solve(v, b, transpose=1 if here else False)),
-        (ss.NonFiniteError, r"values\[0\] is nan", lambda: P.solve(torch.full_like(v, torch.nan) if here else v, b)),
+        (
+            ss.NonFiniteError,
+            r"values\[0\] is nan",
+            lambda: P.solve(torch.full_like(v, torch.nan) if here else v, b),
+        ),
         (ss.NonFiniteError, r"b\[0\] is nan", lambda: P.solve(v, nan if here else b)),
         (ss.NonFiniteError, r"b\[0\] is nan", lambda: P.factorize(v).solve(nan if here else b)),
-        (ss.IndexRangeError, "row -1", lambda: distributed.Pattern(*places(share, -1 if here else None), (30, 30))),
-        (ss.IndexRangeError, "column", lambda: distributed.Pattern(*places(share, None, here), (30, 30))),
+        (
+            ss.IndexRangeError,
+            "row -1",
+            lambda: distributed.Pattern(*places(share, -1 if here else None), (30, 30)),
+        ),
+        (
+            ss.IndexRangeError,
+            "column",
+            lambda: distributed.Pattern(*places(share, None, here), (30, 30)),
+        ),
         (ss.LayoutError, "dense", lambda: distributed.sum(None if here else b[:1])),
         (ss.DtypeError, "float16", lambda: distributed.sum(b[:1].half() if here else b[:1])),
     ]
@@ -105,10 +121,26 @@ def test_matrices_that_cannot_be_factored() -> None:
     ring = distributed.Pattern(*path, (30, 30))  # x_i − x_{i+1}, around
     difference = torch.cat((torch.ones(len(i)), -torch.ones(len(i)))).double()
     calls: list[tuple[type[Exception], str, Callable[[], object]]] = [
-        (ss.NotPositiveDefiniteError, "positive", lambda: share.pattern.solve(indefinite, b, assume="spd")),
-        (ss.NotSymmetricError, r"\(29, |, 29\)", lambda: share.pattern.solve(asymmetric, b, assume="symmetric")),
-        (ss.SingularMatrixError, "row 29 has no", lambda: hole.solve(torch.ones(int(kept.sum())).double(), b)),
-        (ss.SingularMatrixError, "all its values", lambda: share.pattern.solve(share.values * 0, b)),
+        (
+            ss.NotPositiveDefiniteError,
+            "positive",
+            lambda: share.pattern.solve(indefinite, b, assume="spd"),
+        ),
+        (
+            ss.NotSymmetricError,
+            r"\(29, |, 29\)",
+            lambda: share.pattern.solve(asymmetric, b, assume="symmetric"),
+        ),
+        (
+            ss.SingularMatrixError,
+            "row 29 has no",
+            lambda: hole.solve(torch.ones(int(kept.sum())).double(), b),
+        ),
+        (
+            ss.SingularMatrixError,
+            "all its values",
+            lambda: share.pattern.solve(share.values * 0, b),
+        ),
         (ss.SingularMatrixError, "singular", lambda: ring.solve(difference, b)),
         (ss.SingularMatrixError, "singular", lambda: ring.factorize(difference)),
     ]
@@ -118,13 +150,21 @@ def test_matrices_that_cannot_be_factored() -> None:
     x = share.pattern.solve(indefinite, b)
     dense = p.dense.clone()
     dense[29, 29] = -dense[29, 29]
-    torch.testing.assert_close(whole(x), torch.linalg.solve(dense, torch.ones(30, dtype=torch.float64)))
+    torch.testing.assert_close(
+        whole(x), torch.linalg.solve(dense, torch.ones(30, dtype=torch.float64))
+    )
 
 
 def test_an_indefinite_matrix_with_a_positive_diagonal() -> None:
     p = problem("symmetric", torch.float64, n=30)
-    shift = torch.where(p.rows == p.cols, p.values.abs() - p.values, 0.0)  # a positive diagonal; still indefinite
-    dense = p.dense + torch.diag(p.dense.diag().abs() - p.dense.diag()) + 3 * (torch.eye(30).roll(1, 1)).double()
+    shift = torch.where(
+        p.rows == p.cols, p.values.abs() - p.values, 0.0
+    )  # a positive diagonal; still indefinite
+    dense = (
+        p.dense
+        + torch.diag(p.dense.diag().abs() - p.dense.diag())
+        + 3 * (torch.eye(30).roll(1, 1)).double()
+    )
     dense = (dense + dense.mT) / 2
     assert shift.shape == p.values.shape
     assert float(torch.linalg.eigvalsh(dense).min()) < 0 < float(dense.diag().min())
@@ -158,7 +198,9 @@ def test_different_calls(share: Share) -> None:
         lambda: distributed.sum(scalar if first else scalar.expand(1)),
         lambda: distributed.sum(scalar) if first else P.solve(v, b),
         lambda: P.release_idle() if first else P.solve(v, b),
-        lambda: distributed.Pattern(P._rows.rows, P._rows.cols, (30 + first, 30 + first), block=P.block),
+        lambda: distributed.Pattern(
+            P._rows.rows, P._rows.cols, (30 + first, 30 + first), block=P.block
+        ),
     ]
     for call in calls:
         with pytest.raises(CollectiveError, match="rank 0: ") as caught:
@@ -224,7 +266,9 @@ def test_communicators_of_some_ranks() -> None:
     b = rhs(p.n, dtype=torch.float64)
     values = p.values[entries].requires_grad_()
     x = P.solve(values, b[mine.start : mine.stop])
-    torch.testing.assert_close(torch.cat(half.allgather(x.detach())), torch.linalg.solve(p.dense, b))
+    torch.testing.assert_close(
+        torch.cat(half.allgather(x.detach())), torch.linalg.solve(p.dense, b)
+    )
     distributed.sum(x.sum(), comm=half).backward()
     P.solve(values, b[mine.start : mine.stop])
 
@@ -309,7 +353,9 @@ def test_a_failure_where_others_wait_ends_all_of_them() -> None:
 
 
 @single
-@pytest.mark.parametrize(("asked", "expected"), [(None, max(1, len(os.sched_getaffinity(0)) // 2)), ("2", 2)])
+@pytest.mark.parametrize(
+    ("asked", "expected"), [(None, max(1, len(os.sched_getaffinity(0)) // 2)), ("2", 2)]
+)
 def test_ranks_share_the_cores_of_a_machine(asked: str | None, expected: int) -> None:
     script = (
         "import torch; from sparse_solver.distributed import Pattern; i = torch.arange(0);"

@@ -23,14 +23,18 @@ CASES = [(kind, dtype) for dtype in DTYPES for kind in kinds_of(dtype)]
 def close(share: Tensor, expected: Tensor) -> None:
     """`expected` is what all shares together should be."""
     together, expected, tolerance = whole(share), expected.detach(), TOLERANCE[expected.dtype]
-    torch.testing.assert_close(together, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
+    torch.testing.assert_close(
+        together, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max())
+    )
 
 
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("transpose", [False, True])
 @pytest.mark.parametrize("asked", [False, True])
 @pytest.mark.parametrize(("kind", "dtype"), CASES)
-def test_solutions_and_gradients(kind: str, dtype: torch.dtype, asked: bool, transpose: bool, cut: str) -> None:
+def test_solutions_and_gradients(
+    kind: str, dtype: torch.dtype, asked: bool, transpose: bool, cut: str
+) -> None:
     p = problem(kind, dtype, n=30)
     share, b, weights = Share(p, cut), rhs(30, 3, dtype=dtype), rhs(30, 3, dtype=dtype, seed=7)
     assume = kind if asked else "auto"
@@ -46,16 +50,23 @@ def test_solutions_and_gradients(kind: str, dtype: torch.dtype, asked: bool, tra
     close(right.grad, B.grad)
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [case for case in CASES if case[1] in (torch.float64, torch.complex128)])
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [case for case in CASES if case[1] in (torch.float64, torch.complex128)]
+)
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("transpose", [False, True])
-def test_second_and_third_derivatives(kind: str, dtype: torch.dtype, transpose: bool, cut: str) -> None:
+def test_second_and_third_derivatives(
+    kind: str, dtype: torch.dtype, transpose: bool, cut: str
+) -> None:
     """A chain of gradients, each of the sum of the squares of those before it."""
     p = problem(kind, dtype, n=14)
     share, b = Share(p, cut), rhs(14, 2, dtype=dtype)
 
     def chain(
-        values: Tensor, right: Tensor, solve: Callable[[Tensor, Tensor], Tensor], total: Callable[[Tensor], Tensor]
+        values: Tensor,
+        right: Tensor,
+        solve: Callable[[Tensor, Tensor], Tensor],
+        total: Callable[[Tensor], Tensor],
     ) -> list[Tensor]:
         x, found = solve(values, right), []
         for _ in range(3):
@@ -108,9 +119,14 @@ def test_numerical_derivatives(dtype: torch.dtype, transpose: bool) -> None:
 @pytest.mark.parametrize("n", [0, 1, 2, 3])
 def test_fewer_rows_than_ranks(n: int) -> None:
     share = Share(problem("spd", torch.float64, n=n))
-    values, b = share.values.clone().requires_grad_(), torch.ones(len(share.block), dtype=torch.float64)
+    values, b = (
+        share.values.clone().requires_grad_(),
+        torch.ones(len(share.block), dtype=torch.float64),
+    )
     x = share.pattern.solve(values, b)
-    assert torch.allclose(whole(x), torch.linalg.solve(share.problem.dense, torch.ones(n, dtype=torch.float64)))
+    assert torch.allclose(
+        whole(x), torch.linalg.solve(share.problem.dense, torch.ones(n, dtype=torch.float64))
+    )
     distributed.sum(x.sum()).backward()
     assert values.grad is not None
     assert values.grad.shape == values.shape
@@ -137,7 +153,9 @@ def test_duplicates_in_any_order(index: torch.dtype) -> None:
     order = torch.randperm(2 * rows.numel())
     rows, cols = (torch.cat((places, places))[order].to(index) for places in (rows, cols))
     parts = torch.cat((share.values * 0.25, share.values * 0.75))[order].requires_grad_()
-    x = distributed.Pattern(rows, cols, p.shape).solve(parts, share.of(rhs(30, dtype=torch.float64)), assume="spd")
+    x = distributed.Pattern(rows, cols, p.shape).solve(
+        parts, share.of(rhs(30, dtype=torch.float64)), assume="spd"
+    )
     x.sum().backward()
     close(x, torch.linalg.solve(p.dense, rhs(30, dtype=torch.float64)))
     V = p.values.clone().requires_grad_()
@@ -158,7 +176,10 @@ def test_strides_conjugates_and_negatives() -> None:
     real = problem("general", torch.float64, n=30)
     share, negative = Share(real), rhs(30, dtype=torch.complex128).conj().imag
     assert negative.is_neg()
-    close(share.pattern.solve(share.values, share.of(negative)), torch.linalg.solve(real.dense, negative))
+    close(
+        share.pattern.solve(share.values, share.of(negative)),
+        torch.linalg.solve(real.dense, negative),
+    )
     close(distributed.sum(negative), COMM.size * negative.repeat(COMM.size))
 
 
@@ -171,7 +192,9 @@ def test_gradients_that_only_one_rank_wants(who: str, what: str) -> None:
     values = share.values.clone().requires_grad_(wants and what == "values")
     right = share.of(b).clone().requires_grad_(wants and what == "b")
     x = share.pattern.solve(values, right)
-    assert x.requires_grad == (who != "nobody")  # or the backward passes would not be those of all ranks
+    assert x.requires_grad == (
+        who != "nobody"
+    )  # or the backward passes would not be those of all ranks
     if who == "nobody":
         return
     x.sum().backward()
@@ -244,7 +267,9 @@ def test_indefinite_matrices_without_a_usable_diagonal(dtype: torch.dtype) -> No
     C = torch.randn(m, n, dtype=dtype, generator=g)
     for adjoint in (C.mT, C.mH):
         corner = torch.zeros(m, m, dtype=dtype)
-        dense = torch.cat((torch.cat((torch.eye(n, dtype=dtype), adjoint), 1), torch.cat((C, corner), 1)))
+        dense = torch.cat(
+            (torch.cat((torch.eye(n, dtype=dtype), adjoint), 1), torch.cat((C, corner), 1))
+        )
         rows, cols = dense.nonzero().T
         p = Problem("saddle", dense, rows, cols, dense[rows, cols])
         share, b = Share(p), rhs(n + m, dtype=dtype)
@@ -285,7 +310,10 @@ def test_whatever_comes(seed: int) -> None:
     (x * weights[start:stop].conj()).real.sum().backward()
     (X * weights.conj()).real.sum().backward()
     zeros = torch.zeros_like
-    close(zeros(v) if v.grad is None else v.grad, torch.cat([part(V.grad, rows, ends, r) * wants[r][0] for r in RANKS]))
+    close(
+        zeros(v) if v.grad is None else v.grad,
+        torch.cat([part(V.grad, rows, ends, r) * wants[r][0] for r in RANKS]),
+    )
     expected = [B.grad[ends[r] : ends[r + 1]] * wants[r][1] for r in RANKS]
     close(zeros(right) if right.grad is None else right.grad, torch.cat(expected))
 

@@ -11,8 +11,9 @@ from problems import grid, laplacian_places, laplacian_values, problem, rhs
 from shares import COMM, Share, whole
 
 from sparse_solver import distributed
-from sparse_solver.distributed import _cluster, _numeric
-from sparse_solver.distributed._group import Group
+from sparse_solver.distributed import _mkl_cluster as _cluster
+from sparse_solver.distributed import _numeric
+from sparse_solver.distributed._collective import Group
 
 
 @pytest.fixture
@@ -68,7 +69,9 @@ def test_lu_is_the_last_resort(
     share, b = Share(p), rhs(30, dtype=dtype)
     original = _numeric.Trusted.is_accurate
     monkeypatch.setattr(
-        _numeric.Trusted, "is_accurate", lambda self: self.factor.layout.part == "full" and original(self)
+        _numeric.Trusted,
+        "is_accurate",
+        lambda self: self.factor.layout.part == "full" and original(self),
     )
     for _ in range(2):
         x = share.pattern.solve(share.values, share.of(b), assume="symmetric")
@@ -143,7 +146,9 @@ def test_two_hundred_steps() -> None:
     sizes = []
     for step in range(200):
         values = laplacian_values(distributed.replicate(w), n)[mine]
-        (w_bar,) = torch.autograd.grad(distributed.sum(P.solve(values, b, assume="spd").square().sum()), w)
+        (w_bar,) = torch.autograd.grad(
+            distributed.sum(P.solve(values, b, assume="spd").square().sum()), w
+        )
         with torch.no_grad():
             w.sub_(w_bar, alpha=1e-3 / float(w_bar.abs().max()))
         if step in (50, 199):

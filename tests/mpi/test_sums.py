@@ -22,7 +22,9 @@ def test_sum(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     assert torch.equal(total, torch.full(shape, float(RANKS.sum()), dtype=dtype))
     (gradient,) = torch.autograd.grad(total.real.sum(), share)
     assert torch.equal(gradient, torch.ones_like(share))
-    assert torch.equal(share.detach(), torch.full(shape, COMM.rank + 1, dtype=dtype))  # it was not added to in place
+    assert torch.equal(
+        share.detach(), torch.full(shape, COMM.rank + 1, dtype=dtype)
+    )  # it was not added to in place
 
 
 def test_the_derivatives_of_a_function_of_sums() -> None:
@@ -32,7 +34,9 @@ def test_the_derivatives_of_a_function_of_sums() -> None:
     total = 0.5 * RANKS.sum()
     (first,) = torch.autograd.grad(f, x, create_graph=True)
     torch.testing.assert_close(first, MINE * 3 * total**2)
-    (second,) = torch.autograd.grad(distributed.sum(first), x, create_graph=True)  # Σ_r of the derivatives
+    (second,) = torch.autograd.grad(
+        distributed.sum(first), x, create_graph=True
+    )  # Σ_r of the derivatives
     torch.testing.assert_close(second, MINE * RANKS.sum() * 6 * total)
     (third,) = torch.autograd.grad(distributed.sum(second), x)
     torch.testing.assert_close(third, MINE * RANKS.sum() ** 2 * 6)

@@ -1,0 +1,195 @@
+"""A handle of PARDISO: an analysis, and the numeric factorisations that share it, in slots ("mnum").
+
+A slot is given back when the factor in it dies. Numbers in comments are the manual's, which counts
+from one: iparm(24) is ``iparm[23]``.
+
+Two facts about threads shape this file. First, the two-level method lays out its data for the
+threads of the analysis: a later phase with another number of threads crashes or, worse, gives wrong
+numbers without an error (MKL 2026.2). So a handle keeps to the threads of its analysis, and another
+number of threads takes another handle. Second, the threads of OpenMP do not survive a fork: a child
+of a process that has solved with several threads hangs unless it solves with one, and it must not
+touch handles of its parent, which another thread may have been writing to. It makes its own.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from ctypes import addressof, byref, c_int64, memmove, sizeof
+
+import torch
+from torch import Tensor
+
+from ..._sparse.triangle import Arrangement
+from ..._torch.fork_safe_lock import ForkSafeLock
+from ..idle_memory import RecentlyUsed
+from .library import Library
+from .parameters import ANALYSIS, FACTORIZATION, RELEASE_ALL, SOLVE, engine_error
+
+# The most living factors that one analysis serves; the careful method reserves room for the pivots
+# of all of them.
+_FACTORS_PER_HANDLE, _CAREFUL_FACTORS_PER_HANDLE = 1024, 16
+# The memory that the dead factors of one handle may keep. A factorisation in such memory is up to a
+# fifth faster than one that has to ask for its own, page by page. For large factors it makes no
+# difference, and their memory is released at once.
+_IDLE_BYTES = 256 * 2**20
+
+recently_used = RecentlyUsed(4)  # the handles that may keep idle memory
+
+FORWARD, _RELEASE_FACTOR = 331, 0  # phases
+
+_forked = False
+
+
+def _threads() -> int:
+    return 1 if _forked else torch.get_num_threads()
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+class _Native:
+    """The native call, and its arguments that stay the same; for one thread at a time."""
+
+    def __init__(
+        self, library: Library, mtype: int, arrangement: Arrangement, n: int, iparm: list[int]
+    ):
+        # The arrangement owns the indices that are pointed to.
+        self.library, self.arrangement, self.n = library, arrangement, n
+        self.threads, self.pid = _threads(), os.getpid()
+        self.slots = _CAREFUL_FACTORS_PER_HANDLE if iparm[55] else _FACTORS_PER_HANDLE
+        self.iparm = (c_int64 * 64)()
+        self._given = (c_int64 * 64)(*iparm)
+        # Made once: for a small system, making them takes as long as the call.
+        self._slot, self._phase, self._count, self._error = (c_int64() for _ in range(4))
+        self._pt = (c_int64 * 64)()
+        counts = c_int64(self.slots), self._slot, c_int64(mtype), self._phase, c_int64(n)
+        self._before = (addressof(self._pt), *map(byref, counts))
+        self._pattern = (arrangement.crow.data_ptr(), arrangement.col.data_ptr(), None)
+        self._settings = (byref(self._count), addressof(self.iparm), byref(c_int64(0)))
+
+    def call(
+        self,
+        phase: int,
+        slot: int = 1,
+        values: Tensor | None = None,
+        rhs: Tensor | None = None,
+        x: Tensor | None = None,
+        transpose: bool = False,
+    ) -> int:
+        """Run one phase and return the error code; `iparm` holds what PARDISO reports."""
+        memmove(self.iparm, self._given, sizeof(self._given))
+        self.iparm[11] = 2 if transpose else 0  # (12): solve with the transpose
+        self._phase.value, self._slot.value = phase, slot
+        self._count.value = 1 if rhs is None else rhs.shape[0]
+        self._error.value = 0
+        a, b, solution = (None if t is None else t.data_ptr() for t in (values, rhs, x))
+        before = self.library.set_threads(self.threads)
+        try:
+            error = byref(self._error)
+            self.library.pardiso(
+                *self._before, a, *self._pattern, *self._settings, b, solution, error
+            )
+        finally:
+            self.library.set_threads(before)
+        return self._error.value
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether this handle belongs to the parent process."""
+        return self.pid != os.getpid()
+
+    def release(self, phase: int, slot: int = 1) -> None:
+        if not self.is_lost:
+            self.call(phase, slot)
+
+
+class Handle:
+    """An analysis, and a slot for each living factor; one thread at a time is let in."""
+
+    def __init__(
+        self, library: Library, mtype: int, arrangement: Arrangement, n: int, iparm: list[int]
+    ):
+        self._native = _Native(library, mtype, arrangement, n, iparm)
+        self._lock = ForkSafeLock()
+        self._free = list(range(self._native.slots, 0, -1))
+        self._idle: list[int] = []  # slots of dead factors that still have their memory
+        self._max_idle = 0
+        weakref.finalize(self, self._native.release, RELEASE_ALL).atexit = False
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether this handle belongs to the parent process."""
+        return self._native.is_lost
+
+    def analyze(self, values: Tensor | None) -> int | None:
+        """Make the analysis; return the predicted number of entries of the factor."""
+        with self._lock:
+            code = self._native.call(ANALYSIS, values=values)
+        if code:
+            raise engine_error(code, "analysis")
+        entries = self._native.iparm[17]
+        self._entries = max(entries, self._native.n)
+        return entries if entries > 0 else None
+
+    def factor(self, slot: int, values: Tensor) -> tuple[int, list[int]]:
+        """Factor into the slot; return the error code and iparm."""
+        with self._lock:
+            code = self._native.call(FACTORIZATION, slot, values)
+            iparm = list(self._native.iparm)
+            if code:
+                self._native.release(_RELEASE_FACTOR, slot)
+            else:  # an estimate, since the two-level method does not report its memory
+                self._max_idle = _IDLE_BYTES // (self._entries * values.element_size())
+        self._trim_if_unlocked()
+        recently_used.use(self)
+        return code, iparm
+
+    def substitute(
+        self, slot: int, values: Tensor, rhs: Tensor, transpose: bool, phase: int = SOLVE
+    ) -> Tensor:
+        """Substitute with the factor in the slot, for the rows of `rhs`."""
+        x = torch.empty_like(rhs)
+        with self._lock:
+            code = self._native.call(phase, slot, values, rhs, x, transpose)
+        self._trim_if_unlocked()
+        if code:
+            raise engine_error(code, "substitution")
+        return x
+
+    def take(self) -> int | None:
+        """A slot for a factorisation with the threads of this call; None if there is none."""
+        if self._native.is_lost or self._native.threads != _threads():
+            return None
+        with self._lock:
+            return self._idle.pop() if self._idle else self._free.pop() if self._free else None
+
+    def give_back(self, slot: int) -> None:
+        """Give back the slot of a dead factor.
+
+        A factor may die inside a garbage collection, while this very thread is inside the handle.
+        So this method must not wait for the lock; its holder trims the slots when it leaves.
+        """
+        self._idle.append(slot)
+        self._trim_if_unlocked()
+
+    def release_idle(self) -> None:
+        """Release the memory of dead factors, and keep none until the next factorisation."""
+        self._max_idle = 0
+        self._trim_if_unlocked()
+
+    def _trim_if_unlocked(self) -> None:
+        while len(self._idle) > self._max_idle and self._lock.acquire(blocking=False):
+            try:
+                while len(self._idle) > self._max_idle:
+                    slot = self._idle.pop()
+                    self._native.release(_RELEASE_FACTOR, slot)
+                    self._free.append(slot)
+            finally:
+                self._lock.release()

@@ -1,0 +1,70 @@
+"""What PARDISO and its version for clusters have in common: types of matrices, settings, and errors.
+
+Numbers in comments are the manual's, which counts from one: iparm(24) is ``iparm[23]``.
+Source: Intel oneMKL Developer Reference for C, "pardiso iparm Parameter" and "cluster_sparse_solver iparm Parameter".
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ...errors import EngineError, SingularMatrixError
+from ..protocol import Kind
+
+ANALYSIS, FACTORIZATION, SOLVE, RELEASE_ALL = 11, 22, 33, -1  # phases
+ZERO_PIVOT, _SINGULAR_DIAGONAL = -4, -7  # error codes
+
+_MESSAGES = {
+    -1: "input inconsistent",
+    -2: "not enough memory",
+    -3: "reordering problem",
+    ZERO_PIVOT: "zero pivot",
+    -5: "unclassified internal error",
+    -6: "reordering failed",
+    _SINGULAR_DIAGONAL: "diagonal matrix is singular",
+    -8: "32-bit integer overflow",
+    -9: "not enough memory for out-of-core",
+    -10: "error opening out-of-core files",
+    -11: "error reading or writing out-of-core files",
+    -12: "pardiso_64 called from a 32-bit library",
+    -13: "interrupted by the progress function",
+    -15: "internal error which can appear for iparm(24)=10 and iparm(13)=1",
+}
+
+
+def engine_error(
+    code: int, phase: str, engine: str = "pardiso", called: str = "PARDISO"
+) -> Exception:
+    if code in (ZERO_PIVOT, _SINGULAR_DIAGONAL):
+        return SingularMatrixError(
+            f"{called} met a zero pivot during {phase}: the matrix is singular", engine=engine
+        )
+    reason = _MESSAGES.get(code, "unknown error")
+    message = f"{called} failed during {phase} with error {code} ({reason})"
+    return EngineError(message, engine=engine, code=code, out_of_memory=code in (-2, -9))
+
+
+def matrix_type(kind: Kind, dtype: torch.dtype) -> int:
+    real = {"spd": 2, "symmetric": -2, "hermitian": -2, "general": 11}
+    complex_ = {"spd": 4, "symmetric": 6, "hermitian": -4, "general": 13}
+    return (complex_ if dtype.is_complex else real)[kind]
+
+
+def parameters(kind: Kind, dtype: torch.dtype, matching: bool) -> list[int]:
+    """iparm, with METIS for the ordering."""
+    single = dtype in (torch.float32, torch.complex64)
+    iparm = [0] * 64
+    iparm[0] = 1  # (1): these values instead of the defaults
+    iparm[1] = 2  # (2): nested dissection
+    # (10): pivots below 10^-this times the norm are raised to it. The manual's values for double precision; for
+    # single precision they would lie below the rounding error.
+    iparm[9] = {("general", False): 13, ("general", True): 6}.get(
+        (kind, single), 4 if single else 8
+    )
+    iparm[10] = iparm[12] = int(matching)  # (11), (13): scaling and weighted matching
+    iparm[17] = -1  # (18): report the entries of the factor
+    # (21): 1-by-1 and 2-by-2 pivots, or, for Hermitian matrices, 1-by-1 pivots only; see `pardiso`
+    iparm[20] = int(kind != "hermitian")
+    iparm[27] = int(single)  # (28)
+    iparm[34] = 1  # (35): indices count from zero
+    return iparm

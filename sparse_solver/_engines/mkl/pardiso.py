@@ -1,0 +1,263 @@
+"""oneMKL PARDISO: supernodal Cholesky, LDLᵀ and LU, from the `mkl` wheel, called through ctypes.
+
+The first analysis uses the pattern alone and serves all values.
+
+LU and LDLᵀ: where that analysis leaves pivots so small that PARDISO perturbs them,
+`analyze_values` makes one with scaling and weighted matching, which uses the values too. For
+Hermitian matrices, MKL 2026.2 writes past its own arrays when one of its 2-by-2 pivots is
+perturbed; so LDLᴴ uses 1-by-1 pivots only, and LU factors the matrices that defeat it. LU also
+serves where the matching for LDLᵀ fails.
+
+Cholesky: where a pivot is negative or below an absolute bound (10⁻¹⁶ in double precision), the
+fast method gives up without naming the row, or produces NaN. A slower, careful method, which keeps
+its pivots, then either succeeds or names the row.
+
+Numbers in comments are the manual's, which counts from one: iparm(24) is ``iparm[23]``. Source:
+Intel oneMKL Developer Reference for C, "oneMKL PARDISO - Parallel Direct Sparse Solver Interface".
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..._sparse.matrix import Matrix
+from ..._sparse.structure import Structure
+from ..._sparse.triangle import Coverage, arrangement_of
+from ..._sparse.values import DTYPES, largest_modulus, probe_vector
+from ..._torch.fork_safe_lock import ForkSafeLock
+from ...errors import EngineError
+from ..protocol import Availability, Kind, is_hermitian, not_positive_definite
+from .handle import FORWARD, Handle, recently_used
+from .library import Library
+from .library import library as mkl_library
+from .parameters import ZERO_PIVOT, engine_error, matrix_type, parameters
+
+# Up to this many rows, a second probe vector costs next to nothing.
+_FEW_ROWS = 2**14
+
+
+def _growth_in_doubt(dtype: torch.dtype) -> float:
+    """The growth of a probe vector beyond which a pivot may be a rounding error.
+
+    A pivot that is some ε relative to its diagonal entry gives 1/√ε; sound matrices stay of order
+    one. The limit leaves a margin of four decades in double precision, and of one in single.
+    """
+    return float(0.1 * torch.finfo(dtype).eps ** -0.3)
+
+
+def _parameters(kind: Kind, dtype: torch.dtype, matching: bool, careful: bool) -> list[int]:
+    iparm = parameters(kind, dtype, matching)
+    iparm[1] = 3  # (2): parallel nested dissection
+    # (24): two-level factorisation, without which two right-hand sides cost twenty times one. It
+    # excludes matching.
+    iparm[23] = 0 if matching else 1
+    # (56): keep the pivots; on grids of 500² the factorisation then takes a third longer.
+    iparm[55] = int(careful)
+    return iparm
+
+
+class PardisoSymbolic:
+    """An analysis of a pattern, and handles for the numbers of threads that it is used with.
+
+    match : the matrix to scale and match by; None for an analysis of the pattern alone
+    lu : whether a symmetric matrix is factored by LU
+    careful : whether a Cholesky factorisation keeps its pivots
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        structure: Structure,
+        kind: Kind,
+        dtype: torch.dtype,
+        triangle: str | None,
+        match: Matrix | None = None,
+        lu: bool = False,
+        careful: bool = False,
+    ):
+        # Not the structure itself, which remembers this object.
+        self._library, self.kind, self._dtype, self._triangle = library, kind, dtype, triangle
+        self._n, self.careful = structure.shape[0], careful
+        self._method: Kind = "general" if lu else kind
+        coverage: Coverage = "full" if self._method == "general" else "upper"
+        self.arrangement = arrangement_of(structure, coverage, triangle)
+        self._analyzed_values = None if match is None else self._arrange(match)
+        self._probes: Tensor | None = None
+        self._careful_method: PardisoSymbolic | None = None  # once it was needed
+        self._prefers_careful = False
+        self.nnz: int | None = None
+        self._lock = ForkSafeLock(reentrant=True)
+        self._handles = [self._analyze()]
+
+    def _analyze(self) -> Handle:
+        method, matching = self._method, self._analyzed_values is not None
+        iparm = _parameters(method, self._dtype, matching, self.careful)
+        mtype = matrix_type(method, self._dtype)
+        handle = Handle(self._library, mtype, self.arrangement, self._n, iparm)
+        self.nnz = handle.analyze(self._analyzed_values)
+        return handle
+
+    def factor_nnz(self, matrix: Matrix) -> int | None:
+        return self.nnz
+
+    def probes(self) -> Tensor:
+        """(1, n) or (2, n) scattered numbers; the second row serves if the first cancels.
+
+        The second row is left out where it would take time and precision leaves room.
+        """
+        if self._probes is None:
+            first = probe_vector(self._n, self._dtype, 0.25)
+            single = self._dtype in (torch.float32, torch.complex64)
+            if single or self._n <= _FEW_ROWS:
+                second = probe_vector(self._n, self._dtype, 0.0).flip(1)
+                self._probes = torch.cat((first, second))
+            else:
+                self._probes = first
+        return self._probes
+
+    def take(self) -> tuple[Handle, int]:
+        """A handle for the threads of this call, and a free slot in it."""
+        with self._lock:
+            for handle in self._handles:
+                if (slot := handle.take()) is not None:
+                    return handle, slot
+            self._handles.append(self._analyze())
+            return self.take()
+
+    def _arrange(self, matrix: Matrix) -> Tensor:
+        return matrix.arrange(self.arrangement, is_hermitian(self.kind, self._dtype))
+
+    def factor(self, matrix: Matrix) -> PardisoFactor:
+        if not self._prefers_careful:
+            factor = PardisoFactor(self, self._arrange(matrix))
+            handle, slot = factor.place
+            if factor.accept(*handle.factor(slot, factor.values)):
+                return factor
+        with self._lock:
+            if self._careful_method is None:
+                self._careful_method = self._analyze_again(matrix.structure, careful=True)
+        factor = self._careful_method.factor(matrix)
+        self._prefers_careful = True  # badly scaled matrices rarely come alone
+        return factor
+
+    def analyze_values(self, matrix: Matrix) -> PardisoSymbolic | None:
+        known = self._analyzed_values
+        if self.kind == "spd" or (known is not None and torch.equal(self._arrange(matrix), known)):
+            return None
+        if self.kind != "hermitian":
+            try:
+                return self._analyze_again(matrix.structure, match=matrix)
+            except EngineError:  # seen on symmetric matrices with entries of very different size
+                if self.kind == "general":
+                    raise
+        return self._analyze_again(matrix.structure, match=matrix, lu=True)
+
+    def _analyze_again(self, structure: Structure, **how: Any) -> PardisoSymbolic:
+        """Another analysis of the same pattern."""
+        given = self._library, structure, self.kind, self._dtype, self._triangle
+        return PardisoSymbolic(*given, **how)
+
+
+class PardisoFactor:
+    """A factorisation in a slot of a handle."""
+
+    flops: int | None = None  # the two-level method does not count them
+    nnz: int | None = None
+    memory_bytes: int | None = None
+    perturbed_pivots: int | None = None
+    negative_eigenvalues: int | None = None
+    doubtful = True
+
+    def __init__(self, symbolic: PardisoSymbolic, values: Tensor):
+        # PARDISO keeps a pointer to `values` for its iterative refinement.
+        self._symbolic, self.values, self.arrangement = symbolic, values, symbolic.arrangement
+        self.stable = symbolic.kind == "spd"  # LU and LDLᵀ pivot within limits
+        self._lock = ForkSafeLock()
+        self._take_place()
+
+    def _take_place(self) -> None:
+        self.place = handle, slot = self._symbolic.take()
+        weakref.finalize(self, handle.give_back, slot).atexit = False
+
+    def accept(self, code: int, iparm: list[int]) -> bool:
+        """Read what PARDISO reports about the factorisation; raise if it failed.
+
+        Returns False where the fast Cholesky method met a pivot that it cannot take.
+        """
+        symbolic, is_spd = self._symbolic, self._symbolic.kind == "spd"
+        if code == ZERO_PIVOT and is_spd:
+            if not symbolic.careful:
+                return False
+            row = iparm[29] - 1  # (30): the equation of the bad pivot, counted from one
+            raise not_positive_definite("pardiso", "Cholesky", row)
+        if code:
+            raise engine_error(code, "factorisation")
+        self.nnz = symbolic.nnz
+        self.memory_bytes = iparm[16] * 1024 or None  # (17): kilobytes of factor and solution
+        self.perturbed_pivots = iparm[13]
+        # (23) counts the negative eigenvalues of real symmetric matrices only, as perturbed.
+        is_counted = self.arrangement.coverage == "upper" and not self.values.is_complex()
+        counted = iparm[22] if is_counted and not self.perturbed_pivots else None
+        self.negative_eigenvalues = 0 if is_spd else counted
+        if is_spd:
+            growth = self._find_growth()
+            if growth != growth and not symbolic.careful:
+                return False  # the root of a negative pivot, taken without an error
+            self.doubtful = not growth < _growth_in_doubt(self.values.dtype)
+        return True
+
+    def _find_growth(self) -> float:
+        """A number that is large if a pivot is small beside its diagonal entry.
+
+        It costs half a substitution. PARDISO can keep its pivots (iparm(56)), but that makes the
+        factorisation up to a third slower. So: let A = L Lᵀ, D its diagonal and s scattered numbers
+        about one. Row i of L y = D^½ s is y_i = r_i / √d_i, where d_i is the pivot relative to its
+        diagonal entry, and r_i is s_i and some combination of the s_j before: of order one, unless
+        they happen to cancel. A pivot that is a rounding error (some ε) gives 1 / √ε.
+        """
+        handle, slot = self.place
+        diagonal = self.values.index_select(0, self.arrangement.at_diagonal).real
+        scaled = self._symbolic.probes() * diagonal.sqrt()
+        return largest_modulus(handle.substitute(slot, self.values, scaled, False, phase=FORWARD))
+
+    def substitute(self, rhs: Tensor, transpose: bool) -> Tensor:
+        if self.place[0].is_lost:
+            self._factor_again()
+        handle, slot = self.place
+        return handle.substitute(slot, self.values, rhs, transpose)
+
+    def _factor_again(self) -> None:
+        """Factor in a forked child, which cannot use the factor of its parent."""
+        with self._lock:
+            if self.place[0].is_lost:
+                self._take_place()
+                handle, slot = self.place
+                self.accept(*handle.factor(slot, self.values))
+
+
+class Pardiso:
+    name = "pardiso"
+    device_types = ("cpu",)
+
+    def availability(self) -> Availability:
+        return Availability.of(mkl_library())
+
+    def supports(self, kind: Kind, dtype: torch.dtype) -> bool:
+        return dtype in DTYPES
+
+    def analyze(
+        self, structure: Structure, kind: Kind, dtype: torch.dtype, triangle: str | None
+    ) -> PardisoSymbolic:
+        library = mkl_library()
+        assert isinstance(library, Library)  # an engine that is not available analyses nothing
+        return PardisoSymbolic(library, structure, kind, dtype, triangle)
+
+    def release_idle(self) -> None:
+        recently_used.release()
+
+
+ENGINE = Pardiso()

@@ -1,0 +1,167 @@
+"""What an engine is: analyse a pattern once, factor many values, solve many right-hand sides.
+
+    Engine.analyze(structure, kind, ...) -> Symbolic.factor(matrix) -> Factor.substitute(rhs)
+
+A file or folder beside this one implements it for one library. Vectors are the rows of a (k, n)
+tensor, which is the column-major n-by-k array that these libraries read; a single vector needs no
+copy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from .._sparse.matrix import Matrix
+from .._sparse.structure import Structure
+from .._sparse.triangle import Arrangement
+from ..errors import NotPositiveDefiniteError
+
+# What a matrix is taken for. "spd": symmetric (complex: Hermitian) positive definite; "symmetric":
+# A = Aᵀ, also for complex values; "hermitian" occurs for complex values only.
+Kind = Literal["spd", "symmetric", "hermitian", "general"]
+
+# Below this many ε, a pivot relative to its diagonal entry may be a rounding error. Singular
+# matrices rarely give a zero pivot; up to 600 ε was seen on Laplacians of 10⁴ unknowns.
+_DOUBTFUL_PIVOT = 1e4
+
+
+def is_hermitian(kind: Kind, dtype: torch.dtype) -> bool:
+    """Whether the opposite of an entry is its conjugate rather than the entry itself."""
+    return dtype.is_complex and kind in ("spd", "hermitian")
+
+
+def is_doubtful(smallest_pivot: float, dtype: torch.dtype) -> bool:
+    """Whether a pivot of this size, relative to its diagonal entry, may be a rounding error."""
+    return not smallest_pivot > _DOUBTFUL_PIVOT * torch.finfo(dtype).eps
+
+
+def not_positive_definite(engine: str, method: str, row: int | None) -> NotPositiveDefiniteError:
+    """The error for a pivot that is not positive, at the caller's `row` if the engine knows it."""
+    place = "" if row is None else f" at row {row}"
+    return NotPositiveDefiniteError(
+        f"the matrix is not positive definite: {method} met a pivot that is not positive{place}; "
+        f"assume='symmetric' (complex: 'hermitian') or 'auto' also factors indefinite matrices",
+        row=row,
+        engine=engine,
+    )
+
+
+class Versioned(Protocol):
+    version: str
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether an engine can be used on this machine.
+
+    Attributes
+    ----------
+    version : str or None
+        The version of the library; None if it is missing or does not tell.
+    missing : str or None
+        Why the engine cannot be used and what to install; None if it can be used.
+    """
+
+    version: str | None = None
+    missing: str | None = None
+
+    @classmethod
+    def of(cls, library: Versioned | str) -> Availability:
+        """The availability of an engine by its library, or by the reason why there is none."""
+        if isinstance(library, str):
+            return cls(missing=library)
+        return cls(version=library.version)
+
+    @property
+    def installed(self) -> bool:
+        """Whether the engine can be used."""
+        return self.missing is None
+
+    def __str__(self) -> str:
+        installed = self.version or "unknown version"
+        return installed if self.installed else f"not available: {self.missing}"
+
+
+class Factor(Protocol):
+    """One numeric factorisation on the device of the matrix.
+
+    It owns its memory, which is released with the object.
+
+    arrangement, values : the matrix that was factored, a private copy, by which residuals are formed
+    nnz : entries of the factor or factors
+    flops : floating-point operations of this factorisation
+    perturbed_pivots : pivots that were too small and were enlarged
+    negative_eigenvalues : of a symmetric or Hermitian matrix
+    stable : whether the method is backward stable for this kind of matrix, so that residuals need
+        not be formed
+    doubtful : whether pivots are so small, beside their diagonal entries (LU: beside the largest
+        entry), that the matrix may be singular, or nothing is known about them
+    """
+
+    arrangement: Arrangement
+    values: Tensor
+    nnz: int | None
+    flops: int | None
+    memory_bytes: int | None
+    perturbed_pivots: int | None
+    negative_eigenvalues: int | None
+    stable: bool
+    doubtful: bool
+
+    def substitute(self, rhs: Tensor, transpose: bool) -> Tensor:
+        """Apply A⁻¹ or A⁻ᵀ to the rows of the contiguous (k, n) `rhs`, k ≥ 1, in a new tensor."""
+
+
+class Symbolic(Protocol):
+    """The analysis of a pattern: ordering, elimination tree, places of the fill."""
+
+    def factor_nnz(self, matrix: Matrix) -> int | None:
+        """The entries of a Cholesky factor; an engine may have to factor these values to know."""
+
+    def factor(self, matrix: Matrix) -> Factor:
+        """Factor the matrix, whose values are finite.
+
+        Raises NotPositiveDefiniteError (kind "spd") or SingularMatrixError.
+        """
+
+    def analyze_values(self, matrix: Matrix) -> Symbolic | None:
+        """A slower analysis that uses these values, for bad pivots; None if there is no better."""
+
+
+@runtime_checkable
+class NonBlockingSymbolic(Protocol):
+    """An analysis on a device that can factor without synchronising the host."""
+
+    def factor_non_blocking(self, matrix: Matrix) -> Factor:
+        """Factor any values; raise nothing about them, and report nothing about the factor."""
+
+
+class Engine(Protocol):
+    """A library that factors sparse matrices.
+
+    device_types : the types of devices on which the matrices lie that it takes
+    """
+
+    name: str
+    device_types: tuple[str, ...]
+
+    def availability(self) -> Availability:
+        """Look for the library, and load it the first time."""
+
+    def supports(self, kind: Kind, dtype: torch.dtype) -> bool: ...
+
+    def analyze(
+        self, structure: Structure, kind: Kind, dtype: torch.dtype, triangle: str | None
+    ) -> Symbolic:
+        """Analyse a structure that holds the whole matrix, or one `triangle` of it."""
+
+
+@runtime_checkable
+class KeepsMemory(Protocol):
+    """An engine, or a part of one, that keeps the memory of dead factors for new ones."""
+
+    def release_idle(self) -> None: ...

@@ -1,0 +1,104 @@
+"""The engines by name.
+
+To add one, implement `protocol.Engine` in a file of this folder, add a line to `_ENGINES`, and,
+for the engine to be chosen by default, a place in `select.select`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+
+import torch
+
+from ..errors import EngineUnavailableError, EngineUnsupportedError, OptionError
+from .protocol import Availability, Engine, KeepsMemory, Kind
+
+# The module and the object of each engine, in the order in which `engines()` lists them. Modules
+# are imported, and libraries loaded, on first use.
+_ENGINES = {
+    "pardiso": (".mkl.pardiso", "ENGINE"),
+    "qdldl": (".qdldl", "ENGINE"),
+    "superlu": (".superlu", "ENGINE"),
+    "cudss": (".cudss.engine", "ENGINE"),
+    "cudss_hybrid": (".cudss.engine", "HYBRID"),
+}
+
+
+def engine_names() -> tuple[str, ...]:
+    return tuple(_ENGINES)
+
+
+@cache
+def engine_named(name: str) -> Engine:
+    """The engine called `name`, installed or not."""
+    if name not in _ENGINES:
+        names = ", ".join(map(repr, _ENGINES))
+        raise OptionError(f"engine={name!r}: there is no such engine; the engines are {names}")
+    module, attribute = _ENGINES[name]
+    engine: Engine = getattr(import_module(module, __package__), attribute)
+    return engine
+
+
+def available_engines() -> dict[str, Availability]:
+    """Whether each engine is installed; found out once per process."""
+    return {name: engine_named(name).availability() for name in _ENGINES}
+
+
+def serves(name: str, device: torch.device) -> bool:
+    """Whether an engine takes matrices on this device."""
+    return device.type in engine_named(name).device_types
+
+
+def installed_on(device: torch.device) -> list[str]:
+    """The installed engines that take matrices on this device; loads no other library."""
+    names = (name for name in _ENGINES if serves(name, device))
+    return [name for name in names if engine_named(name).availability().installed]
+
+
+def solves_on(device: torch.device, engine: str | None) -> bool:
+    """Whether the engine, or for None any installed one, takes matrices on this device."""
+    return bool(installed_on(device)) if engine is None else serves(engine, device)
+
+
+def why_missing(device: torch.device) -> str:
+    """Why no engine solves on this device, in words."""
+    reasons: dict[str, list[str]] = {}
+    for name in _ENGINES:
+        missing = engine_named(name).availability().missing if serves(name, device) else None
+        if missing is not None:
+            reasons.setdefault(missing, []).append(name)
+    why = "; ".join(f"{', '.join(names)}: {missing}" for missing, names in reasons.items())
+    return why or f"no engine is made for {device.type}"
+
+
+def check_engine(name: str, device: torch.device, kind: Kind, dtype: torch.dtype) -> None:
+    """Raise unless the engine can factor such a matrix here."""
+    engine = engine_named(name)
+    if not serves(name, device):
+        where = " or ".join(engine.device_types)
+        raise EngineUnsupportedError(
+            f"the engine {name!r} solves on {where}, and the matrix is on {device}: move the "
+            f"matrix, or choose another engine",
+            engine=name,
+        )
+    found = engine.availability()
+    if found.missing is not None:
+        message = f"the engine {name!r} is not available: {found.missing}"
+        raise EngineUnavailableError(message, engine=name, hint=found.missing)
+    if not engine.supports(kind, dtype):
+        others = (other for other in _ENGINES if serves(other, device))
+        able = [repr(other) for other in others if engine_named(other).supports(kind, dtype)]
+        raise EngineUnsupportedError(
+            f"the engine {name!r} cannot factor a {kind} matrix of {dtype}; "
+            f"{' and '.join(able)} can",
+            engine=name,
+        )
+
+
+def release_idle() -> None:
+    """Make the engines give back the memory that they keep for new factors."""
+    for name in _ENGINES:
+        engine = engine_named(name)
+        if isinstance(engine, KeepsMemory):
+            engine.release_idle()

@@ -1,0 +1,167 @@
+"""The factorisations of one matrix or of a batch of them, made at the first solve."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._engines.registry import solves_on, why_missing
+from .._sparse.block_diagonal import join_batch, split_batch, unjoin_batch
+from .._sparse.matrix import Matrix
+from .._sparse.structure import Structure
+from .._sparse.submatrix import Submatrix
+from .._sparse.values import CPU
+from .._torch.modes import materialize
+from ..errors import NonFiniteError, SparseSolverError
+from .accuracy import InverseOperator
+from .ladder import BlockInDoubt
+from .methods import method_named
+from .non_blocking import factor_non_blocking
+from .pending_errors import raise_finished
+from .problem import Problem
+from .symmetry import check_symmetry, check_triangle
+
+
+class BatchFactor(NamedTuple):
+    """A factorisation, and the slice of the batch that it serves."""
+
+    factor: InverseOperator
+    batch: slice
+
+
+@cache
+def _warn_of_host(device_type: str) -> None:
+    """Warn once a process that a GPU is left idle."""
+    warnings.warn(
+        f"systems on {device_type} are solved by the CPU, and values, right-hand sides and "
+        f"solutions are copied between them: no engine solves there "
+        f"({why_missing(torch.device(device_type))})",
+        stacklevel=2,
+    )
+
+
+class Factors:
+    """The factorisations for one tensor of values, made at the first call that needs them.
+
+    All methods take plain (untransformed) tensors: `values` (nnz,) and `rhs` (k, n), or (B, nnz)
+    and (B, k, n). Where no engine takes tensors on their device, a twin on the host does the work.
+
+    compare : whether each call compares its values with those of the factors
+    """
+
+    def __init__(self, problem: Problem, compare: bool = False):
+        self.problem, self._compare = problem, compare
+        self._parts: list[BatchFactor] | None = None
+        self._values: Tensor | None = None
+        self._batched: Factors | None = None
+        self._on_host: Factors | None = None
+        device, engine = problem.structure.device, problem.options.engine
+        if device != CPU and not solves_on(device, engine):
+            if engine is None:
+                _warn_of_host(device.type)
+            self._on_host = Factors(problem.on(CPU), compare)
+
+    @property
+    def parts(self) -> list[BatchFactor] | None:
+        """The factorisations, once they are made."""
+        return self._parts if self._on_host is None else self._on_host.parts
+
+    @property
+    def device(self) -> torch.device:
+        """Where the factors are."""
+        return (self._on_host or self).problem.structure.device
+
+    def prepare(self, values: Tensor) -> None:
+        """Factor, unless that is done; later calls use these values, however they are changed."""
+        if self._on_host is not None:
+            self._on_host.prepare(values.detach().cpu())
+        elif self._parts is None:
+            self._parts = self._factor_all(values)
+
+    def apply_inverse(self, values: Tensor, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
+        """Apply A⁻¹ or A⁻ᵀ to the rows of `rhs`; see `CheckedFactor.apply_inverse`."""
+        if self._on_host is not None:
+            if self.parts is None or self._compare:  # else the values are not used
+                values = values.detach().cpu()
+            x = self._on_host.apply_inverse(values, rhs.detach().cpu(), transpose, strict)
+            return x.to(rhs.device)
+        if self.problem.options.non_blocking:
+            raise_finished()
+        if self._parts is None or not self._are_of(values):
+            self._parts = self._factor_all(values)
+        rhs, submatrix = materialize(rhs).contiguous(), self.problem.submatrix
+        reduced = rhs if submatrix is None else rhs.index_select(-1, submatrix.rows)
+        if values.dim() == 1:
+            x = self._parts[0].factor.apply_inverse(reduced, transpose, strict)
+        else:
+            x = torch.empty_like(reduced)
+            for factor, batch in self._parts:
+                joined = factor.apply_inverse(join_batch(reduced[batch]), transpose, strict)
+                x[batch] = unjoin_batch(joined, batch.stop - batch.start)
+        return x if submatrix is None else torch.zeros_like(rhs).index_copy_(-1, submatrix.rows, x)
+
+    def _are_of(self, values: Tensor) -> bool:
+        return self._values is None or torch.equal(self._values, values)
+
+    def _factor_all(self, values: Tensor) -> list[BatchFactor]:
+        """Factor every matrix of the batch, small ones together as block-diagonal ones."""
+        problem, values = self.problem, materialize(values)
+        matrices = values.reshape(math.prod(values.shape[:-1]), values.shape[-1]).contiguous()
+        method, options = method_named(problem.method), problem.options
+        non_blocking = options.non_blocking and problem.structure.device != CPU
+        factor = factor_non_blocking if non_blocking else method.factor
+        parts: list[BatchFactor] = []
+        try:
+            structure, reduced = self._reduce(matrices)
+            for batch, block in split_batch(structure, len(reduced)):
+                chosen = reduced[batch]
+                try:
+                    made = factor(block, chosen.reshape(-1), options, len(chosen))
+                    parts.append(BatchFactor(made, batch))
+                except (SparseSolverError, BlockInDoubt):
+                    if len(chosen) == 1 or non_blocking:
+                        raise
+                    # One of the blocks will show what is wrong with it.
+                    for at, matrix in enumerate(chosen, batch.start):
+                        made = factor(structure, matrix, options)
+                        parts.append(BatchFactor(made, slice(at, at + 1)))
+        except NonFiniteError as error:
+            method.explain_non_finite(error, problem.structure, matrices)
+            raise
+        self._values = values.clone() if self._compare else None
+        return parts
+
+    def _reduce(self, matrices: Tensor) -> tuple[Structure, Tensor]:
+        """The structure and the values (batch, nnz) of the rows that take part in the solve."""
+        submatrix = self.problem.submatrix
+        if submatrix is None:
+            return self.problem.structure, matrices
+        self._check_rest(submatrix, matrices)
+        return submatrix.structure, matrices.index_select(-1, submatrix.entries)
+
+    def _check_rest(self, submatrix: Submatrix, matrices: Tensor) -> None:
+        """Check the entries that an engine does not see: triangle, finite values, symmetry."""
+        options = self.problem.options
+        check_triangle(self.problem.structure, options.triangle)
+        if submatrix.rest.nnz == 0:
+            return
+        rest = matrices.index_select(-1, submatrix.rest_entries)
+        for batch, block in split_batch(submatrix.rest, rest.shape[0]):
+            matrix = Matrix(block, rest[batch].reshape(-1))
+            matrix.check_finite()
+            if options.assume not in ("auto", "general"):
+                check_symmetry(matrix, options)
+
+    def batched(self) -> Factors:
+        """The factors for the values that `vmap` makes of these, shared by all passes.
+
+        Under nested transforms, only their equality proves that two tensors of values are the same.
+        """
+        if self._batched is None:
+            self._batched = Factors(self.problem, compare=True)
+        return self._batched

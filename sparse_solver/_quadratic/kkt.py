@@ -1,0 +1,268 @@
+"""The KKT matrix of a minimisation: what its factorisation has to show, and what is wrong otherwise.
+
+x minimises ½ xᴴ Q x − Re bᴴ x subject to C x = d, with C of m independent rows, if and only if
+
+    K [x; μ] = [b; d],    K = [[Q, Cᴴ], [C, 0]],
+
+and Q is positive definite on the null space of C. With Z a basis of that, the eigenvalues of K have
+the signs of those of Zᴴ Q Z, and m more of either sign. So K must have exactly m negative
+eigenvalues. (N. I. M. Gould, "On practical conditions for the existence and uniqueness of solutions
+to the general equality quadratic programming problem", Math. Programming 32, 1985; J. Nocedal and
+S. J. Wright, "Numerical Optimization", 2nd ed., 16.3.)
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._engines.protocol import is_hermitian
+from .._factor.accuracy import CheckedFactor, EmptyFactor
+from .._factor.ladder import BlockInDoubt, factor_matrix
+from .._factor.methods import Method, register_method
+from .._factor.options import Options
+from .._factor.symmetry import Asymmetry, describe_asymmetry
+from .._sparse.matrix import Matrix
+from .._sparse.structure import Structure
+from .._sparse.triangle import Arrangement, arrangement_of
+from ..errors import (
+    EngineUnsupportedError,
+    NonFiniteError,
+    NotPositiveDefiniteError,
+    NotSymmetricError,
+    RedundantConstraintsError,
+    SingularMatrixError,
+    SparseSolverError,
+)
+from .dependent_constraints import Dependences
+from .inertia import Objective, equilibrating, negative_eigenvalues, whole
+
+
+class _Upper(NamedTuple):
+    """The upper triangle of K."""
+
+    arrangement: Arrangement
+    values: Tensor
+
+
+class _Diagnosis:
+    """What is wrong with a KKT matrix, in terms of Q and C.
+
+    constraints : how many there are; they are the last rows of each of the `blocks`
+    """
+
+    def __init__(self, structure: Structure, options: Options, blocks: int, constraints: int):
+        self.structure, self.triangle, self.blocks = structure, options.triangle, blocks
+        self.constraints = constraints
+        self.unknowns = structure.shape[0] // blocks - constraints
+        self._where = " on the null space of the constraints" if constraints else ""
+
+    def upper(self, values: Tensor) -> _Upper:
+        """The upper triangle of K; raise NonFiniteError where it is not finite."""
+        matrix = Matrix(self.structure, values)
+        arrangement = arrangement_of(self.structure, "upper", self.triangle)
+        matrix.check_finite()
+        hermitian = is_hermitian("hermitian", values.dtype)
+        return _Upper(arrangement, arrangement.gather(matrix.canonical, hermitian))
+
+    def objective(self, upper: _Upper) -> Objective:
+        return Objective(*upper, self.constraints, self.blocks, self.structure, self.triangle)
+
+    def explain(
+        self, error: NotPositiveDefiniteError | SingularMatrixError, upper: _Upper
+    ) -> SparseSolverError:
+        """The error that says what it means for the minimisation that there is no factor."""
+        is_of_Q = error.row is not None and error.row < self.unknowns
+        row = self.structure.label(error.row) if is_of_Q and error.row is not None else None
+        if isinstance(error, NotPositiveDefiniteError):
+            # Rounding errors may make a pivot of a singular matrix negative.
+            if not self._is_semidefinite(upper):
+                return self.no_minimum(row, error.engine)
+            place = "" if row is None else f", at row {row}"
+            reason = f"a pivot of its factorisation is zero{place}"
+        elif error.row is None:
+            reason = str(error)
+        else:
+            reason = f"row {row} has no entry among the free entries"
+        if self.constraints:
+            C = whole(*upper)[self.unknowns :, : self.unknowns]
+            rows = Dependences(C, torch.finfo(upper.values.dtype).eps).rows()
+            if rows:
+                return RedundantConstraintsError(_describe_dependence(rows), rows=rows)
+        return SingularMatrixError(
+            f"Q is singular{self._where}, so that the minimum is not unique: fix entries of x with "
+            f"fixed=, or add a constraint on what is not determined, or a multiple of the identity "
+            f"or of the mass matrix to Q ({reason})",
+            engine=error.engine,
+            row=row,
+        )
+
+    def explain_asymmetry(self, error: NotSymmetricError, dtype: torch.dtype) -> NotSymmetricError:
+        """The error that names Q instead of ``assume=``."""
+        what = "Hermitian" if dtype.is_complex else "symmetric"
+        place = Asymmetry(error.row, error.col, error.difference)
+        if place.row == place.col:
+            message = f"Q is not Hermitian: the diagonal entry of row {place.row} is not real"
+        else:
+            message = (
+                f"Q is not {what}: {describe_asymmetry(place, dtype.is_complex)}; the energy "
+                f"depends on the symmetric part (Q + Qᵀ) / 2 only (complex: Qᴴ): pass that, or "
+                f"triangle= if one triangle is stored"
+            )
+        return NotSymmetricError(message, **place._asdict())
+
+    def no_minimum(self, row: int | None, engine: str | None) -> NotPositiveDefiniteError:
+        place = "" if row is None else f" (found at row {row})"
+        return NotPositiveDefiniteError(
+            f"Q is not positive definite{self._where}{place}: the energy is not bounded below, and "
+            f"its stationary point is no minimum; solve() finds stationary points",
+            row=row,
+            engine=engine,
+        )
+
+    def _is_semidefinite(self, upper: _Upper) -> bool:
+        eps, eps_double = (torch.finfo(t).eps for t in (upper.values.dtype, torch.float64))
+        shift = max(1e4 * eps_double, 64 * eps)  # the rounding errors of both precisions
+        return self.objective(upper).is_definite(equilibrating(whole(*upper)), shift)
+
+
+class KktFactor:
+    """The factor of K, whose errors speak of Q, C, b and d; used like a `CheckedFactor`."""
+
+    def __init__(self, checked: CheckedFactor, diagnosis: _Diagnosis):
+        self._checked, self._diagnosis = checked, diagnosis
+        self.record, self.factor = checked.record, checked.factor
+
+    def apply_inverse(self, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
+        """Apply K⁻¹ or K⁻ᵀ to the rows of `rhs`; see `CheckedFactor.apply_inverse`."""
+        diagnosis = self._diagnosis
+        try:
+            return self._checked.apply_inverse(rhs, transpose, strict)
+        except SingularMatrixError as error:
+            if diagnosis.blocks > 1:
+                raise
+            upper = _Upper(self.factor.arrangement, self.factor.values)
+            raise diagnosis.explain(error, upper) from None
+        except NonFiniteError as error:
+            if error.argument != "b" or error.index is None:
+                raise
+            is_of_b = error.index < diagnosis.unknowns
+            name = "b" if is_of_b else "d"
+            index = error.index - (0 if is_of_b else diagnosis.unknowns)
+            index = diagnosis.structure.label(index) if is_of_b else index
+            message = f"{name}[{index}] minus the contribution of the fixed entries is not finite"
+            raise NonFiniteError(message, argument=name, index=index) from None
+
+
+def factor_kkt(
+    structure: Structure, values: Tensor, options: Options, blocks: int = 1, *, constraints: int
+) -> KktFactor | EmptyFactor:
+    """Factor K, whose last `constraints` rows are those of C; without constraints, factor Q.
+
+    Raises NotPositiveDefiniteError where there is no minimum, SingularMatrixError or
+    RedundantConstraintsError where it is not unique, EngineUnsupportedError where that cannot be
+    determined, and `BlockInDoubt`.
+    """
+    diagnosis = _Diagnosis(structure, options, blocks, constraints)
+    try:
+        checked = factor_matrix(structure, values, options, blocks)
+    except NotSymmetricError as error:
+        raise diagnosis.explain_asymmetry(error, values.dtype) from None
+    except (NotPositiveDefiniteError, SingularMatrixError) as error:
+        if blocks > 1:
+            raise
+        raise diagnosis.explain(error, diagnosis.upper(values)) from None
+    if isinstance(checked, EmptyFactor):
+        return checked
+    if constraints:
+        _check_minimum(checked, diagnosis, values)
+    return KktFactor(checked, diagnosis)
+
+
+def _check_minimum(checked: CheckedFactor, diagnosis: _Diagnosis, values: Tensor) -> None:
+    """Raise unless K has as many negative eigenvalues as there are constraints."""
+    factor, count = checked.factor, diagnosis.blocks * diagnosis.constraints
+    negative, engine = factor.negative_eigenvalues, checked.record.engine
+    if negative is None:
+        upper, dtype = diagnosis.upper(values), values.dtype
+
+        def apply_inverse(v: Tensor) -> Tensor:
+            return factor.substitute(v.to(values.device, dtype), False).cpu()
+
+        eps, objective = torch.finfo(dtype).eps, diagnosis.objective(upper)
+        try:
+            negative = negative_eigenvalues(whole(*upper), apply_inverse, eps, objective)
+        except SingularMatrixError as error:
+            if diagnosis.blocks > 1:
+                raise
+            raise diagnosis.explain(error, upper) from None
+    if negative == count:
+        return
+    if diagnosis.blocks > 1:
+        raise BlockInDoubt
+    if negative is None:
+        raise EngineUnsupportedError(
+            f"Q is not positive semidefinite, and whether it is positive definite on the null "
+            f"space of the constraints cannot be determined: {engine} does not count negative "
+            f"eigenvalues here, and without exchanges of rows the pivots of [[Q, Cᴴ], [C, 0]] are "
+            f"too inaccurate to count them",
+            engine=engine,
+        )
+    raise diagnosis.no_minimum(None, engine)
+
+
+def _explain_non_finite(
+    error: NonFiniteError, structure: Structure, matrices: Tensor, *, constraints: int
+) -> None:
+    """Raise an error that names the entry of Q or C that is not finite, if there is one.
+
+    `matrices` (batch, nnz) are the values of K, in which the entries of Q come first, then C's.
+    """
+    bad = torch.nonzero(~torch.isfinite(matrices))
+    if not bad.numel():
+        return
+    n = structure.shape[0] - constraints
+    in_Q = int(((structure.rows < n) & (structure.cols < n)).sum())
+    in_C = int(((structure.rows >= n) & (structure.cols < n)).sum()) or structure.nnz - in_Q
+    at = int(bad[0, 1])
+    name, index = ("Q", at) if at < in_Q else ("C", (at - in_Q) % in_C)
+    message = f"{name}_values[{index}] is {matrices[tuple(bad[0])].item()}"
+    raise NonFiniteError(message, argument=name, index=index) from error
+
+
+def _build_method(constraints: str) -> Method:
+    count = int(constraints)
+    return Method(
+        partial(factor_kkt, constraints=count), partial(_explain_non_finite, constraints=count)
+    )
+
+
+_NAME = "minimum"
+register_method(_NAME, _build_method)
+
+
+def method_name(constraints: int) -> str:
+    """The name of the method that factors a KKT matrix with so many constraints."""
+    return f"{_NAME}:{constraints}"
+
+
+def list_constraints(rows: tuple[int, ...]) -> str:
+    """Name constraints by their rows."""
+    if len(rows) == 1:
+        return f"constraint {rows[0]}"
+    if len(rows) > 10:
+        more = len(rows) - 10
+        return f"constraints {', '.join(map(str, rows[:10]))} and {more} more"
+    return f"constraints {', '.join(map(str, rows[:-1]))} and {rows[-1]}"
+
+
+def _describe_dependence(rows: tuple[int, ...]) -> str:
+    if len(rows) == 1:
+        return f"{list_constraints(rows)} involves no free entry of x: leave it out"
+    return (
+        f"{list_constraints(rows)} depend on each other on the free entries of x: if they do not "
+        f"contradict each other, leave out one at a time until the rest is independent"
+    )

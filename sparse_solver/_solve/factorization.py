@@ -1,0 +1,279 @@
+"""`Factorization`: a matrix that is factored once and solved with often."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._factor.accuracy import InverseOperator
+from .._factor.factors import Factors
+from .._factor.options import Options
+from .._factor.problem import Problem
+from .._sparse.index_checks import check_coo_structure, check_shape, check_square
+from .._sparse.structure import Structure
+from .._torch.dynamo import disable_dynamo
+from .._torch.modes import is_transformed
+from ..errors import TransformError
+from .shapes import check_values, solve_values
+
+
+@dataclass(frozen=True)
+class Info:
+    """What is known about a factorisation.
+
+    Values that the engine does not report are None. Counts of a batch are sums.
+
+    Attributes
+    ----------
+    assume : str
+        What the matrix was taken for: "spd", "symmetric", "hermitian" or "general" ("mixed" in a
+        batch of several kinds).
+    assume_reason : str
+        Why it was taken for that.
+    engine : str
+        The engine that factored ("mixed" in a batch with several).
+    engine_reason : str
+        Why this engine was chosen.
+    device : str
+        Where the factor is: with the matrix or, where no engine solves there, on the "cpu".
+    n : int
+        Rows of the matrix.
+    nnz : int
+        Stored entries, duplicates counted once.
+    factor_nnz : int or None
+        Entries of the factor or factors.
+    factor_flops : int or None
+        Floating-point operations of the factorisation: Σ c_j², with c_j the entries of column j of
+        the factor.
+    memory_bytes : int or None
+        Memory of the factor, in bytes.
+    perturbed_pivots : int or None
+        Pivots that were too small and were enlarged.
+    analysis_seconds : float
+        Time of the symbolic analysis in seconds; 0 if an earlier one was used.
+    factorization_seconds : float
+        Time of the numeric factorisation in seconds.
+
+    Examples
+    --------
+    >>> import torch, sparse_solver as ss
+    >>> info = ss.factorize(torch.eye(2).to_sparse(), engine="superlu").info
+    >>> print(str(info).splitlines()[0])
+    assume                 spd
+    """
+
+    assume: str
+    assume_reason: str
+    engine: str
+    engine_reason: str
+    device: str
+    n: int
+    nnz: int
+    factor_nnz: int | None
+    factor_flops: int | None
+    memory_bytes: int | None
+    perturbed_pivots: int | None
+    analysis_seconds: float
+    factorization_seconds: float
+
+    def __str__(self) -> str:
+        names = [field.name for field in fields(self)]
+        width = max(map(len, names))
+
+        def cell(value: object) -> str:
+            if value is None:
+                return "not known"
+            return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+        return "\n".join(f"{name:<{width}}  {cell(getattr(self, name))}" for name in names)
+
+
+def collect_info(
+    structure: Structure, factors: list[InverseOperator], device: torch.device
+) -> Info:
+    """What is known about these factorisations of matrices with one structure."""
+    records = [factor.record for factor in factors]
+
+    def same(values: Iterable[str]) -> str:
+        different = set(values)
+        return different.pop() if len(different) == 1 else "mixed" if different else "none"
+
+    def total(name: str) -> int | None:
+        each = [getattr(one.factor, name) for one in factors if one.factor is not None]
+        return None if None in each else sum(each)
+
+    return Info(
+        assume=same(record.kind for record in records),
+        assume_reason=same(record.kind_reason for record in records),
+        engine=same(record.engine for record in records),
+        engine_reason=same(record.engine_reason for record in records),
+        device=str(device),
+        n=structure.shape[0],
+        nnz=structure.canonical_nnz,
+        factor_nnz=total("nnz"),
+        factor_flops=total("flops"),
+        memory_bytes=total("memory_bytes"),
+        perturbed_pivots=total("perturbed_pivots"),
+        analysis_seconds=sum(record.analysis_seconds for record in records),
+        factorization_seconds=sum(record.factorization_seconds for record in records),
+    )
+
+
+class Factorization:
+    """A factored matrix, made by `factorize` or `Pattern.factorize`.
+
+    It represents the matrix as it was when it was factored, whatever is written to its values
+    later. Solutions are differentiable in those values and in `b`, to any order, and their
+    derivatives use the same factor. The memory of the factor is released with the last of this
+    object and the graphs of its solutions.
+
+    A Factorization can be pickled, copied, and saved and loaded by `torch.save` and `torch.load`.
+    The copy has the same values, as constants; a loaded one factors again when it is first used.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        (..., n, n), with the batch dimensions of the values.
+    dtype : torch.dtype
+        The dtype of the values.
+
+    Examples
+    --------
+    >>> import torch, sparse_solver as ss
+    >>> A = torch.tensor([[4.0, 1.0], [1.0, 3.0]]).to_sparse()
+    >>> F = ss.factorize(A, assume="spd")
+    >>> F.solve(torch.tensor([1.0, 2.0]))
+    tensor([0.0909, 0.6364])
+    >>> F.info.assume, F.info.n, F.info.perturbed_pivots
+    ('spd', 2, 0)
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @disable_dynamo
+    def __init__(self, structure: Structure, values: Tensor, options: Options):
+        check_values(values, structure.nnz)
+        options.check(values.dtype)
+        # A copy, since what is written to `values` later is not part of this matrix, nor of its
+        # graph. A copy that is made in inference mode could not be used in training afterwards.
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():
+                values = values.clone()
+        else:
+            values = values.clone()
+        self._set(structure, values, options)
+        self._prepare()
+
+    def _set(self, structure: Structure, values: Tensor, options: Options) -> None:
+        self._values, self._problem = values, Problem(structure, options).on(values.device)
+        self._factors = Factors(self._problem)
+        self.shape, self.dtype = (*values.shape[:-1], *structure.shape), values.dtype
+
+    def _prepare(self) -> None:
+        """Factor now, below the transforms of torch.func that the values are part of."""
+        if is_transformed(self._values):
+            nothing = self._values.new_zeros((self._problem.structure.shape[0], 0))
+            solve_values(self._problem, self._values, nothing, factors=self._factors)
+        else:
+            check_square(self._problem.structure.shape)
+            self._factors.prepare(self._values)
+
+    @property
+    def info(self) -> Info:
+        """What is known about the factorisation, an `Info`.
+
+        Raises
+        ------
+        TransformError
+            Inside of `torch.vmap` over the values, where a factorisation is one of many.
+        """
+        if self._factors.parts is None and not is_transformed(self._values):
+            self._factors.prepare(self._values)  # a loaded Factorization that was not used yet
+        if self._factors.parts is None:
+            raise TransformError(
+                "inside of torch.vmap a factorisation is one of many; factorize the batch outside "
+                "of it"
+            )
+        factors = [part.factor for part in self._factors.parts]
+        return collect_info(self._problem.structure, factors, self._factors.device)
+
+    def solve(self, b: Tensor, *, transpose: bool = False, adjoint: bool = False) -> Tensor:
+        """Solve A x = b; differentiable in the values that were factored and in `b`.
+
+        Costs one substitution a right-hand side.
+
+        Parameters
+        ----------
+        b : Tensor
+            (n,), (n, k), or batched, as for `torch.linalg.solve`; of the dtype and on the device
+            of the matrix.
+        transpose : bool
+            Solve Aᵀ x = b instead.
+        adjoint : bool
+            Solve Aᴴ x = b instead.
+
+        Returns
+        -------
+        Tensor
+            x, of the shape that `torch.linalg.solve` gives.
+
+        Raises
+        ------
+        ShapeError, DtypeError, DeviceError, LayoutError, OptionError
+            If `b` does not fit the matrix, or options contradict each other.
+        NonFiniteError, SingularMatrixError
+            If `b` is not finite, or has no accurate solution.
+
+        Examples
+        --------
+        >>> import torch, sparse_solver as ss
+        >>> F = ss.factorize(torch.tensor([[2.0, 1.0], [0.0, 1.0]]).to_sparse())
+        >>> F.solve(torch.ones(2)), F.solve(torch.ones(2), transpose=True)
+        (tensor([0., 1.]), tensor([0.5000, 0.5000]))
+        """
+        return solve_values(
+            self._problem,
+            self._values,
+            b,
+            transpose=transpose,
+            adjoint=adjoint,
+            factors=self._factors,
+        )
+
+    def __repr__(self) -> str:
+        known = ""
+        if self._factors.parts is not None:
+            known = f", assume={self.info.assume!r}, engine={self.info.engine!r}"
+        return f"Factorization(shape={self.shape}, dtype={self.dtype}{known})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        structure, options = self._problem.structure, self._problem.options
+        indices = structure.rows, structure.cols, structure.shape
+        given = options.assume, options.triangle, options.engine, options.non_blocking
+        return restore_factorization, (*indices, self._values.detach(), *given)
+
+    def __copy__(self) -> Factorization:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Factorization:
+        # The native factor is immutable, and shared.
+        copy = Factorization.__new__(Factorization)
+        copy._values, copy._problem = self._values.detach().clone(), self._problem
+        copy._factors, copy.shape, copy.dtype = self._factors, self.shape, self.dtype
+        return copy
+
+
+def restore_factorization(
+    rows: Tensor, cols: Tensor, shape: tuple[int, int], values: Tensor, *options: Any
+) -> Factorization:
+    """Unpickle a `Factorization`, which factors when it is first used."""
+    structure = check_coo_structure(rows, cols, check_shape(shape))
+    check_values(values, structure.nnz)
+    restored = Factorization.__new__(Factorization)
+    restored._set(structure, values, Options(*options))
+    return restored

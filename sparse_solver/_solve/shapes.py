@@ -1,0 +1,156 @@
+"""Validation and shapes of a solve: from what the user passed to matrices and rows of vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .._factor.factors import Factors
+from .._factor.problem import Problem
+from .._sparse.index_checks import check_square, describe_type
+from .._sparse.values import DTYPES
+from ..errors import DeviceError, DtypeError, LayoutError, OptionError, ShapeError
+from .autograd import solve_eagerly
+from .compile import solve_compiled
+
+
+def check_values(values: Tensor, nnz: int, name: str = "values") -> None:
+    """Raise unless the values, called `name`, are (..., nnz) numbers that can be solved with."""
+    if not isinstance(values, Tensor) or values.layout != torch.strided:
+        is_tensor = isinstance(values, Tensor)
+        what = f"a tensor of layout {values.layout}" if is_tensor else describe_type(values)
+        expected = f"expected a dense torch tensor of shape ({nnz},) or (batch, {nnz})"
+        raise LayoutError(f"{name} is {what}; {expected}")
+    _check_dtype("the matrix" if name == "values" else name, values.dtype)
+    if values.dim() == 0 or values.shape[-1] != nnz:
+        shape = tuple(values.shape)
+        expected = f"the pattern has {nnz} entries: expected (..., {nnz})"
+        raise ShapeError(f"{name} have shape {shape}, but {expected}")
+    if values.device.type == "meta":
+        raise DeviceError(f"{name} are on the meta device, which holds no numbers")
+
+
+def _check_dtype(what: str, dtype: torch.dtype) -> None:
+    if dtype not in DTYPES:
+        expected = "expected float32, float64, complex64 or complex128"
+        raise DtypeError(f"{what} has dtype {dtype}; {expected}")
+
+
+def check_rhs(name: str, b: Tensor, values: Tensor) -> None:
+    """Raise unless the right-hand side, called `name`, fits the dtype and device of `values`."""
+    if not isinstance(b, Tensor) or b.layout != torch.strided:
+        is_tensor = isinstance(b, Tensor)
+        what = f"has layout {b.layout}" if is_tensor else f"is {describe_type(b)}"
+        raise LayoutError(f"{name} {what}; expected a dense torch tensor")
+    _check_dtype(name, b.dtype)
+    if b.dtype != values.dtype:
+        message = f"the matrix has dtype {values.dtype}, {name} has {b.dtype}"
+        raise DtypeError(f"{message}; convert one of them")
+    if b.device != values.device:
+        raise DeviceError(f"the matrix is on {values.device}, {name} is on {b.device}")
+
+
+def solve_values(
+    problem: Problem,
+    values: Tensor,
+    b: Tensor,
+    *,
+    transpose: bool = False,
+    adjoint: bool = False,
+    factors: Factors | None = None,
+) -> Tensor:
+    """x with A(values) x = b; shapes as in `torch.linalg.solve`.
+
+    factors : those of `values`, if there are any
+    """
+    structure = problem.structure
+    check_square(structure.shape)
+    check_values(values, structure.nnz)
+    check_rhs("b", b, values)
+    problem.options.check(values.dtype)
+    for name, flag in (("transpose", transpose), ("adjoint", adjoint)):
+        if not isinstance(flag, bool):
+            raise OptionError(f"{name}={flag!r}: expected True or False")
+    if adjoint and transpose:
+        raise OptionError("transpose=True solves with Aᵀ and adjoint=True with Aᴴ; choose one")
+    is_compiled = torch.compiler.is_compiling() and factors is None
+    if not is_compiled and structure.device != values.device:
+        problem = problem.on(values.device)
+    if adjoint:  # A⁻ᴴ b = conj(A⁻ᵀ conj(b))
+        b, transpose = b.conj(), True
+
+    n, batch, unfold = structure.shape[0], values.shape[:-1], None
+    if not batch and 1 <= b.dim() <= 2:  # the common case, which small systems feel
+        if b.shape[0] != n:
+            raise _mismatch(b, batch, n)
+        rhs = b.unsqueeze(0) if b.dim() == 1 else b.mT
+    else:
+        values, rhs, unfold = _fold_batch(values, b, n)
+    if is_compiled:
+        x = solve_compiled(values, rhs, problem, transpose)
+    else:
+        x = solve_eagerly(values, rhs, factors, problem, transpose)
+    if unfold is not None:
+        x = unfold(x)
+    else:
+        x = x.squeeze(0) if b.dim() == 1 else x.mT
+    return x.conj() if adjoint else x
+
+
+def _fold_batch(
+    values: Tensor, b: Tensor, n: int
+) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """Values and rows of right-hand sides with one batch dimension at most, and the way back.
+
+    Batch dimensions that the matrix does not have become right-hand sides for the same factor.
+    """
+    batch = values.shape[:-1]
+    is_flat = is_vector(b, batch, n)
+    rhs = b.unsqueeze(-2) if is_flat else b.mT if b.dim() >= 2 else b  # (..., k, n)
+    if b.dim() == 0 or rhs.shape[-1] != n:
+        raise _mismatch(b, batch, n)
+    try:
+        full = torch.broadcast_shapes(batch, rhs.shape[:-2])
+    except RuntimeError:
+        shapes = f"{tuple(batch)} of the matrix and {tuple(rhs.shape[:-2])} of b"
+        raise ShapeError(f"the batch dimensions {shapes} do not broadcast") from None
+
+    k = rhs.shape[-2]
+    sizes = (1,) * (len(full) - len(batch)) + tuple(batch)
+    own = [d for d in range(len(full)) if sizes[d] != 1]
+    shared = [d for d in range(len(full)) if sizes[d] == 1]
+    order = [*own, *shared, len(full), len(full) + 1]
+    rhs = rhs.expand(*full, k, n).permute(order)
+    permuted = rhs.shape
+    count, rows_each = 1, k  # by loops: Dynamo does not trace math.prod
+    for d in own:
+        count *= full[d]
+    for d in shared:
+        rows_each *= full[d]
+    lead = (count,) if own else ()
+    values, rhs = values.reshape(*lead, values.shape[-1]), rhs.reshape(*lead, rows_each, n)
+    inverse = [0] * len(order)
+    for position, d in enumerate(order):
+        inverse[d] = position
+
+    def unfold(x: Tensor) -> Tensor:
+        x = x.reshape(permuted).permute(inverse)
+        return x.squeeze(-2) if is_flat else x.mT
+
+    return values, rhs, unfold
+
+
+def is_vector(b: Tensor, batch: torch.Size, n: int) -> bool:
+    """Whether torch.linalg.solve(A, b) takes b for a vector.
+
+    That is so if b has one dimension, or the shape of A without the last dimension.
+    """
+    return b.dim() == 1 or (b.dim() == len(batch) + 1 and b.shape == (*batch, n))
+
+
+def _mismatch(b: Tensor, batch: torch.Size, n: int) -> ShapeError:
+    matrix = f"a matrix of shape {(*batch, n, n)}"
+    expected = f"expected (..., {n}) or (..., {n}, k)"
+    return ShapeError(f"b has shape {tuple(b.shape)} for {matrix}; {expected}")

@@ -1,0 +1,144 @@
+"""Validation of shapes, index tensors and selections, and hints for foreign arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from numbers import Integral
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DeviceError, IndexRangeError, ShapeError
+from .structure import Structure, structure_of, structure_of_compressed
+
+INDEX_DTYPES = (torch.int32, torch.int64)
+
+
+def describe_type(value: object) -> str:
+    """Name the type of something that is not a tensor, and how to convert it to one."""
+    name = type(value).__name__
+    if isinstance(value, np.ndarray):
+        return f"a NumPy array ({name}); convert it with torch.from_numpy"
+    if type(value).__module__.startswith("scipy.sparse"):
+        return (
+            f"a SciPy matrix ({name}); P = Pattern.from_scipy(A) takes its places, and "
+            f"torch.from_numpy(A.data) are its values"
+        )
+    return f"a {name}"
+
+
+def check_shape(shape: Iterable[int]) -> tuple[int, int]:
+    """Return the shape of a matrix; raise ShapeError if it is not two sizes."""
+    shape = tuple(shape) if isinstance(shape, Iterable) else (shape,)
+    sizes = [size for size in shape if isinstance(size, Integral) and size >= 0]
+    if len(shape) != 2 or len(sizes) != 2:
+        raise ShapeError(f"the matrix has shape {shape}; expected two sizes, (n, n)")
+    return int(sizes[0]), int(sizes[1])
+
+
+def check_square(shape: tuple[int, ...]) -> None:
+    """Raise ShapeError unless a matrix of this shape can be solved with."""
+    if shape[0] != shape[1]:
+        raise ShapeError(f"the matrix has shape {shape}; only a square one, (n, n), can be solved")
+
+
+def check_coo(rows: Tensor, cols: Tensor) -> None:
+    """Raise IndexRangeError or DeviceError unless both are equally long lists of integers."""
+    for name, index in (("rows", rows), ("cols", cols)):
+        if not isinstance(index, Tensor) or index.dtype not in INDEX_DTYPES:
+            what = index.dtype if isinstance(index, Tensor) else describe_type(index)
+            raise IndexRangeError(f"{name} is {what}; expected a tensor of torch.int64 or int32")
+    if rows.dim() != 1 or rows.shape != cols.shape:
+        shapes = f"{tuple(rows.shape)} and {tuple(cols.shape)}"
+        raise IndexRangeError(f"rows and cols have shapes {shapes}; expected (nnz,) twice")
+    check_device(rows, cols)
+
+
+def check_coo_structure(rows: Tensor, cols: Tensor, shape: tuple[int, int]) -> Structure:
+    """The structure with these COO indices; raise IndexRangeError or DeviceError if invalid."""
+    check_coo(rows, cols)
+
+    def check(rows: Tensor, cols: Tensor) -> None:
+        check_range("row", rows, shape[0], "rows")
+        check_range("column", cols, shape[1], "columns")
+
+    return structure_of(rows, cols, shape, check)
+
+
+def check_compressed_structure(
+    kind: str, compressed: Tensor, plain: Tensor, shape: tuple[int, int]
+) -> Structure:
+    """The structure with these CSR (`kind` "csr") or CSC indices; raise as for COO indices."""
+    is_csr = kind == "csr"
+    outer, inner = ("row", "column") if is_csr else ("column", "row")
+    count, size = shape if is_csr else shape[::-1]
+    for index in (compressed, plain):
+        if not isinstance(index, Tensor) or index.dtype not in INDEX_DTYPES or index.dim() != 1:
+            raise IndexRangeError(f"{kind} indices must be (m,) tensors of torch.int64 or int32")
+    check_device(compressed, plain)
+
+    def check(compressed: Tensor, plain: Tensor) -> None:
+        if compressed.numel() != count + 1:
+            found = f"{compressed.numel()} {outer} pointers for {count} {outer}s"
+            raise IndexRangeError(f"{found}; expected {count + 1}")
+        ends = int(compressed[0]), int(compressed[-1])
+        if ends != (0, plain.numel()) or bool((compressed.diff() < 0).any()):
+            expected = f"must rise from 0 to the number of entries, {plain.numel()}"
+            raise IndexRangeError(f"{outer} pointers {expected}")
+        check_range(inner, plain, size, f"{inner}s")
+
+    return structure_of_compressed(kind, compressed, plain, shape, check)
+
+
+def check_device(*indices: Tensor) -> None:
+    """Raise DeviceError for indices on different devices, or on one without numbers."""
+    first = indices[0].device
+    for index in indices:
+        if index.device != first:
+            raise DeviceError(f"indices are on {first} and on {index.device}; move them to one")
+        if index.device.type == "meta":
+            raise DeviceError("indices are on the meta device, which holds no numbers")
+
+
+def check_range(name: str, index: Tensor, count: int, lines: str, of: str = "a matrix") -> None:
+    """Raise IndexRangeError for an index outside of `count` `lines` (such as rows)."""
+    if index.numel() == 0:
+        return
+    low, high = (int(bound) for bound in torch.aminmax(index))
+    if low < 0 or high >= count:
+        entry = int(torch.nonzero((index < 0) | (index >= count))[0])
+        value = int(index[entry])
+        message = f"{name} index {value} (entry {entry}) is outside of {of} with {count} {lines}"
+        raise IndexRangeError(message, entry=entry, index=value)
+
+
+def select_indices(
+    name: str, chosen: Tensor, count: int, lines: str, of: str = "a matrix"
+) -> Tensor:
+    """(p,) int64, the selection of `count` `lines` that a list of indices or a mask makes.
+
+    Raises IndexRangeError or ShapeError for an invalid selection, which is called `name`.
+    """
+    dtypes = (*INDEX_DTYPES, torch.bool)
+    if not isinstance(chosen, Tensor) or chosen.dim() != 1 or chosen.dtype not in dtypes:
+        is_tensor = isinstance(chosen, Tensor)
+        what = (
+            f"{chosen.dtype} of shape {tuple(chosen.shape)}" if is_tensor else describe_type(chosen)
+        )
+        expected = f"(p,) torch.int64 or torch.int32, or an ({count},) mask of torch.bool"
+        raise IndexRangeError(f"{name} is {what}; expected {expected}")
+    if chosen.dtype == torch.bool:
+        if chosen.numel() != count:
+            given = f"{name} is a mask of {chosen.numel()} entries"
+            raise ShapeError(f"{given} for {of} with {count} {lines}")
+        return torch.nonzero(chosen).squeeze(-1)
+    chosen = chosen.to(torch.int64, copy=True)
+    check_range(name, chosen, count, lines, of)
+    repeated = torch.nonzero(torch.bincount(chosen, minlength=count) > 1)
+    if repeated.numel():
+        index = int(repeated[0])
+        entry = int(torch.nonzero(chosen == index)[1])
+        message = f"entry {index} is {name} twice; list it once"
+        raise IndexRangeError(message, entry=entry, index=index)
+    return chosen

@@ -1,0 +1,116 @@
+"""Products with the matrix that an engine has factored, for residuals.
+
+SciPy's compiled loops compute them on the CPU, and torch's elsewhere. They are not differentiable;
+`kernels` has the differentiable product.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._torch.modes import silence_beta_warning
+from .structure import Structure, row_pointers
+from .triangle import Arrangement, Coverage, arrangement_of
+
+
+class Products:
+    """A x and |A||x|, and the same with Aᵀ, for the rows of `x` (k, n).
+
+    arrangement, values : the matrix as the engine has it
+    indices : what `product_indices` gives for it
+    hermitian : whether the triangle that the arrangement lacks is the conjugate of the other one
+    """
+
+    def __init__(self, arrangement: Arrangement, values: Tensor, indices: Any, hermitian: bool):
+        self._arrangement, self._values, self._indices = arrangement, values, indices
+        self._is_triangle, self._hermitian = arrangement.coverage == "upper", hermitian
+        self._moduli: Tensor | None = None
+
+    def apply(self, x: Tensor, transpose: bool) -> Tensor:
+        """A x or Aᵀ x."""
+        return self._product(self._values, x, transpose, self._hermitian)
+
+    def apply_modulus(self, x: Tensor, transpose: bool) -> Tensor:
+        """|A||x| or |A|ᵀ|x|, by which rounding errors are measured."""
+        moduli = self._values.abs() if self._moduli is None else self._moduli
+        if moduli.device.type == "cpu":  # on a GPU, another stream might read it too early
+            self._moduli = moduli
+        return self._product(moduli, x.abs(), transpose, False)
+
+    def column_moduli(self) -> Tensor:
+        """(n,) the largest modulus in each column of a square matrix."""
+        rows, cols = self._arrangement.rows, self._arrangement.col
+        moduli = self._values.abs()
+        largest = moduli.new_zeros(self._arrangement.crow.numel() - 1)
+        largest.scatter_reduce_(0, cols, moduli, "amax")
+        return largest.scatter_reduce_(0, rows, moduli, "amax") if self._is_triangle else largest
+
+    def _product(self, values: Tensor, x: Tensor, transpose: bool, hermitian: bool) -> Tensor:
+        if hermitian and transpose:  # Aᵀ = conj(A)
+            return self._product(values, x.conj().resolve_conj(), False, True).conj().resolve_conj()
+        if not self._is_triangle:
+            product: Tensor = self._indices.multiply(values, x, transpose)
+            return product
+        opposite = values.conj().resolve_conj() if hermitian else values
+        below = self._indices.multiply(opposite, x, True)
+        twice = values.index_select(0, self._arrangement.at_diagonal) * x
+        product = self._indices.multiply(values, x, False) + below - twice
+        return product
+
+
+def product_indices(structure: Structure, coverage: Coverage, triangle: str | None) -> Any:
+    """The index arrays that multiply with an arrangement of this structure, made once."""
+    return structure.remember(_build_indices, coverage, triangle)
+
+
+def _build_indices(
+    structure: Structure, coverage: Coverage, triangle: str | None
+) -> ScipyIndices | _TorchIndices:
+    build = ScipyIndices if structure.device.type == "cpu" else _TorchIndices
+    return build(arrangement_of(structure, coverage, triangle), structure.shape)
+
+
+class ScipyIndices:
+    """CSR indices for SciPy, which would convert wider integers than necessary at every call."""
+
+    def __init__(self, arrangement: Arrangement, shape: tuple[int, int]):
+        fits = max(arrangement.nnz, arrangement.crow.numel()) <= np.iinfo(np.int32).max
+        dtype = torch.int32 if fits else torch.int64
+        self._shape = shape
+        self._indices = arrangement.col.to(dtype).numpy(), arrangement.crow.to(dtype).numpy()
+
+    def multiply(self, values: Tensor, x: Tensor, transpose: bool) -> Tensor:
+        """A x, or Aᵀ x, for the rows of `x` (k, n)."""
+        from scipy.sparse import csc_matrix, csr_matrix
+
+        # The same arrays, read by columns, are the transpose.
+        make, shape = (csc_matrix, self._shape[::-1]) if transpose else (csr_matrix, self._shape)
+        matrix = make((values.numpy(), *self._indices), shape=shape)
+        if x.shape[0] == 1:
+            return torch.from_numpy(matrix @ x[0].numpy()).unsqueeze(0)
+        return torch.from_numpy(np.ascontiguousarray((matrix @ x.numpy().T).T))
+
+
+class _TorchIndices:
+    """CSR indices of a square matrix and of its transpose, on a device."""
+
+    def __init__(self, arrangement: Arrangement, shape: tuple[int, int]):
+        self._shape = shape
+        self._order = torch.sort(arrangement.col, stable=True)[1]  # rows are in order already
+        self._plain = arrangement.crow, arrangement.col
+        sorted_cols, sorted_rows = arrangement.col[self._order], arrangement.rows[self._order]
+        self._transposed = row_pointers(sorted_cols, shape[1]), sorted_rows
+        silence_beta_warning()
+
+    def multiply(self, values: Tensor, x: Tensor, transpose: bool) -> Tensor:
+        """A x, or Aᵀ x, for the rows of `x` (k, n)."""
+        crow, col = self._transposed if transpose else self._plain
+        values = values.index_select(0, self._order) if transpose else values
+        matrix = torch.sparse_csr_tensor(
+            crow, col, values, self._shape, device=values.device, check_invariants=False
+        )
+        return (matrix @ x.mT).mT.contiguous()

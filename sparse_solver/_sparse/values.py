@@ -1,0 +1,76 @@
+"""Arrays of numbers: the dtypes that are solved with, moduli, finiteness, and probe vectors."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from .._torch.modes import outside_transforms, synchronize_stream
+from ..errors import NonFiniteError
+
+CPU = torch.device("cpu")
+
+# What the package solves with; an engine may take fewer.
+DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+
+
+def largest_modulus(numbers: Tensor) -> float:
+    """The largest modulus of at least one number; NaN if one of them is NaN."""
+    if numbers.is_complex():
+        return float(torch.linalg.vector_norm(numbers, math.inf))
+    low, high = torch.aminmax(numbers)  # many times faster than a norm
+    if low.device.type != "cpu":  # synchronise with a GPU once
+        return float(torch.maximum(-low, high))
+    return max(-low.item(), high.item())
+
+
+def row_moduli(vectors: Tensor) -> Tensor:
+    """(k,) the largest modulus in each row of (k, n) numbers; NaN where a row has one."""
+    if vectors.is_complex():
+        largest: Tensor = torch.linalg.vector_norm(vectors, math.inf, dim=-1)
+        return largest
+    return torch.maximum(-vectors.amin(-1), vectors.amax(-1))
+
+
+def raise_non_finite(argument: str, tensor: Tensor) -> None:
+    """Raise NonFiniteError for the first entry that is NaN or infinite, if there is one."""
+    bad = torch.nonzero(~torch.isfinite(tensor))
+    if bad.numel():
+        place = tuple(bad[0].tolist())
+        # A right-hand side may have been folded out of a batch; the caller knows the row only.
+        message = f"{argument}[{place[-1]}] is {tensor[place].item()}"
+        raise NonFiniteError(message, argument=argument, index=place[-1])
+
+
+def to_double(values: Tensor) -> Tensor:
+    """The same numbers in double precision."""
+    return values.to(torch.complex128 if values.is_complex() else torch.float64)
+
+
+def scaling_power(moduli: Tensor) -> Tensor:
+    """The powers of two just below the reciprocals of `moduli`; one where a modulus is zero."""
+    single = moduli.dtype == torch.float32
+    integers, mantissa, bias = (torch.int32, 23, 127) if single else (torch.int64, 52, 1023)
+    exponents = torch.frexp(moduli)[1].clamp(1 - bias, bias - 1)
+    # Composed of their bits, since functions that compute powers are inexact on some devices.
+    powers = ((bias - exponents.to(integers)) << mantissa).view(moduli.dtype)
+    return torch.where(moduli > 0, powers, 1.0)
+
+
+@lru_cache(maxsize=8)
+def probe_vector(
+    n: int, dtype: torch.dtype, mean: float, device: torch.device = CPU, start: int = 0
+) -> Tensor:
+    """(1, n) scattered numbers in [mean − 1, mean + 1], numbers `start` on of a fixed sequence.
+
+    They are not random: `torch.vmap` forbids torch's generators where this may be called.
+    """
+    with outside_transforms():
+        i = torch.arange(start + 1, start + n + 1, dtype=torch.float64)
+        scattered = 2 * torch.frac(i * i * 0.6180339887498949) - (1 - mean)
+        numbers = scattered.unsqueeze(0).to(device, dtype)
+        synchronize_stream(device)  # other streams will read them
+        return numbers

@@ -1,0 +1,86 @@
+"""torch's modes and transforms: whether one is active, and how to compute outside of them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+@contextmanager
+def outside_transforms() -> Iterator[None]:
+    """Make ordinary tensors on the CPU, which may be remembered for later calls.
+
+    Elsewhere new tensors may be wrapped by the active transforms of `torch.func`, belong to
+    `torch.inference_mode`, or lie on torch's default device.
+    """
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+    with torch.inference_mode(False), torch.device("cpu"), temporarily_clear_interpreter_stack():
+        yield
+
+
+def is_transformed(*tensors: Tensor) -> bool:
+    """Whether a `torch.func` transform, forward mode or torch's legacy vmap may be involved."""
+    return (
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors)
+    )
+
+
+def is_recorded(*tensors: Tensor) -> bool:
+    """Whether autograd records what is computed from these tensors."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def is_unrecorded(*tensors: Tensor) -> bool:
+    """Whether torch only computes: it records no graph and transforms none of these tensors."""
+    return not torch.is_grad_enabled() and not is_transformed(*tensors)
+
+
+def is_differentiable(tensor: Tensor) -> bool:
+    """Whether torch differentiates in tensors of this dtype."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def materialize(tensor: Tensor) -> Tensor:
+    """Detach a tensor from its graph, and resolve lazy conjugates and negatives."""
+    return tensor.detach().resolve_conj().resolve_neg()
+
+
+def record_current_stream(*tensors: Tensor) -> None:
+    """Keep the memory of these tensors until the current stream of their device has read them.
+
+    Another stream may have made the tensors, and torch frees memory for the stream that made it.
+    """
+    for tensor in tensors:
+        tensor.record_stream(torch.get_device_module(tensor.device).current_stream(tensor.device))
+
+
+def synchronize_stream(device: torch.device) -> None:
+    """Wait until a device has finished the current stream's work, which other streams will read."""
+    if device.type != "cpu":
+        gpu = torch.get_device_module(device)
+        if hasattr(gpu, "current_stream"):
+            gpu.current_stream(device).synchronize()
+
+
+@cache
+def silence_beta_warning() -> None:
+    """Let torch give its warning, once a process, that CSR tensors are new, where nobody sees it.
+
+    A caller who passes no CSR tensor could not act on the warning.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        empty = torch.zeros(0, dtype=torch.int64, device="cpu")
+        pointers, values = empty.new_zeros(1), empty.double()
+        torch.sparse_csr_tensor(
+            pointers, empty, values, (0, 0), device="cpu", check_invariants=False
+        )

@@ -1,0 +1,375 @@
+"""The contract: what every engine must do, for every dtype, kind of matrix, layout and transform, against dense torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import simulated_gpu
+import torch
+from problems import COMPLEX, DTYPES, TOLERANCE, Problem, independent, kinds_of, problem, rhs
+from torch import Tensor
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+
+import sparse_solver as ss
+from sparse_solver._engines import registry as _engines
+
+DOUBLE = (torch.float64, torch.complex128)
+ON_HOST = "superlu"  # which serves tensors on a GPU, too
+
+
+def places() -> Iterator[tuple[str, torch.device]]:
+    """Each engine, and where the tensors lie that it is tried with."""
+    for engine in _engines.engine_names():
+        for device_type in _engines.engine_named(engine).device_types:
+            yield engine, torch.device(device_type)
+    for engine in (ON_HOST, "cudss"):
+        yield engine, simulated_gpu.DEVICE
+
+
+def cases(dtypes: tuple[torch.dtype, ...], symmetric: bool = False) -> Iterator[object]:
+    """The simulation is slow, so that it is spared what depends on the dtype alone."""
+    slow = (torch.complex128,) if dtypes == DOUBLE else ()
+    for engine, device in places():
+        simulated = device == simulated_gpu.DEVICE and engine != ON_HOST
+        found = ss.engines()[engine]
+        missing = pytest.mark.skipif(
+            not simulated and not found.installed, reason=f"{engine} is {found}"
+        )
+        for dtype in dtypes:
+            if device == simulated_gpu.DEVICE and (
+                dtype in slow or (engine == ON_HOST and dtype != torch.float64)
+            ):
+                continue
+            for kind in kinds_of(dtype):
+                if _engines.engine_named(engine).supports(kind, dtype) and not (
+                    symmetric and kind == "general"
+                ):
+                    name = f"{engine}-{device.type}-{str(dtype).removeprefix('torch.')}-{kind}"
+                    p = problem(kind, dtype)
+                    there = simulated or found.installed
+                    yield pytest.param(engine, p.to(device) if there else p, marks=missing, id=name)
+
+
+@pytest.fixture(autouse=True)
+def _simulated(request: pytest.FixtureRequest) -> None:
+    """Engines for GPUs find the simulated one where that is where the tensors are."""
+    engine, p = (request.getfixturevalue(name) for name in ("engine", "p"))
+    if p.values.device == simulated_gpu.DEVICE and engine != ON_HOST:
+        request.getfixturevalue("cudss")
+
+
+every = pytest.mark.parametrize(("engine", "p"), list(cases(DTYPES)))
+symmetric = pytest.mark.parametrize(("engine", "p"), list(cases(DTYPES, symmetric=True)))
+symmetric_double = pytest.mark.parametrize(("engine", "p"), list(cases(DOUBLE, symmetric=True)))
+double = pytest.mark.parametrize(("engine", "p"), list(cases(DOUBLE)))
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    tolerance = TOLERANCE[expected.dtype]
+    torch.testing.assert_close(
+        actual, expected, rtol=tolerance, atol=tolerance * float(expected.detach().abs().max())
+    )
+
+
+def vector(p: Problem, *shape: int, seed: int = 100) -> Tensor:
+    """Numbers of the dtype of the matrix, where it is."""
+    return rhs(*shape, dtype=p.values.dtype, seed=seed).to(p.values.device)
+
+
+def coo(p: Problem) -> Tensor:
+    return torch.sparse_coo_tensor(torch.stack((p.rows, p.cols)), p.values, p.shape).coalesce()
+
+
+def shuffled(p: Problem) -> Tensor:
+    order = torch.randperm(p.values.numel()).to(p.values.device)
+    return torch.sparse_coo_tensor(
+        torch.stack((p.rows, p.cols))[:, order], p.values[order], p.shape
+    )
+
+
+def duplicated(p: Problem) -> Tensor:
+    """Every entry in two parts, at random places of the list."""
+    part = torch.rand(p.values.numel(), dtype=p.values.real.dtype).to(p.values.device)
+    indices, values = (
+        torch.stack((p.rows, p.cols)),
+        torch.cat((p.values * part, p.values * (1 - part))),
+    )
+    order = torch.randperm(values.numel()).to(values.device)
+    return torch.sparse_coo_tensor(
+        torch.cat((indices, indices), 1)[:, order], values[order], p.shape
+    )
+
+
+def csr32(p: Problem) -> Tensor:
+    A = coo(p).to_sparse_csr()
+    return torch.sparse_csr_tensor(
+        A.crow_indices().int(), A.col_indices().int(), A.values(), A.shape
+    )
+
+
+LAYOUTS: dict[str, Callable[[Problem], Tensor]] = {
+    "coo": coo,
+    "coo-shuffled": shuffled,
+    "coo-duplicates": duplicated,
+    "csr": lambda p: coo(p).to_sparse_csr(),
+    "csr-int32": csr32,
+    "csc": lambda p: coo(p).to_sparse_csc(),
+}
+
+
+@every
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("columns", [None, 1, 3])
+def test_solves_like_dense_torch(
+    engine: str, p: Problem, transpose: bool, columns: int | None
+) -> None:
+    b = vector(p, p.n, *([] if columns is None else [columns]))
+    P = ss.Pattern(p.rows, p.cols, p.shape)
+    x = P.solve(p.values, b, assume=p.kind, transpose=transpose, engine=engine)
+    close(x, torch.linalg.solve(p.dense.mT if transpose else p.dense, b))
+    F = P.factorize(p.values, assume=p.kind, engine=engine)
+    close(F.solve(b, transpose=transpose), x)
+    assert F.info.engine == engine
+    assert F.info.assume == p.kind
+
+
+@every
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_and_their_gradients(engine: str, p: Problem, layout: str) -> None:
+    if p.values.device == simulated_gpu.DEVICE and layout != "coo":
+        pytest.skip("the simulation has no compressed sparse tensors")
+    A = LAYOUTS[layout](p).requires_grad_()
+    b = vector(p, p.n, 2).requires_grad_()
+    x_bar = vector(p, p.n, 2, seed=5)
+    x = ss.solve(A, b, assume=p.kind, engine=engine)
+    A_bar, b_bar = torch.autograd.grad(x, (A, b), x_bar)
+
+    dense = p.dense.clone().requires_grad_()
+    expected_A_bar, expected_b_bar = torch.autograd.grad(
+        torch.linalg.solve(dense, b), (dense, b), x_bar
+    )
+    close(x, torch.linalg.solve(p.dense, b))
+    close(b_bar, expected_b_bar)
+    assert A_bar.layout == A.layout
+    close(A_bar.to_dense(), expected_A_bar * (p.dense != 0))
+    if layout == "coo-shuffled":
+        assert torch.equal(A_bar._indices(), A._indices())
+
+
+@symmetric
+@pytest.mark.parametrize("triangle", ["lower", "upper"])
+@pytest.mark.parametrize("transpose", [False, True])
+def test_one_triangle(engine: str, p: Problem, triangle: str, transpose: bool) -> None:
+    kept = p.rows >= p.cols if triangle == "lower" else p.rows <= p.cols
+    rows, cols, values = p.rows[kept], p.cols[kept], p.values[kept].clone().requires_grad_()
+    b, x_bar = vector(p, p.n, 2), vector(p, p.n, 2, seed=5)
+    P = ss.Pattern(rows, cols, p.shape)
+    x = P.solve(values, b, assume=p.kind, triangle=triangle, transpose=transpose, engine=engine)
+
+    part = torch.zeros_like(p.dense).index_put((rows, cols), values)
+    off = part - torch.diag(part.diagonal())
+    dense = part + (off.mH if p.kind in ("spd", "hermitian") else off.mT)
+    expected = torch.linalg.solve(dense.mT if transpose else dense, b)
+    close(x, expected)
+    (values_bar,) = torch.autograd.grad(x, values, x_bar)
+    (expected_values_bar,) = torch.autograd.grad(expected, values, x_bar)
+    close(values_bar, expected_values_bar)
+
+
+@symmetric_double
+@pytest.mark.parametrize("triangle", ["lower", "upper"])
+def test_derivatives_in_one_triangle(engine: str, p: Problem, triangle: str) -> None:
+    p = problem(p.kind, p.values.dtype, n=4).to(p.values.device)
+    kept = p.rows >= p.cols if triangle == "lower" else p.rows <= p.cols
+    P = ss.Pattern(p.rows[kept], p.cols[kept], p.shape)
+    real = (P.rows == P.cols) & (p.kind in ("spd", "hermitian"))
+
+    def solve(values: Tensor, b: Tensor) -> Tensor:
+        values = torch.where(
+            real, values.real.to(values.dtype), values
+        )  # a Hermitian matrix has a real diagonal
+        return P.solve(values, b, assume=p.kind, triangle=triangle, engine=engine)  # type: ignore[arg-type]
+
+    inputs = (p.values[kept].clone().requires_grad_(), vector(p, p.n, 2).requires_grad_())
+    assert gradcheck(solve, inputs, check_forward_ad=True)
+    assert gradgradcheck(solve, inputs, check_fwd_over_rev=True)
+    batch = torch.stack((inputs[0], 2 * inputs[0])).detach()
+    expected = torch.stack([solve(values, inputs[1]) for values in batch])
+    close(torch.func.vmap(solve, (0, None))(batch, inputs[1]), expected)
+
+
+def functions(
+    engine: str, p: Problem, transpose: bool = False
+) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """(values, b) -> x by the engine and by dense torch."""
+    P = ss.Pattern(p.rows, p.cols, p.shape)
+    keep = independent(p.kind, p.values, p.rows, p.cols)
+
+    def sparse(values: Tensor, b: Tensor) -> Tensor:
+        return P.solve(keep(values), b, assume=p.kind, transpose=transpose, engine=engine)
+
+    def dense(values: Tensor, b: Tensor) -> Tensor:
+        A = torch.zeros_like(p.dense).index_put((p.rows, p.cols), keep(values))
+        return torch.linalg.solve(A.mT if transpose else A, b)
+
+    return sparse, dense
+
+
+@double
+@pytest.mark.parametrize("transpose", [False, True])
+def test_gradcheck(engine: str, p: Problem, transpose: bool) -> None:
+    p = problem(p.kind, p.values.dtype, n=4).to(p.values.device)
+    sparse, _ = functions(engine, p, transpose)
+    inputs = (p.values.clone().requires_grad_(), vector(p, p.n, 2).requires_grad_())
+    # torch's first vmap fails on the conjugate that `independent` takes, in forward mode.
+    lazy = p.values.dtype in COMPLEX and p.kind in ("spd", "hermitian")
+    assert gradcheck(
+        sparse,
+        inputs,
+        check_forward_ad=True,
+        check_batched_grad=True,
+        check_batched_forward_grad=not lazy,
+    )
+    assert gradgradcheck(sparse, inputs, check_fwd_over_rev=True)
+
+
+@every
+@pytest.mark.parametrize("transpose", [False, True])
+def test_forward_mode(engine: str, p: Problem, transpose: bool) -> None:
+    sparse, dense = functions(engine, p, transpose)
+    b = vector(p, p.n, 2)
+    tangents = (vector(p, p.values.numel()), vector(p, p.n, 2, seed=7))
+    expected = torch.func.jvp(dense, (p.values, b), tangents)[1]
+    close(torch.func.jvp(sparse, (p.values, b), tangents)[1], expected)
+    with forward_ad.dual_level():
+        x = sparse(
+            forward_ad.make_dual(p.values, tangents[0]), forward_ad.make_dual(b, tangents[1])
+        )
+        close(forward_ad.unpack_dual(x).tangent, expected)
+
+
+@every
+def test_transforms(engine: str, p: Problem) -> None:
+    sparse, dense = functions(engine, p)
+    values, b = p.values, vector(p, p.n)
+    x_bar = vector(p, p.n, seed=5)
+    vjp = torch.func.vjp(sparse, values, b)[1](x_bar)
+    for actual, expected in zip(vjp, torch.func.vjp(dense, values, b)[1](x_bar), strict=True):
+        close(actual, expected)
+    for argument in (0, 1):
+        if p.values.dtype not in COMPLEX:  # torch defines Jacobians of real functions only
+            close(
+                torch.func.jacfwd(sparse, argument)(values, b),
+                torch.func.jacfwd(dense, argument)(values, b),
+            )
+            close(
+                torch.func.jacrev(sparse, argument)(values, b),
+                torch.func.jacrev(dense, argument)(values, b),
+            )
+
+    def loss(solve: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda values, b: solve(values, b).abs().square().sum()
+
+    for argument in (0, 1):
+        close(
+            torch.func.grad(loss(sparse), argument)(values, b),
+            torch.func.grad(loss(dense), argument)(values, b),
+        )
+        # The simulation cannot multiply by numbers where forward mode is on.
+        if p.values.dtype not in COMPLEX and p.values.device != simulated_gpu.DEVICE:
+            close(
+                torch.func.hessian(loss(sparse), argument)(values, b),
+                torch.func.hessian(loss(dense), argument)(values, b),
+            )
+
+
+@every
+@pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0), (None, 1)])
+def test_vmap(engine: str, p: Problem, in_dims: tuple[int | None, int | None]) -> None:
+    sparse, dense = functions(engine, p)
+    factors = torch.tensor([1.0, 1.5, 2.0], dtype=p.values.dtype).to(p.values.device)
+    values = p.values if in_dims[0] is None else factors.unsqueeze(1) * p.values
+    b = vector(p, p.n)
+    if in_dims[1] is not None:
+        b = vector(p, 3, p.n).movedim(0, in_dims[1])
+
+    def one(i: int) -> tuple[Tensor, Tensor]:
+        return (
+            values if in_dims[0] is None else values.select(in_dims[0], i),
+            b if in_dims[1] is None else b.select(in_dims[1], i),
+        )
+
+    def loss(solve: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return torch.func.grad(lambda values, b: solve(values, b).abs().square().sum())
+
+    close(
+        torch.func.vmap(sparse, in_dims)(values, b), torch.stack([dense(*one(i)) for i in range(3)])
+    )
+    close(
+        torch.func.vmap(loss(sparse), in_dims)(values, b),
+        torch.stack([loss(dense)(*one(i)) for i in range(3)]),
+    )
+    # The graph of a vmapped solve, too, leads back through vmap.
+    leaf = values.clone().requires_grad_()
+    (mine,) = torch.autograd.grad(
+        torch.func.vmap(sparse, in_dims)(leaf, b).abs().square().sum(), leaf
+    )
+    expected = torch.stack([loss(dense)(*one(i)) for i in range(3)])
+    close(mine, expected.sum(0) if in_dims[0] is None else expected)
+
+
+@every
+def test_compiled(engine: str, p: Problem) -> None:
+    if p.values.device == simulated_gpu.DEVICE:
+        pytest.skip("Dynamo does not trace the simulation")
+    sparse, _ = functions(engine, p)
+    torch._dynamo.reset()
+    compiled = torch.compile(sparse, fullgraph=True, backend="aot_eager")
+    values, b = p.values.clone().requires_grad_(), vector(p, p.n).requires_grad_()
+    x_bar = vector(p, p.n, seed=5)
+    close(compiled(values, b), sparse(values, b))
+    for actual, expected in zip(
+        torch.autograd.grad(compiled(values, b), (values, b), x_bar),
+        torch.autograd.grad(sparse(values, b), (values, b), x_bar),
+        strict=True,
+    ):
+        close(actual, expected)
+
+
+@every
+def test_batched_values_share_one_analysis(engine: str, p: Problem) -> None:
+    P = ss.Pattern(p.rows, p.cols, p.shape)
+    values = torch.stack((p.values, 2 * p.values, p.values / 4))
+    b = vector(p, 3, p.n, 2)
+    dense = torch.stack((p.dense, 2 * p.dense, p.dense / 4))
+    close(P.solve(values, b, assume=p.kind, engine=engine), torch.linalg.solve(dense, b))
+    F = P.factorize(values, assume=p.kind, engine=engine)
+    assert F.info.analysis_seconds == 0
+    assert F.shape == (3, p.n, p.n)
+    close(F.solve(b), torch.linalg.solve(dense, b))
+
+
+@every
+def test_info_is_about_this_factor(engine: str, p: Problem) -> None:
+    P = ss.Pattern(p.rows, p.cols, p.shape)
+    first = P.factorize(p.values, assume=p.kind, engine=engine).info
+    second = P.factorize(2 * p.values, assume=p.kind, engine=engine).info
+    assert first.analysis_seconds > 0
+    assert second.analysis_seconds == 0
+    for info in (first, second):
+        assert info.factorization_seconds > 0
+        assert (info.n, info.nnz, info.engine_reason) == (p.n, p.values.numel(), "asked for")
+        assert info.factor_nnz is None or p.n <= info.factor_nnz <= p.n**2 + p.n
+        assert info.memory_bytes is None or info.memory_bytes > 0
+        assert info.factor_flops is None or info.factor_flops >= p.n
+
+
+@every
+@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e6, 1e30])
+def test_the_scale_of_the_matrix_does_not_matter(engine: str, p: Problem, scale: float) -> None:
+    b = vector(p, p.n)
+    x = ss.Pattern(p.rows, p.cols, p.shape).solve(
+        p.values * scale, b * scale, assume=p.kind, engine=engine
+    )
+    close(x, torch.linalg.solve(p.dense, b))

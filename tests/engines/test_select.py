@@ -1,0 +1,145 @@
+"""Which engine is chosen, and why."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from problems import grid, laplacian_places, laplacian_values
+
+import sparse_solver as ss
+from sparse_solver._engines import registry as _engines
+from sparse_solver._engines.protocol import Availability
+from sparse_solver._engines.select import envelope_flops, is_close, predicted_flops, select
+from sparse_solver._sparse.structure import Structure
+
+ALL = {"pardiso", "qdldl", "superlu"}
+F64, C128 = torch.float64, torch.complex128
+
+
+@pytest.mark.parametrize(
+    ("n", "kind", "dtype", "installed", "factor_nnz", "expected"),
+    [
+        (50, "spd", F64, ALL, None, "qdldl"),  # however dense, it cannot be much
+        (10**6, "spd", F64, ALL, 3 * 10**6, "qdldl"),  # a chain
+        (10**4, "spd", torch.float32, ALL, 30_000, "qdldl"),
+        (10**4, "spd", F64, ALL, 226_000, "pardiso"),  # a grid of 100²
+        (27_000, "spd", F64, ALL, 4_160_000, "pardiso"),  # a grid of 30³
+        (10**6, "spd", C128, ALL, 3 * 10**6, "pardiso"),
+        (10**6, "general", F64, ALL, None, "pardiso"),
+        (10**6, "symmetric", F64, ALL, None, "pardiso"),
+        (10**6, "hermitian", C128, ALL, None, "pardiso"),
+        (10**6, "spd", F64, {"qdldl", "superlu"}, 3 * 10**6, "qdldl"),
+        (10**4, "spd", F64, {"qdldl", "superlu"}, 226_000, "qdldl"),
+        (216_000, "spd", F64, {"qdldl", "superlu"}, 10**8, "superlu"),
+        (10**6, "spd", F64, {"superlu"}, None, "superlu"),
+        (10**6, "general", F64, {"qdldl", "superlu"}, None, "superlu"),
+        (10**6, "spd", F64, {"qdldl"}, None, "qdldl"),
+    ],
+)
+def test_the_choice(
+    n: int,
+    kind: str,
+    dtype: torch.dtype,
+    installed: set[str],
+    factor_nnz: int | None,
+    expected: str,
+) -> None:
+    choice = select(n, kind, dtype, installed, factor_nnz)  # type: ignore[arg-type]
+    assert choice is not None
+    assert choice.engine == expected
+    assert choice.reason
+    assert not choice.provisional
+
+
+def test_a_narrow_band_is_seen() -> None:
+    n, width = 10_000, 20
+    i = torch.arange(n)
+    rows, cols = (
+        torch.cat([f(i, k) for k in range(width + 1)])
+        for f in (lambda i, k: i[k:], lambda i, k: i[: n - k])
+    )
+    shuffle = torch.randperm(n)
+    envelope = envelope_flops(Structure(shuffle[rows], shuffle[cols], (n, n)))
+    assert envelope <= n * (2 * width + 1) ** 2
+    choice = select(n, "spd", F64, ALL, factor_nnz=480_000, envelope=envelope)
+    assert choice is not None
+    assert choice.engine == "qdldl"
+    assert is_close(n, 480_000)
+    assert not is_close(64_000, 12_900_000)
+
+
+def test_the_envelope_is_counted() -> None:
+    # 0–1–2 in a path and 3 alone: two columns of two entries, and two of one
+    structure = Structure(
+        torch.tensor([0, 1, 2, 3, 1, 2]), torch.tensor([0, 1, 2, 3, 0, 1]), (4, 4)
+    )
+    assert envelope_flops(structure) == 4 + 4 + 1 + 1
+
+
+def test_what_is_needed_to_choose() -> None:
+    for installed, teller in ((ALL, "pardiso"), ({"qdldl", "superlu"}, "superlu")):
+        choice = select(10**6, "spd", F64, installed)
+        assert choice is not None
+        assert choice.provisional
+        assert choice.engine == teller
+    assert select(10, "general", F64, {"qdldl"}) is None
+    assert select(10, "spd", F64, set()) is None
+
+
+def test_predicted_flops_are_a_lower_bound() -> None:
+    columns = torch.tensor([3, 5, 2, 1])
+    assert predicted_flops(4, int(columns.sum())) <= int((columns**2).sum())
+    assert predicted_flops(7, 7) == 7
+    assert predicted_flops(0, 0) == 0
+
+
+def absent(monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:
+    found = {
+        name: Availability(missing=f"pip install {name}") if name in missing else availability
+        for name, availability in _engines.available_engines().items()
+    }
+    monkeypatch.setattr(_engines, "available", lambda: found)
+    for name in missing:
+        engine = _engines.engine_named(name)
+        monkeypatch.setattr(type(engine), "availability", lambda self, name=name: found[name])
+
+
+@pytest.mark.parametrize("missing", [(), ("pardiso",), ("qdldl",), ("pardiso", "qdldl")], ids=str)
+@pytest.mark.parametrize("m", [4, 60])
+def test_every_combination_of_engines_solves(
+    monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...], m: int
+) -> None:
+    absent(monkeypatch, *missing)
+    edges, n = grid(m)
+    P = ss.Pattern(*laplacian_places(edges, n), (n, n))
+    values = laplacian_values(torch.rand(edges.shape[1], dtype=F64) + 0.1, n)
+    for assume in ("auto", "spd", "symmetric", "general"):
+        F = P.factorize(values, assume=assume)  # type: ignore[arg-type]
+        assert F.info.engine not in missing
+        torch.testing.assert_close(F.solve(torch.ones(n, dtype=F64)), torch.ones(n, dtype=F64))
+
+
+def test_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    absent(monkeypatch, *ALL)
+    P = ss.Pattern(torch.arange(2), torch.arange(2), (2, 2))
+    values, b = torch.ones(2), torch.ones(2)
+    with pytest.raises(ss.EngineUnavailableError, match="pip install pardiso") as caught:
+        P.solve(values, b)
+    assert "pip install superlu" in caught.value.hint
+    with pytest.raises(ss.EngineUnavailableError, match="pip install qdldl") as caught:
+        P.solve(values, b, assume="spd", engine="qdldl")
+    assert caught.value.engine == "qdldl"
+
+
+def test_values_that_cannot_be_factored_do_not_settle_the_choice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """SuperLU learns the fill by factoring; where that fails, the next values decide."""
+    absent(monkeypatch, "pardiso")
+    edges, n = grid(20)
+    P = ss.Pattern(*laplacian_places(edges, n), (n, n))
+    values = laplacian_values(torch.ones(edges.shape[1], dtype=F64), n)
+    indefinite = laplacian_values(-torch.ones(edges.shape[1], dtype=F64), n, anchor=9.0)
+    assert P.factorize(indefinite).info.assume in ("spd", "symmetric")
+    if ss.engines()["qdldl"].installed:
+        assert P.factorize(values).info.engine == "qdldl"

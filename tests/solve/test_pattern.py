@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from problems import problem, rhs
+from torch import Tensor
+
+import sparse_solver as ss
+
+P = problem("general", torch.float64)
+ORDER = torch.randperm(P.values.numel(), generator=torch.Generator().manual_seed(0))
+PATTERN = ss.Pattern(P.rows[ORDER], P.cols[ORDER], P.shape)
+VALUES = P.values[ORDER]
+LAYOUTS = [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc]
+
+
+def test_it_shows_what_it_was_made_of() -> None:
+    assert torch.equal(PATTERN.rows, P.rows[ORDER])
+    assert torch.equal(PATTERN.cols, P.cols[ORDER])
+    assert PATTERN.shape == P.shape
+    assert PATTERN.nnz == VALUES.numel()
+    assert repr(PATTERN) == f"Pattern(shape=(12, 12), nnz={VALUES.numel()})"
+    assert ss.Pattern(P.rows, P.cols, torch.Size(P.shape)).shape == (12, 12)
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.copy, copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p))]
+)
+def test_copies_and_pickles(duplicate: object) -> None:
+    twin = duplicate(PATTERN)  # type: ignore[operator]
+    b = rhs(P.n, dtype=torch.float64)
+    assert torch.equal(twin.rows, PATTERN.rows)
+    torch.testing.assert_close(twin.solve(VALUES, b), torch.linalg.solve(P.dense, b))
+
+
+def test_a_pickle_finds_the_analysis_again() -> None:
+    PATTERN.solve(VALUES, rhs(P.n, dtype=torch.float64))
+    twin = pickle.loads(pickle.dumps(PATTERN))
+    other = pickle.loads(pickle.dumps(PATTERN))
+    assert twin._structure is other._structure
+
+
+def test_a_module_with_a_pattern_can_be_copied_and_saved(tmp_path: object) -> None:
+    class Layer(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pattern = PATTERN
+            self.values = torch.nn.Parameter(VALUES.clone())
+
+        def forward(self, b: Tensor) -> Tensor:
+            return self.pattern.solve(self.values, b)
+
+    layer, b = Layer(), rhs(P.n, dtype=torch.float64)
+    torch.testing.assert_close(copy.deepcopy(layer)(b), layer(b))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_tensor(layout: torch.layout) -> None:
+    values = VALUES.clone().requires_grad_()
+    A = PATTERN.tensor(values, layout=layout)
+    assert A.layout == layout
+    with torch.sparse.check_sparse_tensor_invariants():
+        A.detach().clone()
+    torch.testing.assert_close(A.to_dense(), P.dense)
+    weights = rhs(*P.shape, dtype=torch.float64)
+    (values_bar,) = torch.autograd.grad((A.to_dense() * weights).sum(), values)
+    torch.testing.assert_close(values_bar, weights[PATTERN.rows, PATTERN.cols])
+    assert torch.equal(
+        ss.Pattern.from_tensor(A).tensor(torch.ones(A._nnz()), layout).to_dense() != 0, P.dense != 0
+    )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_from_values_to_tensor_to_solution_and_back(layout: torch.layout) -> None:
+    doubled = ss.Pattern(P.rows.repeat(2), P.cols.repeat(2), P.shape)
+    values = (P.values / 2).repeat(2).requires_grad_()
+    b = rhs(P.n, dtype=torch.float64)
+    by_tensor = torch.autograd.grad(
+        ss.solve(doubled.tensor(values, layout=layout), b).square().sum(), values, create_graph=True
+    )[0]
+    directly = torch.autograd.grad(
+        doubled.solve(values, b).square().sum(), values, create_graph=True
+    )[0]
+    torch.testing.assert_close(by_tensor, directly)
+    torch.testing.assert_close(
+        torch.autograd.grad(by_tensor.square().sum(), values)[0],
+        torch.autograd.grad(directly.square().sum(), values)[0],
+    )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[1:], ids=str)
+def test_batches_of_tensors(layout: torch.layout) -> None:
+    values = torch.stack((VALUES, 2 * VALUES))
+    torch.testing.assert_close(
+        PATTERN.tensor(values, layout=layout).to_dense(), torch.stack((P.dense, 2 * P.dense))
+    )
+    with pytest.raises(ss.LayoutError, match="sparse_csr"):
+        PATTERN.tensor(values)
+
+
+def test_compressed_constructors() -> None:
+    A = P.dense.to_sparse_csr()
+    from_csr = ss.Pattern.from_csr(A.crow_indices().int(), A.col_indices().int(), P.shape)
+    torch.testing.assert_close(from_csr.tensor(A.values()).to_dense(), P.dense)
+    A = P.dense.to_sparse_csc()
+    from_csc = ss.Pattern.from_csc(A.ccol_indices(), A.row_indices(), P.shape)
+    torch.testing.assert_close(from_csc.tensor(A.values()).to_dense(), P.dense)
+    assert ss.Pattern.from_tensor(A)._structure is from_csc._structure
+
+
+def test_tensors_do_not_share_memory_with_the_pattern() -> None:
+    b = rhs(P.n, dtype=torch.float64)
+    for layout in LAYOUTS:
+        A = PATTERN.tensor(VALUES, layout=layout)
+        indices = (
+            A._indices()
+            if layout == torch.sparse_coo
+            else (A.col_indices() if layout == torch.sparse_csr else A.row_indices())
+        )
+        indices.zero_()
+        torch.testing.assert_close(PATTERN.tensor(VALUES, layout=layout).to_dense(), P.dense)
+        torch.testing.assert_close(PATTERN.solve(VALUES, b), torch.linalg.solve(P.dense, b))
