@@ -1,6 +1,13 @@
-"""Differentiable direct solves with sparse matrices for PyTorch: x = A(w)⁻¹ b, with gradients to A's entries and b."""
+"""Differentiable solves with sparse matrices for PyTorch: x = A(w)⁻¹ b.
 
+Gradients flow to the stored entries of A and to b. Start with `Pattern` or `solve`; `factorize`
+keeps a factor, `minimize_quadratic` adds constraints, and `IndexedSum` with `minimize` does
+nonlinear problems. `sparse_solver.distributed` solves over MPI.
+"""
+
+from ._energy.energy import Energy
 from ._energy.indexed_sum import IndexedSum
+from ._energy.restricted_energy import RestrictedEnergy
 from ._engines.protocol import Availability
 from ._factor.pending_errors import synchronize
 from ._optimize.find_root import find_root
@@ -42,6 +49,7 @@ __all__ = [
     "ConvergenceError",
     "DeviceError",
     "DtypeError",
+    "Energy",
     "EngineError",
     "EngineUnavailableError",
     "EngineUnsupportedError",
@@ -61,6 +69,7 @@ __all__ = [
     "QuadraticProgram",
     "RedundantConstraintsError",
     "Report",
+    "RestrictedEnergy",
     "ShapeError",
     "SingularMatrixError",
     "SparseSolver",
@@ -69,7 +78,6 @@ __all__ = [
     "TriangleError",
     "ValueChangedError",
     "__version__",
-    "synchronize",
     "clear_cache",
     "engines",
     "factorize",
@@ -77,4 +85,5 @@ __all__ = [
     "minimize",
     "minimize_quadratic",
     "solve",
+    "synchronize",
 ]

@@ -168,7 +168,7 @@ class CheckedFactor:
         x, error = self._refine(x, rhs, transpose, tolerances.stable)
         if error <= tolerances.componentwise:
             return x
-        # Componentwise is too strict where x has zeros; then the residual of a stable method will do.
+        # Componentwise is too strict where x has zeros; then a normwise small residual is enough.
         residual = self._sizes(rhs - self._products.apply(x, transpose))
         bound = self._scales(rhs.shape[0]) * self._sizes(x) + self._sizes(rhs)
         if bool((residual > tolerances.stable * bound).any()):

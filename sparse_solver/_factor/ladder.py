@@ -1,4 +1,4 @@
-"""Making a factorisation: the kinds to try in turn, and the second analysis where pivots are bad."""
+"""Factoring a matrix: the kinds to try in turn, and a second analysis where pivots are bad."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from .._engines.analysis import Analysis, analyze, remember_better
-from .._engines.protocol import Factor, Kind, is_hermitian
+from .._engines.protocol import Factor, is_hermitian
 from .._sparse.matrix import Matrix
 from .._sparse.matvec import Products, product_indices
 from .._sparse.structure import Structure
 from ..errors import EngineError, EngineUnsupportedError, SingularMatrixError
 from .accuracy import CheckedFactor, EmptyFactor, Record
 from .options import Options
-from .symmetry import KindLadder, check_lines, check_triangle, choose_kinds
+from .symmetry import check_lines, check_triangle, choose_kinds
 
 
 class BlockInDoubt(Exception):
@@ -41,26 +41,26 @@ def factor_matrix(
         raise SingularMatrixError(message, engine=None, row=None)
     for kind in ladder:
         with ladder.attempt(kind):
-            return _factor_as(kind, matrix, options, blocks, record, ladder)
+            record.kind, record.kind_reason = kind, ladder.reason
+            analysis = analyze(matrix, kind, options.triangle, options.engine)
+            record.engine, record.engine_reason = analysis.engine, analysis.reason
+            record.analysis_seconds += analysis.seconds
+            started = time.perf_counter()
+            factor = analysis.symbolic.factor(matrix)
+            record.factorization_seconds += time.perf_counter() - started
+            checked = check_factor(factor, matrix, options.triangle, record, blocks)
+            return _ensure_accurate(checked, analysis, matrix, options.triangle, blocks)
     raise AssertionError("the last attempt returns or raises")
 
 
-def _factor_as(
-    kind: Kind, matrix: Matrix, options: Options, blocks: int, record: Record, ladder: KindLadder
+def _ensure_accurate(
+    checked: CheckedFactor, analysis: Analysis, matrix: Matrix, triangle: str | None, blocks: int
 ) -> CheckedFactor:
-    """Factor a matrix as one kind, by the analysis of its pattern or by one of its values."""
-    record.kind, record.kind_reason = kind, ladder.reason
-    analysis = analyze(matrix, kind, options.triangle, options.engine)
-    record.engine, record.engine_reason = analysis.engine, analysis.reason
-    record.analysis_seconds += analysis.seconds
-    started = time.perf_counter()
-    factor = analysis.symbolic.factor(matrix)
-    record.factorization_seconds += time.perf_counter() - started
-    checked = check_factor(factor, matrix, options.triangle, record, blocks)
+    """Improve a factor that is not accurate; raise if the matrix is singular, or in doubt."""
     failure: Exception | None = None
     try:
-        if not factor.stable:
-            checked, failure = _improve(checked, analysis, matrix, options.triangle, blocks)
+        if not checked.factor.stable:
+            checked, failure = _improve(checked, analysis, matrix, triangle, blocks)
         if blocks > 1:
             if not checked.is_beyond_doubt():
                 raise BlockInDoubt

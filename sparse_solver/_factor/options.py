@@ -62,7 +62,8 @@ class Options:
         if self.triangle is not None and self.assume == "auto" and dtype.is_complex:
             raise OptionError(
                 "one triangle of a complex matrix does not determine whether the other one is its "
-                "transpose or its conjugate transpose: pass assume='symmetric', 'hermitian' or 'spd'"
+                "transpose or its conjugate transpose: pass assume='symmetric', 'hermitian' or "
+                "'spd'"
             )
 
     def kind(self, dtype: torch.dtype) -> Kind:

@@ -181,6 +181,7 @@ def _refuse_nested_forward_mode(values: Tensor, rhs: Tensor) -> None:
             tensor = functorch.get_unwrapped(tensor)
     if len(differentiated & forward) > 1:
         raise TransformError(
-            "torch computes nested forward mode wrongly (jvp of jvp, jacfwd of jacfwd); use reverse "
-            "mode for all but one of the derivatives, as torch.func.hessian does (jacfwd of jacrev)"
+            "torch computes nested forward mode wrongly (jvp of jvp, jacfwd of jacfwd); use "
+            "reverse mode for all but one of the derivatives, as torch.func.hessian does "
+            "(jacfwd of jacrev)"
         )

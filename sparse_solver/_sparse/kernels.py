@@ -7,7 +7,7 @@ A(v) is the matrix with stored values v at (r_e, c_e), duplicates summed; vector
 
 and `apply_adjoint` its adjoint in v under torch's complex inner product <a, b> = Re Σ conj(a) b:
 
-    <λ, A(v) x> = <apply_adjoint(λ, x), v>    with    apply_adjoint(λ, x)_e = Σ_k λ_{k,r_e} conj(x_{k,c_e}),
+    <λ, A(v) x> = <apply_adjoint(λ, x), v>,    apply_adjoint(λ, x)_e = Σ_k λ_{k,r_e} conj(x_{k,c_e}),
 
 since Re Σ conj(λ_r) v x_c = Re Σ conj(λ_r conj(x_c)) v. Where one triangle is stored, an entry off
 the diagonal also stands at (c_e, r_e): with the same value ("symmetric"), which adds λ_c conj(x_r),
@@ -85,7 +85,7 @@ def apply_adjoint(lam: Tensor, x: Tensor, places: Places, scale: float = 1.0) ->
 
 
 def _sample_product(lam: Tensor, x: Tensor, places: Places, scale: float) -> Tensor:
-    """scale · Σ_k λ_{k,r} conj(x_{k,c}): entries (r, c) of the outer product, which is not formed."""
+    """scale · Σ_k λ_{k,r} conj(x_{k,c}): the entries (r, c) of an outer product."""
     structure, right, on_cpu = places.structure, x.conj(), lam.device.type == "cpu"
     if structure is not None and on_cpu and is_unrecorded(lam, x):
         if lam.dim() == 3:

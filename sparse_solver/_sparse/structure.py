@@ -157,7 +157,7 @@ def _find_transpose_map(structure: Structure) -> Tensor:
 
 
 def find_places(places: Tensor, wanted: Tensor) -> Tensor:
-    """(m,) where each of the `wanted` (2, m) places is among the distinct `places` (2, nnz), or -1."""
+    """(m,) where the `wanted` (2, m) places are among the distinct `places` (2, nnz), or -1."""
     number = torch.unique(torch.cat((places, wanted), 1), dim=1, return_inverse=True)[1]
     count = places.shape[1]
     at = number.new_full((number.numel(),), -1)

@@ -42,7 +42,7 @@ class Arrangement:
 
     @property
     def at_diagonal(self) -> Tensor:
-        """(n,) the positions of the diagonal in an upper triangle, where each row begins with it."""
+        """(n,) the positions of the diagonal entries in an upper triangle, first in each row."""
         return self.crow[:-1]
 
     def gather(self, canonical: Tensor, hermitian: bool) -> Tensor:

@@ -9,7 +9,7 @@ from types import TracebackType
 
 
 class ForkSafeLock:
-    """A mutex that is unlocked in a forked child; a `reentrant` one may be taken twice by its holder.
+    """A mutex that is unlocked in a forked child; its holder may take a `reentrant` one again.
 
     If one thread holds a plain lock while another one forks, as a DataLoader does to start its
     workers, the child inherits a lock that no thread of the child will release.

@@ -134,8 +134,7 @@ class PardisoSymbolic:
     def factor(self, matrix: Matrix) -> PardisoFactor:
         if not self._prefers_careful:
             factor = PardisoFactor(self, self._arrange(matrix))
-            handle, slot = factor.place
-            if factor.accept(*handle.factor(slot, factor.values)):
+            if factor.compute():
                 return factor
         with self._lock:
             if self._careful_method is None:
@@ -177,18 +176,16 @@ class PardisoFactor:
         self._symbolic, self.values, self.arrangement = symbolic, values, symbolic.arrangement
         self.stable = symbolic.kind == "spd"  # LU and LDLᵀ pivot within limits
         self._lock = ForkSafeLock()
-        self._take_place()
 
-    def _take_place(self) -> None:
-        self.place = handle, slot = self._symbolic.take()
-        weakref.finalize(self, handle.give_back, slot).atexit = False
-
-    def accept(self, code: int, iparm: list[int]) -> bool:
-        """Read what PARDISO reports about the factorisation; raise if it failed.
+    def compute(self) -> bool:
+        """Factor into a free slot of a handle for the threads of this call; raise if that fails.
 
         Returns False where the fast Cholesky method met a pivot that it cannot take.
         """
         symbolic, is_spd = self._symbolic, self._symbolic.kind == "spd"
+        self._place = handle, slot = symbolic.take()
+        weakref.finalize(self, handle.give_back, slot).atexit = False
+        code, iparm = handle.factor(slot, self.values)
         if code == ZERO_PIVOT and is_spd:
             if not symbolic.careful:
                 return False
@@ -199,44 +196,38 @@ class PardisoFactor:
         self.nnz = symbolic.nnz
         self.memory_bytes = iparm[16] * 1024 or None  # (17): kilobytes of factor and solution
         self.perturbed_pivots = iparm[13]
-        # (23) counts the negative eigenvalues of real symmetric matrices only, as perturbed.
-        is_counted = self.arrangement.coverage == "upper" and not self.values.is_complex()
-        counted = iparm[22] if is_counted and not self.perturbed_pivots else None
-        self.negative_eigenvalues = 0 if is_spd else counted
-        if is_spd:
-            growth = self._find_growth()
-            if growth != growth and not symbolic.careful:
-                return False  # the root of a negative pivot, taken without an error
-            self.doubtful = not growth < _growth_in_doubt(self.values.dtype)
-        return True
+        if not is_spd:
+            # (23) counts the negative eigenvalues of real symmetric matrices only, as perturbed.
+            is_counted = self.arrangement.coverage == "upper" and not self.values.is_complex()
+            counted = is_counted and not self.perturbed_pivots
+            self.negative_eigenvalues = iparm[22] if counted else None
+            return True
+        self.negative_eigenvalues = 0
+        y = handle.substitute(slot, self.values, self._probes(), False, phase=FORWARD)
+        growth = largest_modulus(y)
+        self.doubtful = not growth < _growth_in_doubt(self.values.dtype)
+        # NaN is the root of a negative pivot, which the fast method takes without an error.
+        return growth == growth or symbolic.careful
 
-    def _find_growth(self) -> float:
-        """A number that is large if a pivot is small beside its diagonal entry.
+    def _probes(self) -> Tensor:
+        """D^½ s, whose forward substitution is large if a pivot is small beside its diagonal entry.
 
-        It costs half a substitution. PARDISO can keep its pivots (iparm(56)), but that makes the
-        factorisation up to a third slower. So: let A = L Lᵀ, D its diagonal and s scattered numbers
-        about one. Row i of L y = D^½ s is y_i = r_i / √d_i, where d_i is the pivot relative to its
-        diagonal entry, and r_i is s_i and some combination of the s_j before: of order one, unless
-        they happen to cancel. A pivot that is a rounding error (some ε) gives 1 / √ε.
+        Let A = L Lᵀ, D its diagonal and s scattered numbers about one. Row i of L y = D^½ s is
+        y_i = r_i / √d_i, where d_i is the pivot relative to its diagonal entry, and r_i is s_i and
+        some combination of the s_j before: of order one, unless they happen to cancel. A pivot that
+        is a rounding error (some ε) gives 1 / √ε. That costs half a substitution; PARDISO can keep
+        its pivots (iparm(56)), but then the factorisation takes up to a third longer.
         """
-        handle, slot = self.place
         diagonal = self.values.index_select(0, self.arrangement.at_diagonal).real
-        scaled = self._symbolic.probes() * diagonal.sqrt()
-        return largest_modulus(handle.substitute(slot, self.values, scaled, False, phase=FORWARD))
+        return self._symbolic.probes() * diagonal.sqrt()
 
     def substitute(self, rhs: Tensor, transpose: bool) -> Tensor:
-        if self.place[0].is_lost:
-            self._factor_again()
-        handle, slot = self.place
+        if self._place[0].is_lost:  # a forked child cannot use the factor of its parent
+            with self._lock:
+                if self._place[0].is_lost:
+                    self.compute()
+        handle, slot = self._place
         return handle.substitute(slot, self.values, rhs, transpose)
-
-    def _factor_again(self) -> None:
-        """Factor in a forked child, which cannot use the factor of its parent."""
-        with self._lock:
-            if self.place[0].is_lost:
-                self._take_place()
-                handle, slot = self.place
-                self.accept(*handle.factor(slot, self.values))
 
 
 class Pardiso:
