@@ -81,6 +81,7 @@ class Factors:
         if self._on_host is not None:
             self._on_host.prepare(values.detach().cpu())
         elif self._parts is None:
+            self._raise_pending()
             self._parts = self._factor_all(values)
 
     def apply_inverse(self, values: Tensor, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
@@ -90,8 +91,7 @@ class Factors:
                 values = values.detach().cpu()
             x = self._on_host.apply_inverse(values, rhs.detach().cpu(), transpose, strict)
             return x.to(rhs.device)
-        if self.problem.options.non_blocking:
-            raise_finished()
+        self._raise_pending()
         if self._parts is None or not self._are_of(values):
             self._parts = self._factor_all(values)
         rhs, submatrix = materialize(rhs).contiguous(), self.problem.submatrix
@@ -104,6 +104,11 @@ class Factors:
                 joined = factor.apply_inverse(join_batch(reduced[batch]), transpose, strict)
                 x[batch] = unjoin_batch(joined, batch.stop - batch.start)
         return x if submatrix is None else torch.zeros_like(rhs).index_copy_(-1, submatrix.rows, x)
+
+    def _raise_pending(self) -> None:
+        """Raise the error of an earlier non-blocking solve."""
+        if self.problem.options.non_blocking:
+            raise_finished()
 
     def _are_of(self, values: Tensor) -> bool:
         return self._values is None or torch.equal(self._values, values)

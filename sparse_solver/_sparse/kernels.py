@@ -7,7 +7,7 @@ A(v) is the matrix with stored values v at (r_e, c_e), duplicates summed; vector
 
 and `apply_adjoint` its adjoint in v under torch's complex inner product <a, b> = Re Σ conj(a) b:
 
-    <λ, A(v) x> = <apply_adjoint(λ, x), v>,    apply_adjoint(λ, x)_e = Σ_k λ_{k,r_e} conj(x_{k,c_e}),
+    <λ, A(v) x> = <apply_adjoint(λ, x), v>,   apply_adjoint(λ, x)_e = Σ_k λ_{k,r_e} conj(x_{k,c_e}),
 
 since Re Σ conj(λ_r) v x_c = Re Σ conj(λ_r conj(x_c)) v. Where one triangle is stored, an entry off
 the diagonal also stands at (c_e, r_e): with the same value ("symmetric"), which adds λ_c conj(x_r),
