@@ -1,4 +1,4 @@
-"""Symbolic analyses: made once for a pattern, by the engine that was asked for or that suits."""
+"""Symbolic analyses, made once per pattern, by the engine that was asked for or by the best one."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Analyses:
         self._lock = ForkSafeLock(reentrant=True)
 
     def find(self, matrix: Matrix, request: _Request, engine: str | None) -> Analysis:
-        """The analysis by this engine, or for None by the one that suits."""
+        """The analysis by this engine, or for None by the one that `select` chooses."""
         device = matrix.structure.device
         if engine is not None:
             check_engine(engine, device, request.kind, request.dtype)

@@ -1,4 +1,4 @@
-"""Memory of dead factors that is kept for those to come: only what was used last may keep it."""
+"""Memory of released factors, kept for new ones by the few objects that were used last."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from .protocol import KeepsMemory
 
 
 class RecentlyUsed:
-    """The `most` keepers that were used last; others have to release what is idle."""
+    """The `capacity` keepers that were used last; any other one is made to release its memory."""
 
-    def __init__(self, most: int):
-        self._most = most
+    def __init__(self, capacity: int):
+        self._capacity = capacity
         self._keepers: OrderedDict[int, weakref.ref[KeepsMemory]] = OrderedDict()
         self._lock = ForkSafeLock()
 
     def use(self, keeper: KeepsMemory) -> None:
-        """Notes that this one was used last."""
+        """Record that this keeper was used last."""
         with self._lock:
             self._keepers[id(keeper)] = weakref.ref(keeper)
             self._keepers.move_to_end(id(keeper))
-            old = [
-                self._keepers.popitem(last=False)[1]()
-                for _ in range(len(self._keepers) - self._most)
-            ]
-        for one in old:
-            if one is not None:
-                one.release_idle()
+            excess = range(len(self._keepers) - self._capacity)
+            old = [self._keepers.popitem(last=False)[1]() for _ in excess]
+        _release(old)
 
-    def has(self, keeper: KeepsMemory) -> bool:
-        """Whether this one will be told to release; without the lock, for those who may be inside of it."""
+    def __contains__(self, keeper: KeepsMemory) -> bool:
+        """Whether a later call will make this keeper release its memory; takes no lock."""
         reference = self._keepers.get(id(keeper))
         return reference is not None and reference() is keeper
 
     def release(self) -> None:
-        """Has all of them release what is idle."""
+        """Make all keepers release their memory."""
         with self._lock:
             keepers = [reference() for reference in self._keepers.values()]
             self._keepers.clear()
-        for one in keepers:
-            if one is not None:
-                one.release_idle()
+        _release(keepers)
+
+
+def _release(keepers: list[KeepsMemory | None]) -> None:
+    for keeper in keepers:
+        if keeper is not None:
+            keeper.release_idle()

@@ -51,6 +51,8 @@ def not_positive_definite(engine: str, method: str, row: int | None) -> NotPosit
 
 
 class Versioned(Protocol):
+    """A native library that reports its version."""
+
     version: str
 
 
@@ -61,9 +63,15 @@ class Availability:
     Attributes
     ----------
     version : str or None
-        The version of the library; None if it is missing or does not tell.
+        The version of the library; None if it is missing or does not report one.
     missing : str or None
         Why the engine cannot be used and what to install; None if it can be used.
+
+    Examples
+    --------
+    >>> import sparse_solver as ss
+    >>> print(ss.Availability(missing="pip install qdldl"))
+    not available: pip install qdldl
     """
 
     version: str | None = None
@@ -82,8 +90,9 @@ class Availability:
         return self.missing is None
 
     def __str__(self) -> str:
-        installed = self.version or "unknown version"
-        return installed if self.installed else f"not available: {self.missing}"
+        return (
+            f"not available: {self.missing}" if self.missing else self.version or "unknown version"
+        )
 
 
 class Factor(Protocol):
@@ -91,15 +100,15 @@ class Factor(Protocol):
 
     It owns its memory, which is released with the object.
 
-    arrangement, values : the matrix that was factored, a private copy, by which residuals are formed
+    arrangement, values : a private copy of the matrix that was factored, to form residuals with
     nnz : entries of the factor or factors
     flops : floating-point operations of this factorisation
     perturbed_pivots : pivots that were too small and were enlarged
     negative_eigenvalues : of a symmetric or Hermitian matrix
     stable : whether the method is backward stable for this kind of matrix, so that residuals need
         not be formed
-    doubtful : whether pivots are so small, beside their diagonal entries (LU: beside the largest
-        entry), that the matrix may be singular, or nothing is known about them
+    doubtful : whether the matrix may be singular, because pivots are small beside their diagonal
+        entries (LU: beside the largest entry), or because the engine does not report them
     """
 
     arrangement: Arrangement
@@ -120,7 +129,7 @@ class Symbolic(Protocol):
     """The analysis of a pattern: ordering, elimination tree, places of the fill."""
 
     def factor_nnz(self, matrix: Matrix) -> int | None:
-        """The entries of a Cholesky factor; an engine may have to factor these values to know."""
+        """The predicted entries of a Cholesky factor; an engine may have to factor the matrix."""
 
     def factor(self, matrix: Matrix) -> Factor:
         """Factor the matrix, whose values are finite.
@@ -143,7 +152,7 @@ class NonBlockingSymbolic(Protocol):
 class Engine(Protocol):
     """A library that factors sparse matrices.
 
-    device_types : the types of devices on which the matrices lie that it takes
+    device_types : the types of devices whose matrices it takes
     """
 
     name: str
@@ -152,7 +161,8 @@ class Engine(Protocol):
     def availability(self) -> Availability:
         """Look for the library, and load it the first time."""
 
-    def supports(self, kind: Kind, dtype: torch.dtype) -> bool: ...
+    def supports(self, kind: Kind, dtype: torch.dtype) -> bool:
+        """Whether it factors matrices of this kind and dtype."""
 
     def analyze(
         self, structure: Structure, kind: Kind, dtype: torch.dtype, triangle: str | None
@@ -162,6 +172,7 @@ class Engine(Protocol):
 
 @runtime_checkable
 class KeepsMemory(Protocol):
-    """An engine, or a part of one, that keeps the memory of dead factors for new ones."""
+    """An engine, or an object of one, that keeps the memory of released factors for new ones."""
 
-    def release_idle(self) -> None: ...
+    def release_idle(self) -> None:
+        """Release that memory."""

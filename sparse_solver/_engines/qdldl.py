@@ -1,9 +1,12 @@
-"""QDLDL: LDLᵀ by simple loops after an AMD ordering; nothing is faster where there is little fill.
+"""QDLDL: LDLᵀ by simple loops after an AMD ordering, the fastest method where fill is little.
 
-Real symmetric positive definite matrices; it works in float64, and float32 goes through that. The `qdldl` package brings
-the C library, whose functions are called here directly: its Python classes keep one factorisation each, hide whether it
-succeeded, and hold Python's global lock. Only the ordering is asked of them.
-Source: B. Stellato et al., "OSQP: an operator splitting solver for quadratic programs", 2020; qdldl.h.
+It takes real symmetric positive definite matrices and computes in float64, for float32 too. The C
+functions of the library in the `qdldl` package are called directly, because the package's Python
+classes keep one factorisation each, do not say whether it succeeded, and hold Python's global
+lock. Only the ordering comes from them.
+
+Source: B. Stellato, G. Banjac, P. Goulart, A. Bemporad and S. Boyd, "OSQP: an operator splitting
+solver for quadratic programs", Math. Prog. Comp. 12, 2020; the header qdldl.h.
 """
 
 from __future__ import annotations
@@ -24,86 +27,80 @@ from .protocol import Availability, Kind, is_doubtful, not_positive_definite
 
 
 class _Library:
-    """The C functions, with their argument types; pointers are to 64-bit integers and to doubles."""
+    """The C functions, with their argument types; pointers are to 64-bit integers and doubles."""
 
     def __init__(self) -> None:
         import qdldl
 
         library = ctypes.CDLL(qdldl.__file__)
-        self.etree, self.factor, self.solve = (
-            library.QDLDL_etree,
-            library.QDLDL_factor,
-            library.QDLDL_solve,
-        )
-        #                     n        Ap        Ai        work      Lnz       etree
-        self.etree.argtypes = [c_int64, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p]
-        #                      n, then Ap, Ai, Ax, Lp, Li, Lx, D, Dinv, Lnz, etree, and work of bytes, integers, doubles
-        self.factor.argtypes = [c_int64, *[c_void_p] * 13]
-        #                     n        Lp        Li        Lx        Dinv      x
-        self.solve.argtypes = [c_int64, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p]
-        self.etree.restype, self.factor.restype, self.solve.restype = c_int64, c_int64, None
-        self.new_solver = qdldl.Solver
+        self.etree, self.factor = library.QDLDL_etree, library.QDLDL_factor
+        self.solve = library.QDLDL_solve
+        # n; Ap, Ai, work, Lnz, etree
+        self.etree.argtypes, self.etree.restype = (c_int64, *[c_void_p] * 5), c_int64
+        # n; Ap, Ai, Ax, Lp, Li, Lx, D, Dinv, Lnz, etree; work arrays of bytes, integers, doubles
+        self.factor.argtypes, self.factor.restype = (c_int64, *[c_void_p] * 13), c_int64
+        # n; Lp, Li, Lx, Dinv, x
+        self.solve.argtypes, self.solve.restype = (c_int64, *[c_void_p] * 5), None
+        self._make_solver = qdldl.Solver
 
-    def ordering(self, arrangement: Arrangement, n: int) -> Tensor:
-        """The AMD ordering (n,) of a matrix whose upper triangle, with all of the diagonal, is given."""
+    def order(self, arrangement: Arrangement, n: int) -> Tensor:
+        """The AMD ordering (n,) of a matrix in the arrangement "upper"."""
         from scipy.sparse import csr_matrix
 
-        # The constructor factors what it is given: the identity cannot fail.
+        # The constructor also factors, which cannot fail for the identity.
         identity = (arrangement.rows == arrangement.col).double().numpy()
-        matrix = csr_matrix(
-            (identity, arrangement.col.numpy(), arrangement.crow.numpy()), shape=(n, n)
-        ).tocsc()
-        return torch.from_numpy(self.new_solver(matrix, upper=True).factors()[2]).to(torch.int64)
+        indices = arrangement.col.numpy(), arrangement.crow.numpy()
+        upper = csr_matrix((identity, *indices), shape=(n, n)).tocsc()
+        return torch.from_numpy(self._make_solver(upper, upper=True).factors()[2]).to(torch.int64)
 
 
 @cache
 def _library() -> _Library | str:
-    """The library, or why there is none."""
+    """The library, or the reason why there is none."""
     try:
         library = _Library()
     except ImportError as error:
         return f"{error}; pip install qdldl"
     except (OSError, AttributeError) as error:
         return f"this build of the qdldl package hides its C functions ({error})"
-    # Nothing but a try tells whether it was built with the same kinds of numbers.
+    # Only a solve shows whether the library was built with the number types that are used here.
     with outside_transforms():
         structure = Structure(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), (2, 2))
         matrix = Matrix(structure, torch.tensor([4.0, 1.0, 3.0], dtype=torch.float64))
         factor = QdldlSymbolic(library, structure, "upper").factor(matrix)
         x = factor.substitute(torch.tensor([[6.0, 7.0]], dtype=torch.float64), False)
-    if not torch.allclose(x, torch.tensor([[1.0, 2.0]], dtype=torch.float64)):
-        return "this build of the qdldl package calculates with other kinds of numbers"
-    return library
+        solved = torch.allclose(x, torch.tensor([[1.0, 2.0]], dtype=torch.float64))
+    return library if solved else "this build of the qdldl package uses other number types"
 
 
 class QdldlSymbolic:
+    """The AMD ordering of a pattern, and its elimination tree.
+
+    order, inverse : the row at each step of the elimination, and the step of each row
+    source : where each value of the reordered matrix is in the arrangement
+    Ap, Ai : the upper triangle of the reordered matrix by columns
+    Lp, Li : the pattern of L; every factorisation writes the same numbers, so all of them share it
+    """
+
     def __init__(self, library: _Library, structure: Structure, triangle: str | None):
         self.library, self.n = library, structure.shape[0]
         self.arrangement = arrangement_of(structure, "upper", triangle)
-        self.order = library.ordering(self.arrangement, self.n)
+        self.order = library.order(self.arrangement, self.n)
         self.inverse = torch.empty_like(self.order)
         self.inverse[self.order] = torch.arange(self.n)
-        # The reordered matrix: its upper triangle by columns is its lower triangle by rows.
         i, j = self.inverse[self.arrangement.rows], self.inverse[self.arrangement.col]
+        # The upper triangle by columns is the lower triangle by rows.
         low, high = torch.minimum(i, j), torch.maximum(i, j)
-        self.source = row_major(high, low)  # among the values in the arrangement
+        self.source = row_major(high, low)
         self.Ap, self.Ai = row_pointers(high[self.source], self.n), low[self.source]
-        self.Lnz, self.etree = torch.empty((2, self.n), dtype=torch.int64)
-        work = torch.empty_like(self.Lnz)
-        below = library.etree(
-            self.n, *(t.data_ptr() for t in (self.Ap, self.Ai, work, self.Lnz, self.etree))
-        )
-        assert below >= 0, "the diagonal and the upper triangle are there"
-        # Each factorisation finds the same places and writes them again; so they are shared.
-        self.Lp, self.Li = (
-            torch.empty(self.n + 1, dtype=torch.int64),
-            torch.empty(below, dtype=torch.int64),
-        )
+        self.Lnz, self.etree, work = torch.empty((3, self.n), dtype=torch.int64)
+        arrays = (self.Ap, self.Ai, work, self.Lnz, self.etree)
+        below = library.etree(self.n, *(array.data_ptr() for array in arrays))
+        assert below >= 0, "the arrangement is an upper triangle with its whole diagonal"
+        self.Lp, self.Li = (torch.empty(k, dtype=torch.int64) for k in (self.n + 1, below))
         self.nnz: int = below + self.n
         self.flops = int(((self.Lnz + 1) ** 2).sum())
         self.at_diagonal = self.arrangement.at_diagonal[self.order]
-        self.pattern = (self.n, self.Ap.data_ptr(), self.Ai.data_ptr())
-        self.tree = (self.Lnz.data_ptr(), self.etree.data_ptr())
 
     def factor_nnz(self, matrix: Matrix) -> int | None:
         return self.nnz
@@ -124,30 +121,38 @@ class QdldlFactor:
         self._symbolic, self.values, self.arrangement = symbolic, values, symbolic.arrangement
         n, self.nnz, self.flops = symbolic.n, symbolic.nnz, symbolic.flops
         self.memory_bytes = 8 * (symbolic.nnz + n)
-        ordered = values.index_select(0, symbolic.source).to(torch.float64)
-        self._L = ordered.new_empty(symbolic.nnz - n)
-        pivots, self._inverse_pivots, work = ordered.new_empty((3, n))
-        integers = ordered.new_empty(4 * n, dtype=torch.int64)  # three numbers and a byte a row
-        address = integers.data_ptr()
-        positive = symbolic.library.factor(
-            *symbolic.pattern, ordered.data_ptr(), symbolic.Lp.data_ptr(), symbolic.Li.data_ptr(), self._L.data_ptr(),
-            pivots.data_ptr(), self._inverse_pivots.data_ptr(), *symbolic.tree, address + 24 * n, address, work.data_ptr(),
-        )  # fmt: skip
-        if positive != n:  # −1: it stopped at a pivot of zero
-            bad = int(torch.nonzero(~(pivots > 0) if positive >= 0 else pivots == 0)[0])
-            raise not_positive_definite("qdldl", "LDLᵀ", int(symbolic.order[bad]))
+        pivots = self._eliminate()
         diagonal = values.index_select(0, symbolic.at_diagonal)
         self.doubtful = is_doubtful(float((pivots / diagonal).min()), values.dtype)
-        self._factor = (
-            n, symbolic.Lp.data_ptr(), symbolic.Li.data_ptr(), self._L.data_ptr(), self._inverse_pivots.data_ptr(),
-        )  # fmt: skip
+
+    def _eliminate(self) -> Tensor:
+        """Compute L and D, and return the diagonal of D; raise unless it is positive."""
+        symbolic, n = self._symbolic, self._symbolic.n
+        reordered = self.values.index_select(0, symbolic.source).to(torch.float64)
+        self._L = reordered.new_empty(symbolic.nnz - n)
+        pivots: Tensor
+        pivots, self._inverse_pivots, doubles = reordered.new_empty((3, n))
+        integers = reordered.new_empty(4 * n, dtype=torch.int64)  # 3 n integers, and n bytes
+        L = symbolic.Lp.data_ptr(), symbolic.Li.data_ptr(), self._L.data_ptr()
+        inverse_pivots, at = self._inverse_pivots.data_ptr(), integers.data_ptr()
+        positive = symbolic.library.factor(
+            *(n, symbolic.Ap.data_ptr(), symbolic.Ai.data_ptr(), reordered.data_ptr(), *L),
+            *(pivots.data_ptr(), inverse_pivots, symbolic.Lnz.data_ptr()),
+            *(symbolic.etree.data_ptr(), at + 24 * n, at, doubles.data_ptr()),
+        )
+        if positive != n:  # -1 if it stopped at a pivot of zero
+            bad = ~(pivots > 0) if positive >= 0 else pivots == 0
+            row = int(symbolic.order[int(torch.nonzero(bad)[0])])
+            raise not_positive_definite("qdldl", "LDLᵀ", row)
+        self._solve_arguments = (n, *L, inverse_pivots)
+        return pivots
 
     def substitute(self, rhs: Tensor, transpose: bool) -> Tensor:
-        x = torch.empty_like(rhs)
-        for b, row in zip(rhs, x, strict=True):  # which index_select takes far faster than a matrix
-            ordered = b.index_select(0, self._symbolic.order).to(torch.float64)
-            self._symbolic.library.solve(*self._factor, ordered.data_ptr())
-            row.copy_(ordered.index_select(0, self._symbolic.inverse))
+        x, symbolic = torch.empty_like(rhs), self._symbolic
+        for b, row in zip(rhs, x, strict=True):  # index_select is far slower on matrices
+            reordered = b.index_select(0, symbolic.order).to(torch.float64)
+            symbolic.library.solve(*self._solve_arguments, reordered.data_ptr())
+            row.copy_(reordered.index_select(0, symbolic.inverse))
         return x
 
 
@@ -155,16 +160,8 @@ class Qdldl:
     name = "qdldl"
     device_types = ("cpu",)
 
-    @staticmethod
-    @cache
-    def _availability() -> Availability:
-        library = _library()
-        if isinstance(library, str):
-            return Availability(missing=library)
-        return Availability(version=importlib.metadata.version("qdldl"))
-
     def availability(self) -> Availability:
-        return self._availability()
+        return _availability()
 
     def supports(self, kind: Kind, dtype: torch.dtype) -> bool:
         return kind == "spd" and dtype in (torch.float32, torch.float64)
@@ -173,10 +170,16 @@ class Qdldl:
         self, structure: Structure, kind: Kind, dtype: torch.dtype, triangle: str | None
     ) -> QdldlSymbolic:
         library = _library()
-        assert isinstance(
-            library, _Library
-        )  # nothing is analysed by an engine that is not available
+        assert isinstance(library, _Library)  # an engine that is not available analyses nothing
         return QdldlSymbolic(library, structure, triangle)
+
+
+@cache
+def _availability() -> Availability:
+    library = _library()
+    if isinstance(library, str):
+        return Availability(missing=library)
+    return Availability(version=importlib.metadata.version("qdldl"))
 
 
 ENGINE = Qdldl()

@@ -26,6 +26,7 @@ _ENGINES = {
 
 
 def engine_names() -> tuple[str, ...]:
+    """The names of all engines, installed or not."""
     return tuple(_ENGINES)
 
 
@@ -41,7 +42,7 @@ def engine_named(name: str) -> Engine:
 
 
 def available_engines() -> dict[str, Availability]:
-    """Whether each engine is installed; found out once per process."""
+    """Whether each engine can be used, or why not; determined once per process."""
     return {name: engine_named(name).availability() for name in _ENGINES}
 
 
@@ -51,7 +52,7 @@ def serves(name: str, device: torch.device) -> bool:
 
 
 def installed_on(device: torch.device) -> list[str]:
-    """The installed engines that take matrices on this device; loads no other library."""
+    """The installed engines that take matrices on this device; no other library is loaded."""
     names = (name for name in _ENGINES if serves(name, device))
     return [name for name in names if engine_named(name).availability().installed]
 
@@ -62,7 +63,7 @@ def solves_on(device: torch.device, engine: str | None) -> bool:
 
 
 def why_missing(device: torch.device) -> str:
-    """Why no engine solves on this device, in words."""
+    """The reasons why no engine solves on this device, and what to install."""
     reasons: dict[str, list[str]] = {}
     for name in _ENGINES:
         missing = engine_named(name).availability().missing if serves(name, device) else None
@@ -73,7 +74,7 @@ def why_missing(device: torch.device) -> str:
 
 
 def check_engine(name: str, device: torch.device, kind: Kind, dtype: torch.dtype) -> None:
-    """Raise unless the engine can factor such a matrix here."""
+    """Raise unless the engine can factor such a matrix on this machine."""
     engine = engine_named(name)
     if not serves(name, device):
         where = " or ".join(engine.device_types)
@@ -97,7 +98,7 @@ def check_engine(name: str, device: torch.device, kind: Kind, dtype: torch.dtype
 
 
 def release_idle() -> None:
-    """Make the engines give back the memory that they keep for new factors."""
+    """Make the engines release the memory that they keep for new factors."""
     for name in _ENGINES:
         engine = engine_named(name)
         if isinstance(engine, KeepsMemory):

@@ -1,6 +1,8 @@
-"""Which engine factors a matrix: one pure function of what is known about it.
+"""Which engine factors a matrix: a pure function of its size, kind, dtype and fill.
 
-The constants were calibrated by ``python -m benchmarks.calibrate``; benchmarks/calibrate.txt is the table behind them.
+Simple loops (QDLDL) are fastest while a factorisation takes few operations. Blocked loops (PARDISO,
+SuperLU) pay for every block of columns, however small, and are fastest for the rest. The limits
+were measured by ``python -m benchmarks.calibrate``; benchmarks/calibrate.txt is its table.
 """
 
 from __future__ import annotations
@@ -13,27 +15,22 @@ import torch
 from .._sparse.structure import Structure
 from .protocol import Kind
 
-# Simple loops (QDLDL) beat blocked ones (PARDISO) while fewer floating-point operations than this are spent, ...
-FIXED_FLOPS = 3e5
-
-
-# ... plus this many a column: blocked codes pay for every supernode, however small.
-FLOPS_PER_COLUMN = 120.0
-
-
-# The same for the operations within an envelope, which are counted in full where `predicted_flops` is a lower bound.
+# Simple loops beat PARDISO up to this many operations, plus so many per column.
+FIXED_FLOPS, FLOPS_PER_COLUMN = 3e5, 120.0
+# The same per column for the operations in an envelope, where every one is counted, whereas
+# `predicted_flops` is a lower bound.
 ENVELOPE_FLOPS_PER_COLUMN = 700.0
-
-
-# Where SuperLU, which has no separate analysis, takes over from simple loops on machines without PARDISO.
-FIXED_FLOPS_FOR_SUPERLU = 5e7
-
-
-FLOPS_PER_COLUMN_FOR_SUPERLU = 1500.0
+# SuperLU, which has no separate analysis, beats simple loops only beyond these.
+FIXED_FLOPS_FOR_SUPERLU, FLOPS_PER_COLUMN_FOR_SUPERLU = 5e7, 1500.0
+# Beyond this many times the limit, no pattern of benchmarks.calibrate had a band narrow enough.
+_NARROW_BAND_RANGE = 20
 
 
 class Choice(NamedTuple):
-    """An engine and why it was chosen; `provisional` if the answer needs `factor_nnz`, which it can predict."""
+    """An engine, and why it was chosen.
+
+    provisional : whether the choice depends on `factor_nnz`, which this engine predicts
+    """
 
     engine: str
     reason: str
@@ -41,26 +38,27 @@ class Choice(NamedTuple):
 
 
 def predicted_flops(n: int, factor_nnz: int) -> float:
-    """A lower bound of the operations Σ_j c_j² of a Cholesky factorisation, c_j the entries of column j.
+    """A lower bound of the operations Σ c_j² of a Cholesky factorisation.
 
-    Cauchy–Schwarz: Σ c_j² ≥ (Σ c_j)² / n. Of the right order on grids, meshes and graphs.
+    c_j is the number of entries of column j. By Cauchy–Schwarz, Σ c_j² ≥ (Σ c_j)² / n. The bound
+    has the right order on grids, meshes and graphs.
     """
     return factor_nnz**2 / n if n else 0.0
 
 
 def envelope_flops(structure: Structure) -> float:
-    """The operations of a Cholesky factorisation that fills its envelope, after a reverse Cuthill–McKee ordering.
+    """The operations of a Cholesky factorisation that fills the envelope of the matrix.
 
-    Matrices with a narrow band have little fill, but nested dissection, which predicts `factor_nnz`, does not see it.
+    The rows are in reverse Cuthill–McKee order. Matrices with a narrow band have little fill in
+    that order, but more in nested dissection, which predicts `factor_nnz`.
     """
     from scipy.sparse import csr_matrix
     from scipy.sparse.csgraph import reverse_cuthill_mckee
 
     n = structure.shape[0]
     ones = torch.ones(structure.canonical_nnz, dtype=torch.int8).numpy()
-    matrix = csr_matrix(
-        (ones, structure.col.numpy(), structure.crow.numpy()), shape=structure.shape
-    )
+    indices = structure.col.numpy(), structure.crow.numpy()
+    matrix = csr_matrix((ones, *indices), shape=structure.shape)
     order = torch.from_numpy(reverse_cuthill_mckee(matrix, symmetric_mode=False).astype("int64"))
     place = torch.empty(n, dtype=torch.int64)
     place[order] = torch.arange(n)
@@ -77,14 +75,15 @@ def select(
     factor_nnz: int | None = None,
     envelope: float | None = None,
 ) -> Choice | None:
-    """The engine for an n-by-n matrix of this kind and dtype among the `installed` ones for its device; None: there is none.
+    """The engine for an n-by-n matrix among those `installed` for its device; None if none suits.
 
-    `factor_nnz` is the predicted number of entries of the Cholesky factor, None as long as it is not known;
-    `envelope` the `envelope_flops`, where they are known.
+    `factor_nnz` is the predicted number of entries of the Cholesky factor, and `envelope` the
+    result of `envelope_flops`; both are None as long as they are not known.
 
-    >>> select(100_000, "spd", torch.float64, {"pardiso", "qdldl", "superlu"}, factor_nnz=300_000).engine
+    >>> engines = {"pardiso", "qdldl", "superlu"}
+    >>> select(100_000, "spd", torch.float64, engines, factor_nnz=300_000).engine
     'qdldl'
-    >>> select(250_000, "spd", torch.float64, {"pardiso", "qdldl", "superlu"}, factor_nnz=8_700_000).engine
+    >>> select(250_000, "spd", torch.float64, engines, factor_nnz=8_700_000).engine
     'pardiso'
     >>> select(5, "general", torch.complex64, {"superlu"}).engine
     'superlu'
@@ -92,40 +91,35 @@ def select(
     if "cudss" in installed:
         return Choice("cudss", "the matrix is on the GPU")
     blocked = next((name for name in ("pardiso", "superlu") if name in installed), None)
+    only_one = "no other engine that is installed takes this kind of matrix"
     if kind != "spd" or dtype.is_complex or "qdldl" not in installed:
-        if blocked is None:
-            return None
-        why = (
-            "it takes all matrices, and has an analysis to reuse"
-            if blocked == "pardiso"
-            else "the only one installed for this kind of matrix"
-        )
-        return Choice(blocked, why)
+        all_kinds = "it takes all matrices, and its analysis serves all values"
+        reason = all_kinds if blocked == "pardiso" else only_one
+        return None if blocked is None else Choice(blocked, reason)
     if blocked is None:
-        return Choice("qdldl", "the only one installed for this kind of matrix")
+        return Choice("qdldl", only_one)
+    return _choose_loops(n, blocked, factor_nnz, envelope)
+
+
+def _choose_loops(n: int, blocked: str, factor_nnz: int | None, envelope: float | None) -> Choice:
+    """QDLDL or the `blocked` engine for a real positive definite matrix."""
     limit = FIXED_FLOPS + FLOPS_PER_COLUMN * n
     if blocked == "superlu":
         limit = FIXED_FLOPS_FOR_SUPERLU + FLOPS_PER_COLUMN_FOR_SUPERLU * n
-    most = predicted_flops(n, n * (n + 1) // 2)
-    flops = most if factor_nnz is None else predicted_flops(n, factor_nnz)
+    flops = predicted_flops(n, n * (n + 1) // 2 if factor_nnz is None else factor_nnz)
     if flops <= limit:
-        return Choice(
-            "qdldl",
-            f"little fill: about {flops:.0e} operations, simple loops are fastest below {limit:.0e}",
-        )
+        loops = f"simple loops are fastest below {limit:.0e}"
+        return Choice("qdldl", f"little fill: about {flops:.0e} operations, {loops}")
     if envelope is not None and envelope <= FIXED_FLOPS + ENVELOPE_FLOPS_PER_COLUMN * n:
-        return Choice(
-            "qdldl", f"a narrow band: at most {envelope:.0e} operations, simple loops are fastest"
-        )
+        loops = "simple loops are fastest"
+        return Choice("qdldl", f"a narrow band: at most {envelope:.0e} operations, {loops}")
     if factor_nnz is None:
-        return Choice(blocked, "its analysis tells the fill", provisional=True)
-    return Choice(
-        blocked,
-        f"much fill: about {flops:.0e} operations, blocked loops are fastest above {limit:.0e}",
-    )
+        return Choice(blocked, "its analysis predicts the fill", provisional=True)
+    loops = f"blocked loops are fastest above {limit:.0e}"
+    return Choice(blocked, f"much fill: about {flops:.0e} operations, {loops}")
 
 
 def is_close(n: int, factor_nnz: int) -> bool:
-    """Whether a narrow band might still turn the choice, so that it is worth looking for one."""
+    """Whether a narrow band might still change the choice, so that `envelope_flops` is needed."""
     limit = FIXED_FLOPS + FLOPS_PER_COLUMN * n
-    return limit < predicted_flops(n, factor_nnz) <= 20 * limit
+    return limit < predicted_flops(n, factor_nnz) <= _NARROW_BAND_RANGE * limit

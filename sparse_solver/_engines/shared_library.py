@@ -1,4 +1,4 @@
-"""Where native libraries are, and the first of them that can be loaded."""
+"""Native libraries: where they are, and the first one that can be loaded."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def files_of(package: str, is_wanted: Callable[[str], bool]) -> list[str]:
-    """The paths of the installed files of a package whose names are wanted."""
+def find_package_files(package: str, is_wanted: Callable[[str], bool]) -> list[str]:
+    """The paths of the files of an installed package whose names are wanted."""
     try:
         files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError:
@@ -21,22 +21,22 @@ def files_of(package: str, is_wanted: Callable[[str], bool]) -> list[str]:
     return [str(Path(str(file.locate())).resolve()) for file in files if is_wanted(file.name)]
 
 
-def candidates(paths: Iterable[str], name: str) -> list[str]:
-    """Those that exist, each once, and then what the system finds by this name."""
+def find_candidates(paths: Iterable[str], name: str) -> list[str]:
+    """The paths that exist, without repeats, and then what the system finds by this name."""
     anywhere = find_library(name)
-    return list(
-        dict.fromkeys(
-            [path for path in paths if os.path.exists(path)] + ([anywhere] if anywhere else [])
-        )
-    )
+    found = [path for path in paths if os.path.exists(path)] + ([anywhere] if anywhere else [])
+    return list(dict.fromkeys(found))
 
 
-def first_loaded(
+def load_first(
     paths: Iterable[str],
     load: Callable[[str], T],
     errors: tuple[type[Exception], ...] = (OSError, AttributeError),
 ) -> tuple[T | None, list[str]]:
-    """The first library that `load` makes of a path, else None and what is wrong with each: which of these `errors`."""
+    """The first result of `load` on these paths; else None and what is wrong with each path.
+
+    `errors` are the exceptions by which `load` refuses a path.
+    """
     problems = []
     for path in paths:
         try:

@@ -1,8 +1,11 @@
-"""SuperLU as SciPy ships it: LU with partial pivoting, every dtype, on every platform.
+"""SuperLU, which SciPy contains: LU with partial pivoting for every dtype and on every platform.
 
-It has no separate analysis, so the fill is learned by factoring once. Symmetric positive definite matrices keep
-their symmetry: the ordering is one of A + Aᵀ and pivots are taken from the diagonal, whose signs tell definiteness.
-Source: X. S. Li, "An overview of SuperLU: algorithms, implementation, and user interface", 2005; scipy.sparse.linalg.splu.
+It has no separate analysis, so the fill is found by factoring once. For symmetric positive definite
+matrices, the ordering is one of A + Aᵀ, and the pivots are taken from the diagonal: their signs
+show whether the matrix is positive definite.
+
+Source: X. S. Li, "An overview of SuperLU: algorithms, implementation, and user interface", ACM
+Trans. Math. Softw. 31, 2005; scipy.sparse.linalg.splu.
 """
 
 from __future__ import annotations
@@ -26,21 +29,26 @@ from ..errors import (
 )
 from .protocol import Availability, Kind, is_doubtful, is_hermitian, not_positive_definite
 
+_SPD_METHOD = "LU without row exchanges"
+_SPD_OPTIONS = {
+    "permc_spec": "MMD_AT_PLUS_A",
+    "diag_pivot_thresh": 0.0,
+    "options": {"SymmetricMode": True, "Equil": False},
+}
+_LU_OPTIONS = {"permc_spec": "COLAMD", "diag_pivot_thresh": 1.0}
+
 
 class SuperluSymbolic:
+    """The pattern in SuperLU's integers. The rows of A are the columns of Aᵀ, which is factored."""
+
     def __init__(self, structure: Structure, kind: Kind, dtype: torch.dtype, triangle: str | None):
-        self._kind, self._dtype = kind, dtype
-        self.arrangement = arrangement_of(structure, "full", triangle)
-        if max(structure.shape[0], self.arrangement.nnz) > np.iinfo(np.intc).max:
-            raise EngineUnsupportedError(
-                "SuperLU counts in 32-bit integers, too few for this matrix", engine="superlu"
-            )
-        # Rows of A are columns of Aᵀ: SuperLU reads columns, so it factors Aᵀ and solves with its transpose.
-        self._crow, self._col = (
-            self.arrangement.crow.to(torch.int32).numpy(),
-            self.arrangement.col.to(torch.int32).numpy(),
-        )
-        self._shape = structure.shape
+        self._kind, self._dtype, self._shape = kind, dtype, structure.shape
+        arrangement = self.arrangement = arrangement_of(structure, "full", triangle)
+        if max(structure.shape[0], arrangement.nnz) > np.iinfo(np.intc).max:
+            message = "SuperLU counts in 32-bit integers, which are too few for this matrix"
+            raise EngineUnsupportedError(f"{message}; choose another engine", engine="superlu")
+        self._col = arrangement.col.to(torch.int32).numpy()
+        self._crow = arrangement.crow.to(torch.int32).numpy()
 
     def factor_nnz(self, matrix: Matrix) -> int | None:
         try:
@@ -56,25 +64,17 @@ class SuperluSymbolic:
         values = matrix.arrange(self.arrangement, is_hermitian(self._kind, self._dtype))
         transposed = csc_matrix((values.numpy(), self._col, self._crow), shape=self._shape)
         spd = self._kind == "spd"
-        options = {"SymmetricMode": True, "Equil": False} if spd else {}
         try:
-            decomposed = splu(
-                transposed,
-                permc_spec="MMD_AT_PLUS_A" if spd else "COLAMD",
-                diag_pivot_thresh=0.0 if spd else 1.0,
-                options=options,
-            )
+            decomposition = splu(transposed, **(_SPD_OPTIONS if spd else _LU_OPTIONS))
         except RuntimeError as error:
             if "singular" not in str(error) and structural_rank(transposed) == self._shape[0]:
-                raise EngineError(
-                    f"SuperLU failed: {error}", engine="superlu", code=None
-                ) from error
-            if spd:  # the message does not say where, and a definite matrix cannot be singular
-                raise not_positive_definite("superlu", "LU without row exchanges", None) from error
-            raise SingularMatrixError(
-                "SuperLU met a zero pivot: the matrix is singular", engine="superlu"
-            ) from error
-        return SuperluFactor(decomposed, self.arrangement, values, spd)
+                message = f"SuperLU failed: {error}"
+                raise EngineError(message, engine="superlu", code=None) from error
+            if spd:  # a positive definite matrix cannot be singular; the row is not known
+                raise not_positive_definite("superlu", _SPD_METHOD, None) from error
+            message = "SuperLU met a zero pivot: the matrix is singular"
+            raise SingularMatrixError(message, engine="superlu") from error
+        return SuperluFactor(decomposition, self.arrangement, values, spd)
 
     def analyze_values(self, matrix: Matrix) -> None:
         return None
@@ -83,33 +83,36 @@ class SuperluSymbolic:
 class SuperluFactor:
     flops: int | None = None
     perturbed_pivots: int | None = 0
-    stable = True  # partial pivoting; for definite matrices the diagonal is as good
+    stable = True  # partial pivoting; for positive definite matrices the diagonal is as good
 
-    def __init__(self, decomposed: Any, arrangement: Arrangement, values: Tensor, spd: bool):
-        self._decomposed, self.arrangement, self.values = decomposed, arrangement, values
+    def __init__(self, decomposition: Any, arrangement: Arrangement, values: Tensor, spd: bool):
+        self._decomposition, self.arrangement, self.values = decomposition, arrangement, values
         self.negative_eigenvalues: int | None = 0 if spd else None
-        self.nnz: int = int(decomposed.nnz)
+        self.nnz: int = int(decomposition.nnz)
         self.memory_bytes: int | None = self.nnz * (values.element_size() + 4)
-        upper = decomposed.U
-        pivots = upper.diagonal()
-        if not spd:
-            self.doubtful = is_doubtful(
-                float(np.abs(pivots).min() / np.abs(upper.data).max()), values.dtype
-            )
-            return
-        row_of_pivot = np.argsort(decomposed.perm_c)
-        bad = ~(pivots.real > 0)
-        if bad.any() or not np.array_equal(decomposed.perm_r, decomposed.perm_c):
+        smallest = self._find_smallest_spd_pivot() if spd else self._find_smallest_pivot()
+        self.doubtful = is_doubtful(smallest, values.dtype)
+
+    def _find_smallest_pivot(self) -> float:
+        """The smallest pivot relative to the largest entry of U."""
+        upper = self._decomposition.U
+        return float(np.abs(upper.diagonal()).min() / np.abs(upper.data).max())
+
+    def _find_smallest_spd_pivot(self) -> float:
+        """The smallest pivot relative to its diagonal entry; raise unless all are positive."""
+        decomposition, arrangement = self._decomposition, self.arrangement
+        pivots = decomposition.U.diagonal().real
+        row_of_pivot = np.argsort(decomposition.perm_c)
+        bad = ~(pivots > 0)
+        if bad.any() or not np.array_equal(decomposition.perm_r, decomposition.perm_c):
             row = int(row_of_pivot[np.argmax(bad)]) if bad.any() else None
-            raise not_positive_definite("superlu", "LU without row exchanges", row)
-        diagonal = values[arrangement.rows == arrangement.col].numpy().real
-        self.doubtful = is_doubtful(
-            float((pivots.real / diagonal[row_of_pivot]).min()), values.dtype
-        )
+            raise not_positive_definite("superlu", _SPD_METHOD, row)
+        diagonal = self.values[arrangement.rows == arrangement.col].numpy().real
+        return float((pivots / diagonal[row_of_pivot]).min())
 
     def substitute(self, rhs: Tensor, transpose: bool) -> Tensor:
-        # Factored was Aᵀ. SuperLU takes the n-by-k array by columns, which is what the rows of `rhs` are.
-        x = self._decomposed.solve(rhs.numpy().T, trans="N" if transpose else "T")
+        # Aᵀ was factored. The columns that SuperLU reads are the rows of `rhs`.
+        x = self._decomposition.solve(rhs.numpy().T, trans="N" if transpose else "T")
         return torch.from_numpy(np.ascontiguousarray(x.T))
 
 
@@ -117,18 +120,8 @@ class Superlu:
     name = "superlu"
     device_types = ("cpu",)
 
-    @staticmethod
-    @cache
-    def _availability() -> Availability:
-        try:
-            import scipy
-
-            return Availability(version=f"SciPy {scipy.__version__}")
-        except ImportError as error:
-            return Availability(missing=f"{error}; pip install scipy")
-
     def availability(self) -> Availability:
-        return self._availability()
+        return _availability()
 
     def supports(self, kind: Kind, dtype: torch.dtype) -> bool:
         return dtype in DTYPES
@@ -137,6 +130,15 @@ class Superlu:
         self, structure: Structure, kind: Kind, dtype: torch.dtype, triangle: str | None
     ) -> SuperluSymbolic:
         return SuperluSymbolic(structure, kind, dtype, triangle)
+
+
+@cache
+def _availability() -> Availability:
+    try:
+        import scipy
+    except ImportError as error:
+        return Availability(missing=f"{error}; pip install scipy")
+    return Availability(version=f"SciPy {scipy.__version__}")
 
 
 ENGINE = Superlu()

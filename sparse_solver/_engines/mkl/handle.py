@@ -1,14 +1,15 @@
-"""A handle of PARDISO: an analysis, and the numeric factorisations that share it, in slots ("mnum").
+"""A handle of PARDISO: an analysis, and the factorisations that share it, in slots ("mnum").
 
-A slot is given back when the factor in it dies. Numbers in comments are the manual's, which counts
+A slot is given back when its factor is released. Numbers in comments are the manual's, which counts
 from one: iparm(24) is ``iparm[23]``.
 
-Two facts about threads shape this file. First, the two-level method lays out its data for the
-threads of the analysis: a later phase with another number of threads crashes or, worse, gives wrong
-numbers without an error (MKL 2026.2). So a handle keeps to the threads of its analysis, and another
-number of threads takes another handle. Second, the threads of OpenMP do not survive a fork: a child
-of a process that has solved with several threads hangs unless it solves with one, and it must not
-touch handles of its parent, which another thread may have been writing to. It makes its own.
+The two-level method arranges its data for the threads of the analysis: a later phase with another
+number of threads crashes or, worse, gives wrong numbers without an error (MKL 2026.2). So a handle
+keeps the number of threads of its analysis, and another number takes another handle.
+
+The threads of OpenMP do not survive a fork: a child of a process that has solved with several
+threads hangs unless it solves with one. It must not touch handles of its parent, to which another
+thread may have been writing, so it makes its own.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from ..idle_memory import RecentlyUsed
 from .library import Library
 from .parameters import ANALYSIS, FACTORIZATION, RELEASE_ALL, SOLVE, engine_error
 
-# The most living factors that one analysis serves; the careful method reserves room for the pivots
+# The most living factors that one handle serves; the careful method reserves memory for the pivots
 # of all of them.
 _FACTORS_PER_HANDLE, _CAREFUL_FACTORS_PER_HANDLE = 1024, 16
-# The memory that the dead factors of one handle may keep. A factorisation in such memory is up to a
-# fifth faster than one that has to ask for its own, page by page. For large factors it makes no
-# difference, and their memory is released at once.
+# The memory that the released factors of one handle may keep. A factorisation in such memory is up
+# to a fifth faster than one that obtains its own, page by page. For large factors the difference
+# vanishes, and their memory is released at once.
 _IDLE_BYTES = 256 * 2**20
 
 recently_used = RecentlyUsed(4)  # the handles that may keep idle memory
@@ -111,7 +112,7 @@ class _Native:
 
 
 class Handle:
-    """An analysis, and a slot for each living factor; one thread at a time is let in."""
+    """An analysis, and a slot for each living factor; used by one thread at a time."""
 
     def __init__(
         self, library: Library, mtype: int, arrangement: Arrangement, n: int, iparm: list[int]
@@ -119,7 +120,7 @@ class Handle:
         self._native = _Native(library, mtype, arrangement, n, iparm)
         self._lock = ForkSafeLock()
         self._free = list(range(self._native.slots, 0, -1))
-        self._idle: list[int] = []  # slots of dead factors that still have their memory
+        self._idle: list[int] = []  # slots of released factors that still have their memory
         self._max_idle = 0
         weakref.finalize(self, self._native.release, RELEASE_ALL).atexit = False
 
@@ -171,16 +172,16 @@ class Handle:
             return self._idle.pop() if self._idle else self._free.pop() if self._free else None
 
     def give_back(self, slot: int) -> None:
-        """Give back the slot of a dead factor.
+        """Give back the slot of a released factor.
 
-        A factor may die inside a garbage collection, while this very thread is inside the handle.
-        So this method must not wait for the lock; its holder trims the slots when it leaves.
+        A garbage collection may release a factor while this very thread holds the lock. So this
+        method does not wait for the lock, whose holder trims the slots after releasing it.
         """
         self._idle.append(slot)
         self._trim_if_unlocked()
 
     def release_idle(self) -> None:
-        """Release the memory of dead factors, and keep none until the next factorisation."""
+        """Release the memory of released factors, and keep none until the next factorisation."""
         self._max_idle = 0
         self._trim_if_unlocked()
 

@@ -5,8 +5,8 @@ The first analysis uses the pattern alone and serves all values.
 LU and LDLᵀ: where that analysis leaves pivots so small that PARDISO perturbs them,
 `analyze_values` makes one with scaling and weighted matching, which uses the values too. For
 Hermitian matrices, MKL 2026.2 writes past its own arrays when one of its 2-by-2 pivots is
-perturbed; so LDLᴴ uses 1-by-1 pivots only, and LU factors the matrices that defeat it. LU also
-serves where the matching for LDLᵀ fails.
+perturbed; so LDLᴴ uses 1-by-1 pivots only, and LU factors the matrices for which that is not
+accurate. LU also serves where the matching for LDLᵀ fails.
 
 Cholesky: where a pivot is negative or below an absolute bound (10⁻¹⁶ in double precision), the
 fast method gives up without naming the row, or produces NaN. A slower, careful method, which keeps
@@ -61,7 +61,7 @@ def _parameters(kind: Kind, dtype: torch.dtype, matching: bool, careful: bool) -
 
 
 class PardisoSymbolic:
-    """An analysis of a pattern, and handles for the numbers of threads that it is used with.
+    """An analysis of a pattern, and a handle for each number of threads that uses it.
 
     match : the matrix to scale and match by; None for an analysis of the pattern alone
     lu : whether a symmetric matrix is factored by LU
@@ -87,7 +87,7 @@ class PardisoSymbolic:
         self.arrangement = arrangement_of(structure, coverage, triangle)
         self._analyzed_values = None if match is None else self._arrange(match)
         self._probes: Tensor | None = None
-        self._careful_method: PardisoSymbolic | None = None  # once it was needed
+        self._careful_method: PardisoSymbolic | None = None  # made when it is needed
         self._prefers_careful = False
         self.nnz: int | None = None
         self._lock = ForkSafeLock(reentrant=True)
