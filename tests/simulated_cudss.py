@@ -1,8 +1,8 @@
-"""cuDSS for the simulated GPU: the functions of the C interface, written down from its documentation.
+"""cuDSS for the simulated GPU: the functions of its C interface, written after its documentation.
 
-They compute with NumPy what the library would on the device, insist on what it asks of its callers, and note in
-`violations` what no status can tell; among that whatever could let memory of one stream be used on another. Pivots are
-never exchanged, which is worse than what cuDSS does.
+They compute with NumPy what the library computes on the device, and check their arguments as it
+does. Misuse that no status can report is recorded in `violations`, for example what would let
+memory of one stream be used on another. Pivots are never exchanged, which is worse than cuDSS.
 """
 
 from __future__ import annotations
@@ -27,9 +27,14 @@ Array = NDArray[Any]
 OK, NOT_INITIALIZED, ALLOC_FAILED, INVALID_VALUE, NOT_SUPPORTED, EXECUTION_FAILED = range(6)
 DTYPES = {0: np.float32, 1: np.float64, 4: np.complex64, 5: np.complex128}
 DEFAULTS: dict[Config, float] = {
-    Config.MATCHING_ALG: 6, Config.SOLVE_MODE: 0, Config.PIVOT_EPSILON: -1.0, Config.HYBRID_MEMORY_MODE: 0,
-    Config.HYBRID_DEVICE_MEMORY_LIMIT: -1, Config.UBATCH_SIZE: 1, Config.DETERMINISTIC_MODE: 0,
-}  # fmt: skip
+    Config.MATCHING_ALG: 6,
+    Config.SOLVE_MODE: 0,
+    Config.PIVOT_EPSILON: -1.0,
+    Config.HYBRID_MEMORY_MODE: 0,
+    Config.HYBRID_DEVICE_MEMORY_LIMIT: -1,
+    Config.UBATCH_SIZE: 1,
+    Config.DETERMINISTIC_MODE: 0,
+}
 
 
 def array(address: int, count: int, dtype: Any) -> Array:
@@ -49,7 +54,7 @@ class Csr:
         self.col = array(col, nnz, np.int32)
 
     def dense(self, at: int) -> Array:
-        """That number `at` of the batch."""
+        """The matrix number `at` of the batch."""
         values = array(self.values, self.nnz * (at + 1), self.dtype)[at * self.nnz :]
         A = np.zeros((self.n, self.n), self.dtype)
         A[np.repeat(np.arange(self.n), np.diff(self.start)), self.col] = values
@@ -65,11 +70,10 @@ class Dense:
         self.rows, self.columns, self.values, self.dtype = rows, columns, values, dtype
 
     def of(self, at: int) -> Array:
-        """(columns, rows): those of the system number `at`."""
+        """(columns, rows), the vectors of the system number `at`."""
         size = self.rows * self.columns
-        return array(self.values, size * (at + 1), self.dtype)[at * size :].reshape(
-            self.columns, self.rows
-        )
+        numbers = array(self.values, size * (at + 1), self.dtype)[at * size :]
+        return numbers.reshape(self.columns, self.rows)
 
 
 def solve_triangular(A: Array, b: Array, **which: bool) -> Array:
@@ -78,16 +82,13 @@ def solve_triangular(A: Array, b: Array, **which: bool) -> Array:
 
 
 class Factored:
-    """P A = L U, without exchanges of rows besides those of a matching; `problem` is what INFO tells about each."""
+    """P A = L U, where P is that of a matching; `problem` is the INFO of a new factorisation."""
 
     problem = 0
 
     def __init__(self, A: Array, mtype: int, epsilon: float, order: Array):
-        n = A.shape[0]
-        U, L = (
-            A[order].astype(np.result_type(A, np.float64)),
-            np.eye(n, dtype=np.result_type(A, np.float64)),
-        )
+        n, double = A.shape[0], np.result_type(A, np.float64)
+        U, L = A[order].astype(double), np.eye(n, dtype=double)
         self.order, self.info, self.perturbed = order, self.problem, 0
         for k in range(n):
             if mtype >= 3 and not U[k, k].real > 0:
@@ -105,36 +106,39 @@ class Factored:
         if self.info:
             return np.full_like(b, np.nan)
         if transpose:
-            y = solve_triangular(
-                self.L.T, solve_triangular(self.U.T, b, lower=True), lower=False, unit_diagonal=True
-            )
+            y = solve_triangular(self.U.T, b, lower=True)
             x = np.empty_like(y)
-            x[self.order] = y
+            x[self.order] = solve_triangular(self.L.T, y, unit_diagonal=True)
             return x
-        return solve_triangular(
-            self.U, solve_triangular(self.L, b[self.order], lower=True, unit_diagonal=True)
-        )
+        y = solve_triangular(self.L, b[self.order], lower=True, unit_diagonal=True)
+        return solve_triangular(self.U, y)
 
 
 class Cudss:
-    """`functions` for `_cudss.Library`; `fail` makes the next call of a function return a status, and `refuse` gives that of
-    the phase whose number, among those of its kind, it is told."""
+    """The object `functions` of a `native.Library`; without a simulated GPU, the test is skipped.
+
+    objects : the living objects by their addresses
+    phases : the phases so far, each with its number of right-hand sides
+    fail : the status of the next call of a function, by its name
+    refuse : the status of a phase, given its number among those of its kind
+    made_before_failing : [the number of vectors that are described before one cannot be]
+    fails_early : whether a pivot that is not positive ends a factorisation with a status
+    factored : the values of each factorisation, and its limit to the memory of the device
+    matched : the values of each analysis that used them
+    """
 
     def __init__(self, version: tuple[int, int, int] = (1, 0, 0)) -> None:
+        simulated_gpu.require()
         self.version = version
         self.objects: dict[int, Any] = {}
-        self.phases: list[tuple[Phase, int]] = []  # with the number of right-hand sides
+        self.phases: list[tuple[Phase, int]] = []
         self.violations: list[str] = []
         self.fail: dict[str, int] = {}
         self.refuse: Callable[[Phase, int], int] = lambda phase, number: OK
-        self.made_before_failing: list[
-            int
-        ] = []  # how many vectors are described before one cannot be
-        self.fails_early = False  # a pivot that is not positive ends a factorisation with a status
-        self.factored: list[
-            tuple[Array, float]
-        ] = []  # the values, and the limit to memory of the device
-        self.matched: list[Array] = []  # the values of analyses that looked at them
+        self.made_before_failing: list[int] = []
+        self.fails_early = False
+        self.factored: list[tuple[Array, float]] = []
+        self.matched: list[Array] = []
         self._numbers = itertools.count(1000)
         self._inside = threading.Lock()
         for name, arguments in native.SIGNATURES.items():
@@ -160,7 +164,7 @@ class Cudss:
         return CFUNCTYPE(c_int, *arguments)(function)
 
     def live(self, kind: type) -> int:
-        """How many objects of this kind are not destroyed."""
+        """The number of objects of this kind that are not destroyed."""
         return sum(isinstance(one, kind) for one in self.objects.values())
 
     def _create(self, place: Any, thing: Any) -> int:
@@ -176,7 +180,7 @@ class Cudss:
         return OK
 
     def _Create(self, place: Any) -> int:
-        return self._create(place, _Handle())
+        return self._create(place, Handle())
 
     def _Destroy(self, handle: int) -> int:
         return self._destroy(handle)
@@ -197,7 +201,7 @@ class Cudss:
         return OK if copied.name else INVALID_VALUE
 
     def _ConfigCreate(self, place: Any) -> int:
-        return self._create(place, _Config())
+        return self._create(place, Configuration())
 
     def _ConfigDestroy(self, config: int) -> int:
         return self._destroy(config)
@@ -212,13 +216,12 @@ class Cudss:
     def _DataCreate(self, handle: int, place: Any) -> int:
         if self.objects[handle].stream is None:
             self.violations.append("data are made on a stream that was not chosen")
-        return self._create(place, _Data(self.objects[handle]))
+        return self._create(place, DataObject(self.objects[handle]))
 
     def _DataDestroy(self, handle: int, data: int) -> int:
+        stream, memory = self.objects[handle].stream, self.objects[handle].memory
         for address, size in self.objects[data].memory:
-            if self.objects[handle].memory.device_free(
-                None, address, size, self.objects[handle].stream
-            ):
+            if memory.device_free(None, address, size, stream):
                 return EXECUTION_FAILED
         return self._destroy(data)
 
@@ -233,7 +236,7 @@ class Cudss:
     ) -> int:
         simulated_gpu.count_synchronisation()
         kind = native.DATA_TYPES[Data(which)]
-        state: _Data = self.objects[data]
+        state: DataObject = self.objects[data]
         batch = state.config[Config.UBATCH_SIZE] > 1
         if size != ctypes.sizeof(kind):
             return INVALID_VALUE
@@ -257,22 +260,37 @@ class Cudss:
         written[0] = size
         return OK
 
-    def _MatrixCreateCsr(self, place: Any, rows: int, columns: int, nnz: int, start: int, end: int | None, col: int,
-                         values: int, *types: int) -> int:  # fmt: skip
+    def _MatrixCreateCsr(
+        self,
+        place: Any,
+        rows: int,
+        columns: int,
+        nnz: int,
+        start: int,
+        end: int | None,
+        col: int,
+        values: int,
+        *types: int,
+    ) -> int:
         if end is not None or rows != columns:
             return NOT_SUPPORTED
         matrix = Csr(rows, nnz, start, col, values, types)
         inside = [matrix.col[a:b] for a, b in itertools.pairwise(matrix.start)]
-        if (
-            matrix.start[0]
-            or matrix.start[-1] != nnz
-            or any((np.diff(row) <= 0).any() for row in inside)
-        ):
+        unsorted = any((np.diff(row) <= 0).any() for row in inside)
+        if matrix.start[0] or matrix.start[-1] != nnz or unsorted:
             return INVALID_VALUE
         return self._create(place, matrix)
 
-    def _MatrixCreateDn(self, place: Any, rows: int, columns: int, leading: int, values: int, value_type: int,
-                        layout: int) -> int:  # fmt: skip
+    def _MatrixCreateDn(
+        self,
+        place: Any,
+        rows: int,
+        columns: int,
+        leading: int,
+        values: int,
+        value_type: int,
+        layout: int,
+    ) -> int:
         if layout != native.COLUMN_MAJOR or leading != rows:
             return NOT_SUPPORTED
         if self.made_before_failing:
@@ -312,9 +330,9 @@ class Cudss:
             self.violations.append("data belong to another handle")
         if not isinstance(A, Csr) or A.n != b.rows or (x.rows, x.columns) != (b.rows, b.columns):
             return INVALID_VALUE
-        if (count > 1) + bool(deterministic) + bool(hybrid) > 1 or (
-            count > 1 and matching not in (0, 6)
-        ):
+        if (count > 1) + bool(deterministic) + bool(hybrid) > 1:
+            return NOT_SUPPORTED
+        if count > 1 and matching not in (0, 6):
             return NOT_SUPPORTED
         if phase == Phase.ANALYSIS:
             state.analysed = settings.copy()
@@ -327,25 +345,23 @@ class Cudss:
             return INVALID_VALUE
         if phase == Phase.SOLVE:
             return self._solve(state, settings, x, b)
+        return self._factor(Phase(phase), state, settings, A)
+
+    def _factor(self, phase: Phase, state: DataObject, settings: Configuration, A: Csr) -> int:
         if phase == Phase.REFACTORIZATION and not state.factors:
             return INVALID_VALUE
-        epsilon = settings[Config.PIVOT_EPSILON]
+        epsilon, count = settings[Config.PIVOT_EPSILON], int(settings[Config.UBATCH_SIZE])
         if epsilon < 0:
-            epsilon = (
-                1e-13 if np.dtype(A.dtype).itemsize in (8, 16) and A.dtype != np.complex64 else 1e-5
-            )
+            epsilon = 1e-13 if A.dtype in (np.float64, np.complex128) else 1e-5
         self.factored.append((A.dense(0), settings[Config.HYBRID_DEVICE_MEMORY_LIMIT]))
-        state.factors = [
-            Factored(A.dense(at), A.mtype, epsilon, state.order) for at in range(count)
-        ]
+        matrices = [A.dense(at) for at in range(count)]
+        state.factors = [Factored(matrix, A.mtype, epsilon, state.order) for matrix in matrices]
         state.info = state.info or next((one.info for one in state.factors if one.info), 0)
         if self.fails_early and state.info:
             return EXECUTION_FAILED
-        return (
-            OK
-            if phase == Phase.REFACTORIZATION
-            else state.allocate(A.n * A.n * np.dtype(A.dtype).itemsize * count)
-        )
+        if phase == Phase.REFACTORIZATION:
+            return OK
+        return state.allocate(A.n * A.n * np.dtype(A.dtype).itemsize * count)
 
     def _solve(self, state: Any, settings: dict[Config, float], x: Dense, b: Dense) -> int:
         transpose = settings[Config.SOLVE_MODE] == native.SOLVE_TRANSPOSE
@@ -358,30 +374,29 @@ class Cudss:
         return OK
 
 
-class _Handle:
+class Handle:
     stream: int | None = None
     threading_layer: bytes | None = None
     memory: native.DeviceMemHandler
 
 
-class _Config(dict[Config, float]):
+class Configuration(dict[Config, float]):
     def __init__(self) -> None:
         super().__init__(DEFAULTS)
 
 
-class _Data:
-    def __init__(self, handle: _Handle):
+class DataObject:
+    def __init__(self, handle: Handle):
         self.handle, self.info, self.mtype = handle, 0, 0
         self.analysed: dict[Config, float] = {}
-        self.config: Any = _Config()
+        self.config: Any = Configuration()
         self.memory: list[tuple[int, int]] = []
         self.factors: list[Factored] = []
 
     def allocate(self, size: int) -> int:
-        place = c_void_p()
-        if self.handle.memory.device_alloc(
-            None, ctypes.byref(place), c_size_t(size), self.handle.stream
-        ):
+        place, handle = c_void_p(), self.handle
+        address = ctypes.byref(place)
+        if handle.memory.device_alloc(None, address, c_size_t(size), handle.stream):
             return ALLOC_FAILED
         assert place.value is not None
         self.memory.append((place.value, size))

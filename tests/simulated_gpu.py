@@ -1,8 +1,12 @@
-"""A GPU that is not there: tensors on a device of their own, with their numbers in the memory of the host.
+"""A simulated GPU: tensors on a device of their own, with their numbers in the memory of the host.
 
-`torch.device("gpu")` then behaves as CUDA does where it matters here. Operators refuse tensors of different devices,
-numpy() refuses, reading a number on the host is counted (`synchronisations`), and streams, events and an allocator that
-keeps the books are where `torch.get_device_module` leads. What it cannot show is what real kernels do.
+`torch.device("gpu")` behaves as CUDA does where it matters here. Operators and numpy() refuse
+tensors of other devices, reads of a number by the host are counted (`synchronisations`), and
+`torch.get_device_module` has streams, events and an allocator that keeps accounts. The simulation
+cannot show what real kernels do.
+
+Older versions of torch have no devices made in Python; then `MISSING` says so, and `require` skips
+tests.
 """
 
 from __future__ import annotations
@@ -14,14 +18,19 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
-from torch.utils.backend_registration import (
-    _DummyBackendModule,
-    _setup_privateuseone_for_python_backend,
-)
 
-TYPE = "gpu"
+Backend: Any = object
+MISSING: str | None = None
+try:
+    from torch.utils.backend_registration import _DummyBackendModule as Backend
+    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+except ImportError as error:
+    MISSING = f"torch {torch.__version__} cannot simulate a GPU ({error})"
+
+TYPE = "gpu" if MISSING is None else "privateuseone"
 
 _COPIES = ("aten::_to_copy", "aten::copy_", "aten::set_", "aten::lift_fresh")
 _READS = (
@@ -34,8 +43,14 @@ _READS = (
 _synchronisations = 0
 
 
+def require() -> None:
+    """Skip the test, or the whole test module that is being imported, if there is no simulation."""
+    if MISSING is not None:
+        pytest.skip(MISSING, allow_module_level=True)
+
+
 def synchronisations() -> int:
-    """How often so far the host had to wait for the device."""
+    """The number of times that the host has waited for the device."""
     return _synchronisations
 
 
@@ -49,7 +64,7 @@ def _on_device(device: Any) -> bool:
 
 
 class SimulatedTensor(Tensor):
-    """A tensor on the device; `host` has its numbers."""
+    """A tensor on the device; `host` holds its numbers."""
 
     host: Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -80,7 +95,7 @@ class SimulatedTensor(Tensor):
 
     __array__ = numpy
 
-    def __repr__(self) -> str:  # type: ignore[override]
+    def __repr__(self) -> str:  # type: ignore[override] # torch's has an option
         return f"SimulatedTensor({self.host!r})"
 
 
@@ -89,15 +104,13 @@ def _wrapped(host: Any) -> Any:
         return host
     if host._is_zerotensor():
         host = torch.zeros(host.shape, dtype=host.dtype)
-    elif (
-        host.layout == torch.strided
-    ):  # a wrapper does not know that its numbers are to be conjugated
+    elif host.layout == torch.strided:  # a wrapper has no bit for lazy conjugates
         host = host.resolve_conj().resolve_neg()
     return SimulatedTensor(host)
 
 
 def _leaves(things: Any) -> Iterator[Any]:
-    """What arguments are made of: they are lists of tensors at most."""
+    """The arguments, and the elements of those that are lists."""
     for thing in things:
         if isinstance(thing, (list, tuple)):
             yield from _leaves(thing)
@@ -121,7 +134,8 @@ def _run(operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         and any(t.dim() > 0 and not isinstance(t, SimulatedTensor) for t in tensors)
     ):
         raise RuntimeError(
-            f"Expected all tensors to be on the same device, but found at least two devices, {DEVICE} and cpu! ({name})"
+            f"Expected all tensors to be on the same device, but found at least two devices, "
+            f"{DEVICE} and cpu! ({name})"
         )
 
     def unwrapped(leaf: Any) -> Any:
@@ -149,7 +163,7 @@ def _run(operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 class Stream:
-    """Work is done when it is submitted; what counts is who waited for whom."""
+    """A stream, whose work is done when it is submitted; it records what it waited for."""
 
     def __init__(self, device: Any = None, number: int = 0):
         self.device, self.cuda_stream, self.waited_for = DEVICE, number, []
@@ -184,11 +198,11 @@ class Event:
         Module.finished = True
 
 
-class Module(_DummyBackendModule):
-    """What `torch.cuda` is to CUDA, as far as it is used."""
+class Module(Backend):
+    """The counterpart of `torch.cuda`, as far as it is used."""
 
     Stream, Event = Stream, Event
-    finished = True  # what events say
+    finished = True  # what events report
     allocated: dict[int, tuple[Any, int, int]] = {}
     out_of_memory = False
     _current = threading.local()
@@ -233,14 +247,13 @@ class Module(_DummyBackendModule):
         return sum(size for _, size, _ in self.allocated.values())
 
 
-module = Module()
-_setup_privateuseone_for_python_backend(TYPE, module)
-DEVICE = torch.device(TYPE, 0)
-
-
 def _factory(operator: Any, *args: Any, **kwargs: Any) -> Any:
     return _run(operator, args, kwargs)
 
 
-_library = torch.library.Library("_", "IMPL")
-_library.fallback(_factory, "PrivateUse1")
+module = Module()
+if MISSING is None:
+    _setup_privateuseone_for_python_backend(TYPE, module)
+    _library = torch.library.Library("_", "IMPL")
+    _library.fallback(_factory, "PrivateUse1")
+DEVICE = torch.device(TYPE, 0)

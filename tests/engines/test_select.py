@@ -19,7 +19,7 @@ F64, C128 = torch.float64, torch.complex128
 @pytest.mark.parametrize(
     ("n", "kind", "dtype", "installed", "factor_nnz", "expected"),
     [
-        (50, "spd", F64, ALL, None, "qdldl"),  # however dense, it cannot be much
+        (50, "spd", F64, ALL, None, "qdldl"),  # even a dense factor takes few operations
         (10**6, "spd", F64, ALL, 3 * 10**6, "qdldl"),  # a chain
         (10**4, "spd", torch.float32, ALL, 30_000, "qdldl"),
         (10**4, "spd", F64, ALL, 226_000, "pardiso"),  # a grid of 100²
@@ -44,14 +44,14 @@ def test_the_choice(
     factor_nnz: int | None,
     expected: str,
 ) -> None:
-    choice = select(n, kind, dtype, installed, factor_nnz)  # type: ignore[arg-type]
+    choice = select(n, kind, dtype, installed, factor_nnz)  # type: ignore[arg-type] # a str
     assert choice is not None
     assert choice.engine == expected
     assert choice.reason
     assert not choice.provisional
 
 
-def test_a_narrow_band_is_seen() -> None:
+def test_a_narrow_band_is_recognised() -> None:
     n, width = 10_000, 20
     i = torch.arange(n)
     rows, cols = (
@@ -70,18 +70,17 @@ def test_a_narrow_band_is_seen() -> None:
 
 def test_the_envelope_is_counted() -> None:
     # 0–1–2 in a path and 3 alone: two columns of two entries, and two of one
-    structure = Structure(
-        torch.tensor([0, 1, 2, 3, 1, 2]), torch.tensor([0, 1, 2, 3, 0, 1]), (4, 4)
-    )
+    rows, cols = torch.tensor([[0, 1, 2, 3, 1, 2], [0, 1, 2, 3, 0, 1]])
+    structure = Structure(rows, cols, (4, 4))
     assert envelope_flops(structure) == 4 + 4 + 1 + 1
 
 
-def test_what_is_needed_to_choose() -> None:
-    for installed, teller in ((ALL, "pardiso"), ({"qdldl", "superlu"}, "superlu")):
+def test_a_choice_without_the_fill_is_provisional() -> None:
+    for installed, predicting in ((ALL, "pardiso"), ({"qdldl", "superlu"}, "superlu")):
         choice = select(10**6, "spd", F64, installed)
         assert choice is not None
         assert choice.provisional
-        assert choice.engine == teller
+        assert choice.engine == predicting
     assert select(10, "general", F64, {"qdldl"}) is None
     assert select(10, "spd", F64, set()) is None
 
@@ -98,7 +97,7 @@ def absent(monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:
         name: Availability(missing=f"pip install {name}") if name in missing else availability
         for name, availability in _engines.available_engines().items()
     }
-    monkeypatch.setattr(_engines, "available", lambda: found)
+    monkeypatch.setattr(_engines, "available_engines", lambda: found)
     for name in missing:
         engine = _engines.engine_named(name)
         monkeypatch.setattr(type(engine), "availability", lambda self, name=name: found[name])
@@ -114,7 +113,7 @@ def test_every_combination_of_engines_solves(
     P = ss.Pattern(*laplacian_places(edges, n), (n, n))
     values = laplacian_values(torch.rand(edges.shape[1], dtype=F64) + 0.1, n)
     for assume in ("auto", "spd", "symmetric", "general"):
-        F = P.factorize(values, assume=assume)  # type: ignore[arg-type]
+        F = P.factorize(values, assume=assume)  # type: ignore[arg-type] # a str
         assert F.info.engine not in missing
         torch.testing.assert_close(F.solve(torch.ones(n, dtype=F64)), torch.ones(n, dtype=F64))
 
@@ -134,7 +133,7 @@ def test_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_values_that_cannot_be_factored_do_not_settle_the_choice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """SuperLU learns the fill by factoring; where that fails, the next values decide."""
+    """SuperLU finds the fill by factoring; if that fails, the next values decide."""
     absent(monkeypatch, "pardiso")
     edges, n = grid(20)
     P = ss.Pattern(*laplacian_places(edges, n), (n, n))
