@@ -1,4 +1,4 @@
-"""Tensors that are not in the memory of the CPU, tried on a GPU that is simulated; `test_engines.py` has the contract."""
+"""Tensors on other devices than the CPU, tested on a simulated GPU."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import warnings
 from collections.abc import Iterator
 
 import pytest
+import simulated_gpu
 import torch
 from problems import problem, rhs
 from simulated_gpu import DEVICE, synchronisations
 
 import sparse_solver as ss
 from sparse_solver._factor import factors as _factors
+from sparse_solver._sparse.structure import Structure
+
+simulated_gpu.require()
 
 P5 = problem("spd", torch.float64, n=5)
 HERE, THERE = ss.Pattern(P5.rows, P5.cols, P5.shape), P5.to(DEVICE)
@@ -20,7 +24,7 @@ HERE, THERE = ss.Pattern(P5.rows, P5.cols, P5.shape), P5.to(DEVICE)
 
 @pytest.fixture(autouse=True)
 def _warned() -> Iterator[None]:
-    """Each test starts as a process that has not been warned yet."""
+    """Each test starts as if no warning had been given in this process."""
     _factors._warn_of_host.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -31,7 +35,7 @@ def on_device() -> ss.Pattern:
     return ss.Pattern(THERE.rows, THERE.cols, P5.shape)
 
 
-def test_one_warning_names_the_package_that_is_missing() -> None:
+def test_there_is_one_warning_that_the_cpu_solves() -> None:
     b = rhs(5, dtype=torch.float64).to(DEVICE)
     with pytest.warns(UserWarning, match="solved by the CPU"):
         on_device().solve(THERE.values, b)
@@ -40,7 +44,7 @@ def test_one_warning_names_the_package_that_is_missing() -> None:
         on_device().solve(THERE.values, b)
 
 
-def test_an_engine_for_the_cpu_that_was_asked_for_serves_other_devices_silently() -> None:
+def test_an_engine_for_the_cpu_solves_without_a_warning_if_it_was_asked_for() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         F = on_device().factorize(THERE.values, engine="superlu")
@@ -51,21 +55,40 @@ def test_an_engine_for_the_cpu_that_was_asked_for_serves_other_devices_silently(
     torch.testing.assert_close(x.cpu(), torch.linalg.solve(P5.dense, b))
 
 
-def test_indices_values_and_right_hand_sides_must_be_on_one_device() -> None:
+def test_values_and_right_hand_sides_must_be_on_one_device() -> None:
     b = rhs(5, dtype=torch.float64)
     with pytest.raises(ss.DeviceError, match="indices are on gpu:0 and on cpu"):
         ss.Pattern(THERE.rows, P5.cols, P5.shape)
-    with pytest.raises(ss.DeviceError, match="values are on cpu, the pattern is on gpu:0"):
-        on_device().solve(P5.values, b)
     with pytest.raises(ss.DeviceError, match="the matrix is on gpu:0, b is on cpu"):
         on_device().solve(THERE.values, b)
-    with pytest.raises(ss.DeviceError, match="indices are on cpu and on gpu:0"):
-        ss.QuadraticProgram(HERE, torch.tensor([0]).to(DEVICE))
+    with pytest.raises(ss.DeviceError, match="the matrix is on gpu:0, b is on cpu"):
+        HERE.factorize(THERE.values).solve(b)
 
 
-def test_patterns_of_two_devices_are_two() -> None:
-    assert on_device()._structure is on_device()._structure
-    assert on_device()._structure is not HERE._structure
+@pytest.mark.parametrize("made_on", ["cpu", "gpu"])
+@pytest.mark.parametrize("values_on", ["cpu", "gpu"])
+def test_a_pattern_is_solved_where_the_values_are(made_on: str, values_on: str) -> None:
+    P = HERE if made_on == "cpu" else on_device()
+    b, x_bar = rhs(5, 2, dtype=torch.float64), rhs(5, 2, dtype=torch.float64, seed=3)
+    device = torch.device("cpu") if values_on == "cpu" else DEVICE
+    values, b_there = P5.values.to(device).requires_grad_(), b.to(device)
+    x = P.solve(values, b_there)
+    (values_bar,) = torch.autograd.grad(x, values, x_bar.to(device))
+    assert x.device == values_bar.device == P.tensor(values).device == device
+    here = P5.values.clone().requires_grad_()
+    expected = HERE.solve(here, b)
+    torch.testing.assert_close(x.cpu(), expected)
+    (expected_bar,) = torch.autograd.grad(expected, here, x_bar)
+    torch.testing.assert_close(values_bar.cpu(), expected_bar)
+    torch.testing.assert_close(P.factorize(values.detach()).solve(b_there).cpu(), expected)
+
+
+def test_a_pattern_has_one_structure_per_device() -> None:
+    structure = on_device()._structure
+    assert on_device()._structure is structure
+    assert HERE._structure is not structure
+    assert HERE._structure.on(DEVICE) is HERE._structure.on(DEVICE)
+    assert HERE._structure.on(HERE._structure.device) is HERE._structure
 
 
 def test_values_are_copied_to_the_host_once() -> None:
@@ -77,7 +100,7 @@ def test_values_are_copied_to_the_host_once() -> None:
     torch.testing.assert_close(x.cpu(), torch.linalg.solve(P5.dense, b.cpu()))
 
 
-def test_singular_and_indefinite_matrices_raise_what_they_raise_on_the_cpu() -> None:
+def test_singular_and_indefinite_matrices_raise_the_same_errors_as_on_the_cpu() -> None:
     b = rhs(5, dtype=torch.float64).to(DEVICE)
     with pytest.raises(ss.SingularMatrixError):
         on_device().solve(0 * THERE.values, b)
@@ -99,28 +122,28 @@ def test_a_batch_and_its_gradients() -> None:
     torch.testing.assert_close(bar.cpu(), torch.autograd.grad(expected, here, x_bar)[0])
 
 
-@pytest.mark.parametrize("known", [False, True])
-def test_quadratic_programs(known: bool) -> None:
+@pytest.mark.parametrize("has_fixed", [False, True])
+def test_quadratic_programs(has_fixed: bool) -> None:
     C = ss.Pattern(torch.tensor([0, 0]), torch.tensor([1, 2]), (1, 5))
-    C_there = ss.Pattern(C.rows.to(DEVICE), C.cols.to(DEVICE), (1, 5))
-    fixed = torch.tensor([4]) if known else None
-    y = torch.tensor([2.0]).double() if known else None
     C_values, d = torch.ones(2, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-    here = ss.QuadraticProgram(HERE, fixed, C).solve(P5.values, None, y, C_values, d)
-    there = ss.QuadraticProgram(on_device(), None if fixed is None else fixed.to(DEVICE), C_there)
-    x = there.solve(
-        THERE.values, None, None if y is None else y.to(DEVICE), C_values.to(DEVICE), d.to(DEVICE)
-    )
+    fixed, y = (torch.tensor([4]), torch.tensor([2.0]).double()) if has_fixed else (None, None)
+    program = ss.QuadraticProgram(HERE, fixed=fixed, C=C)
+    expected = program.solve(P5.values, fixed_values=y, C_values=C_values, d=d)
+    C_there = ss.Pattern(C.rows.to(DEVICE), C.cols.to(DEVICE), (1, 5))
+    fixed, y = (None if one is None else one.to(DEVICE) for one in (fixed, y))
+    program = ss.QuadraticProgram(on_device(), fixed=fixed, C=C_there)
+    given = {"C_values": C_values.to(DEVICE), "d": d.to(DEVICE)}
+    x = program.solve(THERE.values, fixed_values=y, **given)
     assert x.device == DEVICE
-    torch.testing.assert_close(x.cpu(), here)
+    torch.testing.assert_close(x.cpu(), expected)
 
 
-def test_constraints_that_contradict_each_other_are_named() -> None:
+def test_the_error_names_constraints_that_contradict_each_other() -> None:
     rows, cols = torch.tensor([0, 1]).to(DEVICE), torch.tensor([1, 1]).to(DEVICE)
-    program = ss.QuadraticProgram(on_device(), None, ss.Pattern(rows, cols, (2, 5)))
+    program = ss.QuadraticProgram(on_device(), C=ss.Pattern(rows, cols, (2, 5)))
     d = torch.tensor([1.0, 2.0]).double().to(DEVICE)
     with pytest.raises(ss.InfeasibleConstraintsError) as caught:
-        program.solve(THERE.values, None, None, torch.ones_like(d), d)
+        program.solve(THERE.values, C_values=torch.ones_like(d), d=d)
     assert caught.value.rows == (0, 1)
 
 
@@ -138,7 +161,7 @@ def test_newtons_method() -> None:
 
 
 def test_the_backward_pass_of_a_device_runs_in_a_thread_of_its_own() -> None:
-    """Where the first vmap of torch, which is_grads_batched goes by, has not told at which level it is."""
+    """There torch's legacy vmap, which is_grads_batched uses, does not set its level."""
     threads = set()
     b = rhs(5, dtype=torch.float64).to(DEVICE).requires_grad_()
     b.register_hook(lambda g: threads.add(threading.current_thread().ident))
@@ -150,11 +173,15 @@ def test_the_backward_pass_of_a_device_runs_in_a_thread_of_its_own() -> None:
     torch.testing.assert_close(bars.cpu(), torch.linalg.inv(P5.dense).mT)
 
 
-def test_what_is_remembered_is_finished() -> None:
-    """Another thread, with a stream of its own, may find it at once."""
+def test_remembered_tensors_are_finished() -> None:
+    """Another thread, with a stream of its own, may use them at once."""
+
+    def make_zeros(structure: Structure) -> torch.Tensor:
+        return torch.zeros(3, device=DEVICE)
+
     structure = on_device()._structure
     before = synchronisations()
-    structure.remember("something", lambda: torch.zeros(3, device=DEVICE))
+    structure.remember(make_zeros)
     assert synchronisations() == before + 1
-    structure.remember("something", lambda: torch.zeros(3, device=DEVICE))
+    structure.remember(make_zeros)
     assert synchronisations() == before + 1

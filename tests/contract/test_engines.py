@@ -1,4 +1,4 @@
-"""The contract: what every engine must do, for every dtype, kind of matrix, layout and transform, against dense torch."""
+"""What every engine must do for every dtype, kind, layout and transform, against dense torch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import sparse_solver as ss
 from sparse_solver._engines import registry as _engines
 
 DOUBLE = (torch.float64, torch.complex128)
-ON_HOST = "superlu"  # which serves tensors on a GPU, too
+ON_HOST = "superlu"  # an engine for the CPU, also tested with tensors on a GPU
 
 
 def places() -> Iterator[tuple[str, torch.device]]:
-    """Each engine, and where the tensors lie that it is tried with."""
+    """Each engine, and the device of the tensors that it is tested with."""
     for engine in _engines.engine_names():
         for device_type in _engines.engine_named(engine).device_types:
             yield engine, torch.device(device_type)
@@ -28,32 +28,28 @@ def places() -> Iterator[tuple[str, torch.device]]:
 
 
 def cases(dtypes: tuple[torch.dtype, ...], symmetric: bool = False) -> Iterator[object]:
-    """The simulation is slow, so that it is spared what depends on the dtype alone."""
+    """The parameters of a test; on the slow simulation, only those that matter beyond the dtype."""
     slow = (torch.complex128,) if dtypes == DOUBLE else ()
     for engine, device in places():
-        simulated = device == simulated_gpu.DEVICE and engine != ON_HOST
-        found = ss.engines()[engine]
-        missing = pytest.mark.skipif(
-            not simulated and not found.installed, reason=f"{engine} is {found}"
-        )
+        on_gpu = device == simulated_gpu.DEVICE
+        why = simulated_gpu.MISSING if on_gpu else None
+        if why is None and not (on_gpu and engine == "cudss"):
+            why = ss.engines()[engine].missing
+        skip = pytest.mark.skipif(why is not None, reason=f"{engine}: {why}")
         for dtype in dtypes:
-            if device == simulated_gpu.DEVICE and (
-                dtype in slow or (engine == ON_HOST and dtype != torch.float64)
-            ):
+            if on_gpu and (dtype in slow or (engine == ON_HOST and dtype != torch.float64)):
                 continue
-            for kind in kinds_of(dtype):
-                if _engines.engine_named(engine).supports(kind, dtype) and not (
-                    symmetric and kind == "general"
-                ):
+            kinds = [kind for kind in kinds_of(dtype) if not (symmetric and kind == "general")]
+            for kind in kinds:
+                if _engines.engine_named(engine).supports(kind, dtype):
                     name = f"{engine}-{device.type}-{str(dtype).removeprefix('torch.')}-{kind}"
                     p = problem(kind, dtype)
-                    there = simulated or found.installed
-                    yield pytest.param(engine, p.to(device) if there else p, marks=missing, id=name)
+                    yield pytest.param(engine, p if why else p.to(device), marks=skip, id=name)
 
 
 @pytest.fixture(autouse=True)
 def _simulated(request: pytest.FixtureRequest) -> None:
-    """Engines for GPUs find the simulated one where that is where the tensors are."""
+    """The engines for GPUs take the tensors that are on the simulated one."""
     engine, p = (request.getfixturevalue(name) for name in ("engine", "p"))
     if p.values.device == simulated_gpu.DEVICE and engine != ON_HOST:
         request.getfixturevalue("cudss")
@@ -73,7 +69,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
 
 
 def vector(p: Problem, *shape: int, seed: int = 100) -> Tensor:
-    """Numbers of the dtype of the matrix, where it is."""
+    """Numbers of the dtype and on the device of the matrix."""
     return rhs(*shape, dtype=p.values.dtype, seed=seed).to(p.values.device)
 
 
@@ -89,11 +85,11 @@ def shuffled(p: Problem) -> Tensor:
 
 
 def duplicated(p: Problem) -> Tensor:
-    """Every entry in two parts, at random places of the list."""
-    part = torch.rand(p.values.numel(), dtype=p.values.real.dtype).to(p.values.device)
+    """Every entry as the sum of two, at random positions."""
+    share = torch.rand(p.values.numel(), dtype=p.values.real.dtype).to(p.values.device)
     indices, values = (
         torch.stack((p.rows, p.cols)),
-        torch.cat((p.values * part, p.values * (1 - part))),
+        torch.cat((p.values * share, p.values * (1 - share))),
     )
     order = torch.randperm(values.numel()).to(values.device)
     return torch.sparse_coo_tensor(
@@ -167,9 +163,9 @@ def test_one_triangle(engine: str, p: Problem, triangle: str, transpose: bool) -
     P = ss.Pattern(rows, cols, p.shape)
     x = P.solve(values, b, assume=p.kind, triangle=triangle, transpose=transpose, engine=engine)
 
-    part = torch.zeros_like(p.dense).index_put((rows, cols), values)
-    off = part - torch.diag(part.diagonal())
-    dense = part + (off.mH if p.kind in ("spd", "hermitian") else off.mT)
+    half = torch.zeros_like(p.dense).index_put((rows, cols), values)
+    off = half - torch.diag(half.diagonal())
+    dense = half + (off.mH if p.kind in ("spd", "hermitian") else off.mT)
     expected = torch.linalg.solve(dense.mT if transpose else dense, b)
     close(x, expected)
     (values_bar,) = torch.autograd.grad(x, values, x_bar)
@@ -186,10 +182,9 @@ def test_derivatives_in_one_triangle(engine: str, p: Problem, triangle: str) -> 
     real = (P.rows == P.cols) & (p.kind in ("spd", "hermitian"))
 
     def solve(values: Tensor, b: Tensor) -> Tensor:
-        values = torch.where(
-            real, values.real.to(values.dtype), values
-        )  # a Hermitian matrix has a real diagonal
-        return P.solve(values, b, assume=p.kind, triangle=triangle, engine=engine)  # type: ignore[arg-type]
+        # A Hermitian matrix has a real diagonal.
+        values = torch.where(real, values.real.to(values.dtype), values)
+        return P.solve(values, b, assume=p.kind, triangle=triangle, engine=engine)  # type: ignore[arg-type] # str
 
     inputs = (p.values[kept].clone().requires_grad_(), vector(p, p.n, 2).requires_grad_())
     assert gradcheck(solve, inputs, check_forward_ad=True)
@@ -202,7 +197,7 @@ def test_derivatives_in_one_triangle(engine: str, p: Problem, triangle: str) -> 
 def functions(
     engine: str, p: Problem, transpose: bool = False
 ) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    """(values, b) -> x by the engine and by dense torch."""
+    """The function (values, b) -> x by the engine, and by dense torch."""
     P = ss.Pattern(p.rows, p.cols, p.shape)
     keep = independent(p.kind, p.values, p.rows, p.cols)
 
@@ -222,15 +217,10 @@ def test_gradcheck(engine: str, p: Problem, transpose: bool) -> None:
     p = problem(p.kind, p.values.dtype, n=4).to(p.values.device)
     sparse, _ = functions(engine, p, transpose)
     inputs = (p.values.clone().requires_grad_(), vector(p, p.n, 2).requires_grad_())
-    # torch's first vmap fails on the conjugate that `independent` takes, in forward mode.
+    # torch's legacy vmap fails in forward mode on the conjugate in `independent`.
     lazy = p.values.dtype in COMPLEX and p.kind in ("spd", "hermitian")
-    assert gradcheck(
-        sparse,
-        inputs,
-        check_forward_ad=True,
-        check_batched_grad=True,
-        check_batched_forward_grad=not lazy,
-    )
+    batched = {"check_batched_grad": True, "check_batched_forward_grad": not lazy}
+    assert gradcheck(sparse, inputs, check_forward_ad=True, **batched)
     assert gradgradcheck(sparse, inputs, check_fwd_over_rev=True)
 
 
@@ -310,7 +300,7 @@ def test_vmap(engine: str, p: Problem, in_dims: tuple[int | None, int | None]) -
         torch.func.vmap(loss(sparse), in_dims)(values, b),
         torch.stack([loss(dense)(*one(i)) for i in range(3)]),
     )
-    # The graph of a vmapped solve, too, leads back through vmap.
+    # The graph of a vmapped solve also leads back through vmap.
     leaf = values.clone().requires_grad_()
     (mine,) = torch.autograd.grad(
         torch.func.vmap(sparse, in_dims)(leaf, b).abs().square().sum(), leaf
