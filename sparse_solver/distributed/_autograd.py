@@ -31,7 +31,7 @@ def solve(
     """A⁻¹ or A⁻ᵀ applied to the rows of `rhs` (k, n), after the ranks have agreed; `recorded`: whether any of them records it."""
     if not recorded:
         with rows.group.collective():
-            return factor.apply_inverse(rhs, transpose, strict)
+            return factor.apply_inverse(materialize(rhs).contiguous(), transpose, strict)
     x: Tensor = _Solve.apply(values, rhs, anchored(recorded), factor, rows, transpose, strict)
     return x
 
@@ -49,7 +49,7 @@ class _Solve(Function):
         strict: bool,
     ) -> Tensor:
         with rows.group.collective():
-            x = factor.apply_inverse(rhs, transpose, strict)
+            x = factor.apply_inverse(materialize(rhs).contiguous(), transpose, strict)
         ctx.save_for_backward(values, x)
         ctx.factor, ctx.rows, ctx.transpose, ctx.call = factor, rows, transpose, rows.group.calls
         return x

@@ -339,7 +339,7 @@ def full(*_):
 
 
 if MPI.COMM_WORLD.rank == 1:
-    _numeric._layout = full
+    _numeric._arrangement = full
 P.solve(torch.ones(2), torch.ones(2))
 """
 

@@ -67,11 +67,11 @@ def test_lu_is_the_last_resort(
     """Where LDLᵀ is not accurate, whatever is matched; and the next time it is not tried again."""
     p = problem("symmetric", dtype, n=30)
     share, b = Share(p), rhs(30, dtype=dtype)
-    original = _numeric.Trusted.is_accurate
+    original = _numeric.DistributedFactor.is_accurate
     monkeypatch.setattr(
-        _numeric.Trusted,
+        _numeric.DistributedFactor,
         "is_accurate",
-        lambda self: self.factor.layout.part == "full" and original(self),
+        lambda self: self.factor.arrangement.coverage == "full" and original(self),
     )
     for _ in range(2):
         x = share.pattern.solve(share.values, share.of(b), assume="symmetric")
@@ -103,7 +103,7 @@ def test_factors_die_without_the_garbage_collector() -> None:
     gc.disable()
     try:
         F = share.pattern.factorize(share.values.requires_grad_())
-        factor = weakref.ref(F._numeric.trusted.factor)
+        factor = weakref.ref(F._factor.factor)
         F.solve(b).sum().backward()
         del F
         assert factor() is None
