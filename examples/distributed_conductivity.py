@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="of L-BFGS, at most")
     options = parser.parse_args()
     m, shape = options.side, (options.side**2,) * 2
-    block = distributed.partition(shape, COMM)
+    block = distributed.partition(shape, comm=COMM)
     places = Aquifer(m, block)
     pattern = distributed.Pattern(places.rows, places.cols, shape, comm=COMM)
 
@@ -164,7 +164,7 @@ def main() -> None:
     problem = Problem(m, block, solve)
 
     def loss(log_conductivity: Tensor) -> Tensor:
-        return distributed.sum(problem.misfit(log_conductivity), comm=COMM) + penalty(
+        return distributed.all_sum(problem.misfit(log_conductivity), comm=COMM) + penalty(
             log_conductivity
         )
 

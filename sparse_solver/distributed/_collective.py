@@ -1,9 +1,9 @@
-"""The ranks that solve together, and what they agree upon before each collective call.
+"""Groups of ranks, and what they compare before each collective call.
 
-Each call begins with one small reduction: is this everybody's call number so-and-so, is it the same call with the same
-options, and is anything wrong anywhere? So that an error on one rank is raised on all of them, and so that ranks that do
-different things find out instead of waiting for each other for ever. The end of the program is such a call, too: a rank that
-leaves early, by an error of its own perhaps, is not waited for in vain.
+Each call begins with one small reduction: whether all ranks make the same call, with the same
+number and options, and whether an error was raised on any of them. So an error on one rank is
+raised on all of them, and ranks that make different calls raise errors instead of deadlocking. The
+end of the program is such a call, too: a rank that ends early does not leave the others waiting.
 """
 
 from __future__ import annotations
@@ -27,17 +27,19 @@ from ._mpi import MPI
 
 T = TypeVar("T")
 
-
 _END = "the end of the program"
-
-
-_QUESTIONS = 2  # at most
+# The most conditions that one call may compare: the length of the reduced array is fixed.
+_CONDITIONS = 2
 
 
 class Group:
-    """A communicator of our own, kept until the program ends; `of` finds that of a user's.
+    """The ranks of a communicator, which make collective calls together.
 
-    `calls` : how many collective calls there were, so that it is a number, the same on all ranks, for what a call makes
+    comm, solver_comm : duplicates of the communicator, for the messages of this package and for
+        those of the library that factors
+    calls : the number of collective calls so far, the same on all ranks; it identifies an object
+        that a call made
+    memory : objects that other modules keep for the group
     """
 
     _key: int | None = None
@@ -45,12 +47,11 @@ class Group:
 
     @classmethod
     def of(cls, comm: MPI.Comm | None) -> Group:
-        """Collective at the first call with a communicator."""
+        """The group of a communicator; collective at the first call for each one."""
         comm = MPI.COMM_WORLD if comm is None else comm
         if not isinstance(comm, MPI.Intracomm) or comm == MPI.COMM_NULL:
-            raise OptionError(
-                f"comm={comm!r}: expected an intracommunicator of mpi4py, or None for MPI.COMM_WORLD"
-            )
+            expected = "an intracommunicator of mpi4py, or None for MPI.COMM_WORLD"
+            raise OptionError(f"comm={comm!r}: expected {expected}")
         if cls._key is None:
             cls._key = MPI.Comm.Create_keyval()
         group: Any = comm.Get_attr(cls._key)
@@ -62,14 +63,11 @@ class Group:
         return group
 
     def __init__(self, comm: MPI.Comm):
-        self.comm, self.solver_comm = (
-            comm.Dup(),
-            comm.Dup(),
-        )  # for messages of ours, and of the library that factors
+        self.comm, self.solver_comm = comm.Dup(), comm.Dup()
         self.rank, self.size = comm.rank, comm.size
         self.calls = 0
-        self.memory: dict[str, Any] = {}  # what others keep for the group
-        self._ended = ""  # why there can be no more calls
+        self.memory: dict[str, Any] = {}
+        self._ended = ""  # why further calls are impossible
         _share_cores(self.comm)
 
     def agree(
@@ -78,48 +76,49 @@ class Group:
         check: Callable[[], T],
         same: Callable[[T], dict[str, object]] = lambda _: {},
         any_of: Callable[[T], Iterable[bool]] = lambda _: (),
-    ) -> tuple[T, tuple[bool, ...]]:
-        """What `check` returns here, if it raises nowhere and all ranks make this `call` with the `same` options; and which
-        questions some rank answers with yes."""
+    ) -> tuple[T, list[bool]]:
+        """Check the arguments of a collective call, and that all ranks make the same one.
+
+        check : checks the arguments of this rank; an error that it raises is raised on all ranks
+        same : the options that must be equal on all ranks, from the result of `check`
+        any_of : at most two conditions, from the result of `check`
+
+        Returns the result of `check`, and whether each condition holds on any of the ranks.
+        """
         if self._ended:
             raise CollectiveError(f"{call} cannot be called any more: {self._ended}")
-        checked, options, answers = None, "", (False,) * _QUESTIONS
+        checked, options, conditions = None, "", [False] * _CONDITIONS
         error: Exception | None = None
         try:
             checked = check()
             options = "".join(f", {name} {option}" for name, option in same(checked).items())
-            answers = (*any_of(checked), *answers)[:_QUESTIONS]
+            conditions = [*any_of(checked), *conditions][:_CONDITIONS]
         except Exception as caught:
             error = caught
         self.calls += 1
-        equal = np.array([self.calls, crc32(call.encode()), crc32(options.encode())])
-        failed = 0 if error is None else self.size - self.rank  # the largest is the first rank's
-        mine = np.array([*equal, *-equal, failed, call == _END, *answers], np.int64)
-        most = np.empty_like(mine)
-        self.comm.Allreduce(mine, most, MPI.MAX)
-        number, calls, differ = (
-            bool(high != -low) for high, low in zip(most[:3], most[3:6], strict=True)
-        )
-        failed, ends, *answers = most[6:].tolist()
+        failed = 0 if error is None else self.size - self.rank  # the first rank has the largest
+        equal = self.calls, crc32(call.encode()), crc32(options.encode())
+        largest, smallest = self._extremes([*equal, failed, call == _END, *conditions])
+        bounds = zip(largest[:3], smallest[:3], strict=True)
+        number, name, differ = (high != low for high, low in bounds)
+        failed, ends, *held = largest[3:]
+        described = call + options + (f" (number {self.calls})" if number else "")
+        self.calls = largest[0]
         try:
-            if number or calls or (differ and not failed):
-                raise self._different(
-                    f"{call}{options} (number {self.calls})" if number else call + options,
-                    bool(ends),
-                ) from error
+            if number or name or (differ and not failed):
+                raise self._report_difference(described, bool(ends)) from error
             if failed:
-                raise self._raised(error, self.size - failed)
+                raise self._share_error(error, self.size - failed)
         finally:
-            self.calls = int(most[0])
             error = None  # its traceback holds this frame
-        return checked, tuple(map(bool, answers))  # type: ignore[return-value]
+        return checked, [bool(one) for one in held]  # type: ignore[return-value] # no error
 
     @contextmanager
     def collective(self) -> Iterator[None]:
-        """What ranks do together once they have agreed, and wait for each other in it.
+        """A context for what the ranks compute together after they have agreed.
 
-        What is raised here on purpose is raised on all ranks. Where something else fails (for want of memory, say), there is no
-        telling the others, who would wait for ever: the program ends on all ranks.
+        A SparseSolverError depends on reduced numbers and is raised on all ranks. Any other error,
+        such as a lack of memory, would leave the other ranks waiting, and ends the program on all.
         """
         try:
             yield
@@ -128,32 +127,29 @@ class Group:
         except BaseException:
             if self.size > 1:
                 traceback.print_exc()
-                print(
-                    f"rank {self.rank} failed where others wait for it; the program ends",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                message = f"rank {self.rank} failed while others wait for it; the program ends"
+                print(message, file=sys.stderr, flush=True)
                 self.comm.Abort(1)
             raise
 
     def end(self) -> None:
-        """This rank makes no more calls."""
+        """Take part in no more calls."""
         if self.size > 1 and not self._ended and not MPI.Is_finalized():
             with suppress(CollectiveError):
                 self.agree(_END, lambda: None)
 
-    def _different(self, mine: str, ends: bool) -> CollectiveError:
+    def _report_difference(self, mine: str, ends: bool) -> CollectiveError:
+        """The error for different calls, of which `mine` describes this rank's."""
         calls = self.comm.allgather(mine)
         each = "; ".join(f"rank {rank}: {call}" for rank, call in enumerate(calls))
-        message = (
-            f"ranks made different collective calls, or the same one with different options: {each}"
-        )
+        what = "ranks made different collective calls, or the same one with different options"
+        message = f"{what}: {each}"
         if ends:
             self._ended = message
         return CollectiveError(message, calls=tuple(calls))
 
-    def _raised(self, mine: Exception | None, rank: int) -> Exception:
-        """The error to raise here for that of the `rank`."""
+    def _share_error(self, mine: Exception | None, rank: int) -> Exception:
+        """The error to raise on this rank for the error of `rank`."""
         sent = None
         if rank == self.rank and isinstance(mine, SparseSolverError):
             sent = pickle.dumps((type(mine), str(mine), mine.__dict__))
@@ -162,31 +158,36 @@ class Group:
         kind, message, data = pickle.loads(self.comm.bcast(sent, rank))
         return mine or kind(f"on rank {rank}: {message}", **data)
 
-    def most(self, numbers: Tensor) -> Tensor:
-        """The largest of all ranks, entry by entry; of floating-point numbers, infinity stands for NaN."""
+    def _extremes(self, numbers: list[int]) -> tuple[list[int], list[int]]:
+        """The largest and the smallest over all ranks, entry by entry."""
+        mine = np.array([numbers, [-number for number in numbers]], np.int64)
+        self.comm.Allreduce(MPI.IN_PLACE, mine, MPI.MAX)
+        return mine[0].tolist(), (-mine[1]).tolist()
+
+    def reduce_max(self, numbers: Tensor) -> Tensor:
+        """The largest over all ranks, entry by entry; NaN counts as infinity."""
         if numbers.is_floating_point():
             numbers = numbers.nan_to_num(nan=float("inf"), posinf=float("inf"))
-        return self._reduced(numbers, MPI.MAX)
+        return self._reduce(numbers, MPI.MAX)
 
-    def total(self, numbers: Tensor) -> Tensor:
+    def reduce_sum(self, numbers: Tensor) -> Tensor:
         """The sum over all ranks, entry by entry."""
-        return self._reduced(numbers, MPI.SUM)
+        return self._reduce(numbers, MPI.SUM)
 
-    def _reduced(self, numbers: Tensor, operation: MPI.Op) -> Tensor:
+    def _reduce(self, numbers: Tensor, operation: MPI.Op) -> Tensor:
         reduced = numbers.detach().clone(memory_format=torch.contiguous_format).resolve_conj()
         self.comm.Allreduce(MPI.IN_PLACE, reduced.numpy(), operation)
         return reduced
 
 
 def _share_cores(comm: MPI.Comm) -> None:
-    """Gives torch, and with it the solver, a fair share of the cores that the ranks on this machine may run on, where
-    OMP_NUM_THREADS says nothing: ranks that run on each other's cores wait for each other."""
+    """Divide the cores of a machine among its ranks, unless OMP_NUM_THREADS is set.
+
+    Ranks that run on each other's cores wait for each other.
+    """
     here = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    own = (
-        os.sched_getaffinity(0)
-        if hasattr(os, "sched_getaffinity")
-        else set(range(os.cpu_count() or 1))
-    )
+    has_affinity = hasattr(os, "sched_getaffinity")
+    own = os.sched_getaffinity(0) if has_affinity else set(range(os.cpu_count() or 1))
     cores: set[int] = set().union(*here.allgather(own))
     share = min(max(1, len(cores) // here.size), len(own))
     if here.size > 1 and "OMP_NUM_THREADS" not in os.environ and share < torch.get_num_threads():
@@ -194,7 +195,7 @@ def _share_cores(comm: MPI.Comm) -> None:
     here.Free()
 
 
-@atexit.register  # before mpi4py ends MPI
+@atexit.register  # runs before mpi4py finalizes MPI
 def _end() -> None:
     for group in Group._all:
         group.end()

@@ -1,4 +1,4 @@
-"""Which rank has which rows, and the exchange of numbers between ranks that follows from it."""
+"""The block of rows of each rank, and the exchange of numbers between ranks that products need."""
 
 from __future__ import annotations
 
@@ -7,19 +7,39 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .._sparse.structure import Structure
+from .._engines.protocol import Kind
+from .._sparse.structure import Structure, row_pointers
 from .._sparse.triangle import Arrangement
 from ..errors import IndexRangeError, ShapeError
 from ._collective import Group
 from ._mpi import MPI
 
 
-def partition(shape: Sequence[int], comm: MPI.Comm | None = None) -> range:
-    """The rows of this rank where `shape` is distributed evenly, in contiguous blocks, in the order of the ranks.
+def partition(shape: Sequence[int], *, comm: MPI.Comm | None = None) -> range:
+    """Return the rows of this rank in an even distribution.
 
+    Parameters
+    ----------
+    shape : sequence of int
+        (n, n), the shape of the whole matrix.
+    comm : mpi4py.MPI.Comm, optional
+        An intracommunicator; by default MPI.COMM_WORLD.
+
+    Returns
+    -------
+    range
+        The rows of this rank. The blocks are contiguous, in the order of the ranks, and their
+        lengths differ by at most one.
+
+    Notes
+    -----
+    This call is not collective.
+
+    Examples
+    --------
     >>> from mpi4py import MPI
     >>> from sparse_solver.distributed import partition
-    >>> partition((10, 10), MPI.COMM_SELF)
+    >>> partition((10, 10), comm=MPI.COMM_SELF)
     range(0, 10)
     """
     comm = MPI.COMM_WORLD if comm is None else comm
@@ -28,11 +48,12 @@ def partition(shape: Sequence[int], comm: MPI.Comm | None = None) -> range:
 
 
 class Exchange:
-    """Numbers that other ranks hold and this one reads: a plan of one message from and to each neighbour.
+    """A plan to read numbers that other ranks hold, by one message from and to each neighbour.
 
-    owner : (r,) the rank of each number that is read here
-    wanted : (r, w) what its owner knows it by
-    locate : maps (s, w) of these to positions among what this rank holds, or −1 for a zero that it does not hold
+    owner : (r,) the rank that holds each number that this rank reads
+    wanted : (r, w) how the owner identifies each of them
+    locate : maps (s, w) identifiers to positions among the numbers that this rank holds, or to −1
+        for a number that counts as zero
     """
 
     def __init__(
@@ -51,64 +72,60 @@ class Exchange:
         )
         self._held = locate(requests)
         self._absent = self._held < 0
-        self._gaps = bool(self._absent.any())
-        self._from, self._to = _parts(counts), _parts(given)
+        self._has_absent = bool(self._absent.any())
+        self._from, self._to = _neighbours(counts), _neighbours(given)
 
-    def gather(self, numbers: Tensor) -> Tensor:
-        """(k, r) what is read here, of (k, m) what each rank holds."""
-        sent = numbers.index_select(1, self._held.clamp(min=0) if self._gaps else self._held)
-        if self._gaps:
+    def gather(self, held: Tensor) -> Tensor:
+        """(k, r) the numbers that this rank reads, where each rank holds (k, m) numbers."""
+        sent = held.index_select(1, self._held.clamp(min=0))
+        if self._has_absent:
             sent = sent.masked_fill(self._absent, 0)
-        received = self._swapped(sent, self._to, self._from)
+        received = self._swap(sent, self._to, self._from)
         gathered = torch.empty_like(received)
         gathered[:, self._order] = received
         return gathered
 
-    def add(self, read: Tensor, held: Tensor) -> Tensor:
-        """`held` (k, m), and where it was read, what each reader gives back, (k, r): the adjoint of `gather`."""
-        received = self._swapped(read.index_select(1, self._order), self._from, self._to)
-        if self._gaps:
+    def scatter_add(self, held: Tensor, read: Tensor) -> Tensor:
+        """`held` (k, m) plus the numbers (k, r) of each reader: the adjoint of `gather`."""
+        received = self._swap(read.index_select(1, self._order), self._from, self._to)
+        if self._has_absent:
             received = received.masked_fill(self._absent, 0)
         return held.index_add(1, self._held.clamp(min=0), received)
 
-    def most(self, read: Tensor, held: Tensor) -> Tensor:
-        """The same with maxima, of (r,) and (m,)."""
-        received = self._swapped(read[self._order].unsqueeze(0), self._from, self._to).squeeze(0)
+    def scatter_max(self, held: Tensor, read: Tensor) -> Tensor:
+        """The maximum of `held` (m,) and the numbers (r,) of each reader."""
+        received = self._swap(read[self._order].unsqueeze(0), self._from, self._to).squeeze(0)
         return held.scatter_reduce(0, self._held, received, "amax")
 
-    def _swapped(
+    def _swap(
         self, sent: Tensor, to: list[tuple[int, slice]], source: list[tuple[int, slice]]
     ) -> Tensor:
-        columns = sent.mT.resolve_conj().contiguous()  # the numbers for a neighbour lie together
+        """Send columns of `sent` to the ranks `to`, and receive others from those of `source`."""
+        columns = sent.mT.resolve_conj().contiguous()  # each message is contiguous
         received = columns.new_empty(source[-1][1].stop if source else 0, sent.shape[0])
         comm, there, here = self._group.comm, columns.numpy(), received.numpy()
-        messages = [comm.Irecv(here[part], rank) for rank, part in source]
-        messages += [comm.Isend(there[part], rank) for rank, part in to]
+        messages = [comm.Irecv(here[chosen], rank) for rank, chosen in source]
+        messages += [comm.Isend(there[chosen], rank) for rank, chosen in to]
         MPI.Request.Waitall(messages)
         return received.mT
 
 
-def _parts(counts: Tensor) -> list[tuple[int, slice]]:
-    """The neighbours, and where the numbers of each are."""
-    ends = counts.cumsum(0).tolist()
-    return [
-        (rank, slice(end - count, end))
-        for rank, (end, count) in enumerate(zip(ends, counts.tolist(), strict=True))
-        if count
-    ]
-
-
-def _owner(rows: Tensor, stops: Tensor) -> Tensor:
-    return torch.searchsorted(stops, rows, right=True)
+def _neighbours(counts: Tensor) -> list[tuple[int, slice]]:
+    """The ranks with nonzero counts, and where the numbers of each are."""
+    ends = zip(counts.cumsum(0).tolist(), counts.tolist(), strict=True)
+    slices = [slice(end - count, end) for end, count in ends]
+    return [(rank, chosen) for rank, chosen in enumerate(slices) if chosen.start < chosen.stop]
 
 
 class Numbering:
-    """The rows as the solver for clusters knows them: one at least on each rank.
+    """The rows as the solver for clusters numbers them, with at least one row on each rank.
 
-    With a rank that has none it waits for ever, or gives up, or gives wrong numbers (MKL 2026.2, depending on which one it
-    is, and on n). So such a rank gets a row of its own, with a diagonal entry, that nothing else depends on.
+    With an empty rank the solver hangs, fails, or gives wrong numbers (MKL 2026.2, depending on the
+    rank and on n). So such a rank has a padding row with a diagonal entry, independent of the rest.
 
-    n, block : of the solver; `is_padding` : whether this rank's is made up
+    n : the number of rows, with padding
+    block : the rows of this rank
+    is_padding : whether the row of this rank is a padding row
     """
 
     def __init__(self, group: Group, stops: Tensor, block: range):
@@ -119,107 +136,123 @@ class Numbering:
         start = block.start + int(self._shifts[group.rank])
         self.block = range(start, start + max(1, len(block)))
 
-    def columns(self, cols: Tensor) -> Tensor:
-        """The numbers of columns of the matrix."""
-        if not self._shifts.any():
-            return cols
-        return cols + self._shifts[_owner(cols, self._stops)]
+    def number(self, cols: Tensor) -> Tensor:
+        """The solver's numbers of these columns of the matrix."""
+        return cols + self._shifts[_find_owner(cols, self._stops)] if self._shifts.any() else cols
+
+
+def _find_owner(rows: Tensor, stops: Tensor) -> Tensor:
+    """The rank of each row, where the blocks of the ranks have these `stops`."""
+    return torch.searchsorted(stops, rows, right=True)
 
 
 class Rows:
-    """The entries of this rank's block of rows, and the numbers of other ranks that products with them read.
+    """The entries in the rows of this rank, and the exchange that products with them need.
 
-    Columns are numbered among those that occur here or belong to this rank ("read" columns), in their order, so that the
-    canonical order of the local `structure`, (rows of the block, read columns), is that of the whole matrix.
+    The columns that this rank reads are those of its entries and those of its own rows. The local
+    `structure` numbers them in order, so that its canonical order is that of the whole matrix.
+
+    block : the rows of this rank
+    read : the columns that this rank reads
+    before : how many of them precede the block
+    rows, cols : (canonical_nnz,) the places of the canonical entries in the whole matrix
+    diagonal : (n,) the canonical positions of the diagonal entries; −1 where none is stored
+    empty_line : "row" or "column" and the number of one in this block without entries, if any
+    first_rungs : for kinds and dtypes, the first of the factorisations to try; see `choose_rungs`
     """
 
     def __init__(
         self, group: Group, rows: Tensor, cols: Tensor, shape: tuple[int, int], block: range
     ):
         self.group, self.shape, self.block, self.n = group, shape, block, len(block)
-        stops = torch.tensor(group.comm.allgather(block.stop))
+        self._stops = torch.tensor(group.comm.allgather(block.stop))
+        self.numbering = Numbering(group, self._stops, block)
         own = torch.arange(block.start, block.stop)
         self.read = torch.unique(torch.cat((cols, own)))
         self.before = int((self.read < block.start).sum())
-        self.structure = Structure(
-            rows - block.start, torch.searchsorted(self.read, cols), (self.n, self.read.numel())
-        )
-        self._stops = stops  # of the blocks of all ranks
-        self.numbering = Numbering(group, stops, block)
+        local = rows - block.start, torch.searchsorted(self.read, cols)
+        self.structure = Structure(*local, (self.n, self.read.numel()))
         away = torch.cat((self.read[: self.before], self.read[self.before + self.n :]))
-        self._exchange = Exchange(
-            group, self.owner(away), away.unsqueeze(1), lambda them: them[:, 0] - block.start
-        )
+        owner = _find_owner(away, self._stops)
+        self._halo = Exchange(group, owner, away.unsqueeze(1), lambda ids: ids[:, 0] - block.start)
         self.rows = self.structure.canonical_rows + block.start
         self.cols = self.read[self.structure.col]
-        self._mirror: tuple[Exchange, Tensor, bool] | None = None
-        self._diagonal: Tensor | None = None
-        self.upper: Arrangement | None = None  # the upper triangle, once it is needed
-        self.needed: dict[
-            tuple[str, torch.dtype], int
-        ] = {}  # by kinds of matrices: which way to factor them was needed
-        ones = torch.ones(1, self.structure.nnz, dtype=torch.int64)
-        counts = self.fold(
-            torch.zeros(1, self.read.numel(), dtype=torch.int64).index_add(
-                1, self.structure.cols, ones
-            )
-        )
-        empty_rows = torch.nonzero(torch.bincount(self.structure.rows, minlength=self.n) == 0)
-        empty_cols = torch.nonzero(counts[0] == 0)
-        self.empty_line: tuple[str, int] | None = (
-            None  # a row or column of this block that has no entry
-        )
-        for name, empty in (("row", empty_rows), ("column", empty_cols)):
-            if empty.numel() and self.empty_line is None:
-                self.empty_line = name, int(empty[0]) + block.start
-
-    def owner(self, rows: Tensor) -> Tensor:
-        """The rank of each row."""
-        return _owner(rows, self._stops)
+        self.diagonal = self._find(torch.stack((own, own), 1))
+        self.empty_line = self._find_empty_line()
+        self.first_rungs: dict[tuple[Kind, torch.dtype], int] = {}
+        self._upper: Arrangement | None = None
+        self._mirror: tuple[Exchange, Tensor] | None = None
 
     def extend(self, x: Tensor) -> Tensor:
-        """(k, read) the numbers of all columns that are read here, of (k, n) the share of this rank."""
-        away = self._exchange.gather(x)
+        """(k, read) the numbers of the columns that this rank reads, from the shares (k, n)."""
+        away = self._halo.gather(x)
         return torch.cat((away[:, : self.before], x, away[:, self.before :]), 1)
 
     def fold(self, y: Tensor) -> Tensor:
-        """(k, n) the sum of what all ranks have for the rows of this one, of (k, read): the adjoint of `extend`."""
-        own, away = self._divided(y)
-        return self._exchange.add(away, own)
+        """(k, n) the sums over all ranks of their (k, read) numbers: the adjoint of `extend`."""
+        return self._halo.scatter_add(*self._split(y))
 
-    def most(self, y: Tensor) -> Tensor:
-        """(n,) the same with maxima, of (read,)."""
-        own, away = self._divided(y.unsqueeze(0))
-        return self._exchange.most(away[0], own[0])
+    def fold_max(self, y: Tensor) -> Tensor:
+        """(n,) the maxima over all ranks of their (read,) numbers."""
+        own, away = self._split(y.unsqueeze(0))
+        return self._halo.scatter_max(own[0], away[0])
 
-    def _divided(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _split(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The numbers of this rank's rows, and those of other ranks'."""
         after = self.before + self.n
         return y[:, self.before : after], torch.cat((y[:, : self.before], y[:, after:]), 1)
 
-    def opposite(self, canonical: Tensor) -> Tensor:
+    def arrange(self, kind: Kind) -> Arrangement:
+        """The entries that the solver wants, in the columns that this rank reads.
+
+        All entries, or the upper triangle with every diagonal entry.
+        """
+        structure = self.structure
+        if kind == "general":
+            return Arrangement("full", structure.canonical_rows, structure.crow, structure.col)
+        if self._upper is None:
+            self._upper = self._arrange_upper()
+        return self._upper
+
+    def _arrange_upper(self) -> Arrangement:
+        structure = self.structure
+        kept = torch.nonzero(self.rows <= self.cols).squeeze(-1)
+        missing = torch.nonzero(self.diagonal < 0).squeeze(-1)
+        rows = torch.cat((structure.canonical_rows[kept], missing))
+        # The columns of this rank's rows are contiguous among those that it reads.
+        cols = torch.cat((structure.col[kept], missing + self.before))
+        source = torch.cat((kept, torch.full_like(missing, -1)))
+        order = torch.sort(rows * (self.read.numel() + 1) + cols)[1]
+        rows, cols, source = rows[order], cols[order], source[order]
+        pointers, has_gaps = row_pointers(rows, self.n), bool(missing.numel())
+        return Arrangement("upper", rows, pointers, cols, source, None, has_gaps)
+
+    def gather_opposite(self, canonical: Tensor) -> Tensor:
         """(canonical_nnz,) the entries at the opposite places; zero where none is stored."""
         if self._mirror is None:
-            inside = (self.cols >= self.block.start) & (self.cols < self.block.stop)
-            places = torch.stack((self.cols, self.rows), 1)
-            exchange = Exchange(
-                self.group, self.owner(self.cols[~inside]), places[~inside], self._find
-            )
-            # Among the entries of this rank, those that others send, and a zero.
-            source, nnz = torch.empty_like(self.cols), self.cols.numel()
-            away = nnz - int(inside.sum())
-            source[inside] = (found := self._find(places[inside])).where(
-                found >= 0, torch.tensor(nnz + away)
-            )
-            source[~inside] = torch.arange(nnz, nnz + away)
-            self._mirror = exchange, source, bool(away or (found < 0).any())
-        exchange, source, others = self._mirror
+            self._mirror = self._plan_mirror()
+        exchange, source = self._mirror
         received = exchange.gather(canonical.unsqueeze(0))[0]
-        if others:
-            canonical = torch.cat((canonical, received, canonical.new_zeros(1)))
-        return canonical.index_select(0, source)
+        return torch.cat((canonical, received, canonical.new_zeros(1))).index_select(0, source)
+
+    def _plan_mirror(self) -> tuple[Exchange, Tensor]:
+        """An exchange of entries, and where the opposite of each entry is.
+
+        That is among the entries of this rank, those that it receives, and a zero.
+        """
+        places, nnz = torch.stack((self.cols, self.rows), 1), self.cols.numel()
+        is_own = (self.cols >= self.block.start) & (self.cols < self.block.stop)
+        away = places[~is_own]
+        owner = _find_owner(self.cols[~is_own], self._stops)
+        exchange = Exchange(self.group, owner, away, self._find)
+        source, end = torch.empty_like(self.cols), nnz + len(away)
+        found = self._find(places[is_own])
+        source[is_own] = torch.where(found >= 0, found, end)
+        source[~is_own] = torch.arange(nnz, end)
+        return exchange, source
 
     def _find(self, places: Tensor) -> Tensor:
-        """(s,) the canonical positions of the entries at (s, 2) places in rows of this block; −1 where there is none."""
+        """(s,) the canonical positions of entries at (s, 2) places in this block; −1 if absent."""
         keys = self.structure.canonical_rows * self.shape[1] + self.cols
         wanted = (places[:, 0] - self.block.start) * self.shape[1] + places[:, 1]
         at = torch.searchsorted(keys, wanted)
@@ -227,32 +260,36 @@ class Rows:
         found[found.clone()] = keys[at[found]] == wanted[found]
         return torch.where(found, at, -1)
 
+    def _find_empty_line(self) -> tuple[str, int] | None:
+        structure = self.structure
+        in_rows = torch.bincount(structure.rows, minlength=self.n)
+        in_cols = torch.bincount(structure.cols, minlength=self.read.numel())
+        counts = ("row", in_rows), ("column", self.fold(in_cols.unsqueeze(0))[0])
+        for name, count in counts:
+            empty = torch.nonzero(count == 0)
+            if empty.numel():
+                return name, int(empty[0]) + self.block.start
+        return None
+
     def diagonal_of(self, canonical: Tensor) -> Tensor:
         """(n,) the diagonal entries in this block; zero where none is stored."""
         if canonical.numel() == 0:
             return canonical.new_zeros(self.n)
-        return canonical.index_select(0, self.diagonal.clamp(min=0)).masked_fill(
-            self.diagonal < 0, 0
-        )
-
-    @property
-    def diagonal(self) -> Tensor:
-        """(n,) the canonical positions of the diagonal entries of this block; −1 where there is none."""
-        own = torch.arange(self.block.start, self.block.stop)
-        if self._diagonal is None:
-            self._diagonal = self._find(torch.stack((own, own), 1))
-        return self._diagonal
+        at = self.diagonal
+        return canonical.index_select(0, at.clamp(min=0)).masked_fill(at < 0, 0)
 
 
-def checked_block(group: Group, block: range, n: int) -> None:
-    """Raises `ShapeError` on all ranks unless their blocks are contiguous, in order, and all there is; collective."""
-    blocks = group.comm.allgather((block.start, block.stop))
+def check_blocks(group: Group, block: range, n: int) -> None:
+    """Raise ShapeError on all ranks unless their blocks divide n rows; collective.
+
+    The blocks have to be contiguous, in the order of the ranks.
+    """
     expected = 0
-    for rank, (start, stop) in enumerate(blocks):
+    for rank, (start, stop) in enumerate(group.comm.allgather((block.start, block.stop))):
         if start != expected or stop < start:
             raise ShapeError(
-                f"the block of rank {rank} is rows {start} to {stop}, and should begin with row {expected}: blocks follow "
-                f"each other in the order of the ranks"
+                f"the block of rank {rank} is rows {start} to {stop}, but has to begin with row "
+                f"{expected}: blocks are contiguous, in the order of the ranks"
             )
         expected = stop
     if expected != n:
@@ -260,14 +297,11 @@ def checked_block(group: Group, block: range, n: int) -> None:
 
 
 def check_rows(rows: Tensor, block: range) -> None:
-    """Raises unless all entries are in rows of the block."""
+    """Raise IndexRangeError unless all entries are in rows of the block."""
     outside = torch.nonzero((rows < block.start) | (rows >= block.stop))
     if outside.numel():
         entry = int(outside[0])
-        raise IndexRangeError(
-            f"entry {entry} is in row {int(rows[entry])}, and this rank has rows {block.start} to {block.stop - 1}"
-            if len(block)
-            else f"entry {entry} is in row {int(rows[entry])}, and this rank has no rows",
-            entry=entry,
-            index=int(rows[entry]),
-        )
+        row = int(rows[entry])
+        own = f"rows {block.start} to {block.stop - 1}" if len(block) else "no rows"
+        message = f"entry {entry} is in row {row}, but this rank has {own}; pass it to its own rank"
+        raise IndexRangeError(message, entry=entry, index=row)

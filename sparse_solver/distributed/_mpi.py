@@ -6,11 +6,13 @@ from ..errors import EngineUnavailableError
 
 try:
     from mpi4py import MPI
-except (ImportError, RuntimeError) as error:  # the latter: there is no library of MPI
+except (ImportError, RuntimeError) as error:  # RuntimeError: there is no MPI library
+    install = 'pip install "sparse-solver[mpi]"'
     raise EngineUnavailableError(
-        f'sparse_solver.distributed needs MPI ({error}); pip install "sparse-solver[mpi]" brings mpi4py and MPICH for Linux',
+        f"sparse_solver.distributed needs MPI ({error}); {install} installs mpi4py, and MPICH on "
+        f"Linux",
         engine="cluster",
-        hint='pip install "sparse-solver[mpi]"',
+        hint=install,
     ) from error
 
 __all__ = ["MPI"]

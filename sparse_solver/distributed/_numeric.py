@@ -6,6 +6,7 @@ together, so that all of them take the same decisions.
 
 from __future__ import annotations
 
+import math
 import time
 import weakref
 from collections.abc import Callable
@@ -27,8 +28,6 @@ from .._factor.symmetry import (
     not_symmetric,
 )
 from .._sparse.matvec import Products, ScipyIndices
-from .._sparse.structure import row_pointers
-from .._sparse.triangle import Arrangement
 from .._sparse.values import probe_vector, row_moduli, scaling_power
 from ..errors import EngineError, NonFiniteError, SingularMatrixError
 from ._halo_exchange import Rows
@@ -37,6 +36,7 @@ from ._mkl_cluster import ENGINE, Handle, Handles
 # The diagonal of a positive definite matrix is scaled if it varies by more than this factor, since
 # the solver perturbs and judges pivots by the largest entry.
 _DIAGONAL_RANGE = 16
+# The mean of the probe vector, as in the core.
 _PROBE_MEAN = 0.25
 
 
@@ -44,7 +44,7 @@ class DistributedProducts(Products):
     """A x and |A||x|, and the same with Aᵀ, for the share (k, n) of this rank."""
 
     def __init__(self, rows: Rows, canonical: Tensor):
-        arrangement = _arrangement(rows, "general")
+        arrangement = rows.arrange("general")
         indices = ScipyIndices(arrangement, rows.structure.shape)
         super().__init__(arrangement, canonical, indices, hermitian=False)
         self._rows, self._canonical = rows, canonical
@@ -66,8 +66,8 @@ class DistributedProducts(Products):
         """(n,) the largest modulus in each column of this block."""
         moduli = self._canonical.abs()
         largest = moduli.new_zeros(self._rows.read.numel())
-        largest = largest.scatter_reduce(0, self._rows.structure.col, moduli, "amax")
-        return self._rows.most(largest)
+        largest.scatter_reduce_(0, self._rows.structure.col, moduli, "amax")
+        return self._rows.fold_max(largest)
 
 
 class DistributedFactor(CheckedFactor):
@@ -83,6 +83,15 @@ class DistributedFactor(CheckedFactor):
         self.factor: Factor = factor
         self._group, self._start = rows.group, rows.block.start
 
+    def _apply_to_finite(self, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
+        # The core's method reshapes by the number of rows, of which a rank may have none.
+        if strict:
+            message = "b is too large: the modulus of an entry is infinite"
+            raise NonFiniteError(message, argument="b", index=None)
+        finite = (self._sizes(rhs) < math.inf).unsqueeze(1)
+        x = self.apply_inverse(torch.where(finite, rhs, 0), transpose, strict)
+        return torch.where(finite, x, math.nan)
+
     def _is_empty(self, rhs: Tensor) -> bool:
         return rhs.shape[0] == 0  # a rank without rows takes part, too
 
@@ -90,11 +99,11 @@ class DistributedFactor(CheckedFactor):
         return float(self._sizes(vectors).amax())
 
     def _sizes(self, vectors: Tensor) -> Tensor:
-        return self._group.most(_row_moduli(vectors))
+        return self._group.reduce_max(_row_moduli(vectors))
 
     def _ratios(self, numerator: Tensor, denominator: Tensor) -> Tensor:
         none = torch.zeros(len(numerator), dtype=torch.float64)
-        return self._group.most(super()._ratios(numerator, denominator) if self._n else none)
+        return self._group.reduce_max(super()._ratios(numerator, denominator) if self._n else none)
 
     def _scales(self, k: int) -> Tensor:
         return torch.full((k,), self._largest, dtype=torch.float64)
@@ -117,11 +126,11 @@ def _row_moduli(vectors: Tensor) -> Tensor:
 Rung = tuple[Kind, bool]
 
 
-def rungs_of(kind: Kind, dtype: torch.dtype) -> tuple[Rung, ...]:
+def choose_rungs(kind: Kind, dtype: torch.dtype) -> tuple[Rung, ...]:
     """The factorisations to try for a kind, from the fastest to the most robust.
 
-    With LDLᵀ, complex symmetric matrices gain little by matching; the PARDISO engine says why
-    Hermitian ones do without.
+    With LDLᵀ, complex symmetric matrices gain little by matching; `_engines.mkl.pardiso` explains
+    why Hermitian ones are not matched.
     """
     last: Rung = "general", True
     if kind == "spd":
@@ -132,12 +141,12 @@ def rungs_of(kind: Kind, dtype: torch.dtype) -> tuple[Rung, ...]:
 
 
 class Factor:
-    """A factor whose parts lie on all ranks.
+    """A factor that is distributed over all ranks; see `_engines.protocol.Factor`.
 
-    number : that of the pattern
+    number : the number of the pattern
     largest : the largest modulus of an entry
-    lowest : the smallest diagonal entry, if the matrix is positive definite
-    fresh : whether there has to be a new analysis, of these values
+    lowest : the smallest diagonal entry of a positive definite matrix
+    fresh : whether to make a new analysis, of these values
     """
 
     flops: int | None = None
@@ -153,8 +162,8 @@ class Factor:
         lowest: float,
         fresh: bool,
     ):
-        kind, match = rung
-        self.values, self.arrangement = canonical, _arrangement(rows, kind)
+        kind, dtype = rung[0], canonical.dtype
+        self.values, self.arrangement = canonical, rows.arrange(kind)
         self._scales: Tensor | None = None
         self._is_padding = rows.numbering.is_padding
         values = self.arrangement.gather(canonical, False)
@@ -162,8 +171,7 @@ class Factor:
             values, largest = self._scale(rows, canonical, values), 1.0
         if self._is_padding:
             values = canonical.new_tensor([largest])
-        handle = self._take_handle(rows, number, rung, values, fresh)
-        self._handle = handle
+        self._handle = handle = self._take_handle(rows, (number, dtype, rung), values, fresh)
         started = time.perf_counter()
         sound = handle.factor(values)
         self.factorization_seconds = time.perf_counter() - started
@@ -176,67 +184,41 @@ class Factor:
         self.memory_bytes: int | None = handle.memory_bytes
         self.perturbed_pivots: int | None = handle.perturbed_pivots
         self.stable = kind == "spd"
-        smallest = handle.smallest_pivot / largest
-        self.doubtful = not self.stable or is_doubtful(smallest, canonical.dtype)
+        self.doubtful = not self.stable or is_doubtful(handle.smallest_pivot / largest, dtype)
 
     def _scale(self, rows: Rows, canonical: Tensor, values: Tensor) -> Tensor:
         """S A S with a diagonal near one, by powers of two."""
         self._scales = scaling_power(rows.diagonal_of(canonical).real.sqrt())
-        everywhere = rows.extend(self._scales.unsqueeze(0))[0]
-        arrangement = self.arrangement
-        return values * self._scales[arrangement.rows] * everywhere[arrangement.col]
+        everywhere, at = rows.extend(self._scales.unsqueeze(0))[0], self.arrangement
+        return values * self._scales[at.rows] * everywhere[at.col]
 
     def _take_handle(
-        self, rows: Rows, number: int, rung: Rung, values: Tensor, fresh: bool
+        self, rows: Rows, key: tuple[int, torch.dtype, Rung], values: Tensor, fresh: bool
     ) -> Handle:
-        """An idle handle with the analysis, or a new one."""
-        handles, numbering = Handles.of(rows.group), rows.numbering
-        kind, match = rung
-        started, key = time.perf_counter(), (number, values.dtype, rung)
+        """An idle handle with the analysis, unless a `fresh` one is wanted, or a new one."""
+        started, handles = time.perf_counter(), Handles.of(rows.group)
         handle = None if fresh else handles.take(rows.group, key)
         self.analysis_seconds, self.is_fresh = 0.0, handle is None
         if handle is None:
-            crow, cols = self.arrangement.crow, numbering.columns(rows.read[self.arrangement.col])
+            numbering, at = rows.numbering, self.arrangement
+            indices = at.crow, numbering.number(rows.read[at.col])
             if self._is_padding:
-                crow, cols = torch.tensor([0, 1]), torch.tensor([numbering.block.start])
-            handle = Handle(rows.group, numbering, kind, crow, cols, values, match)
+                indices = torch.tensor([0, 1]), torch.tensor([numbering.block.start])
+            kind, match = key[2]
+            handle = Handle(rows.group, numbering, kind, *indices, values, match)
             self.analysis_seconds = time.perf_counter() - started
-        weakref.finalize(self, handles.bury, handles.use(key, handle)).atexit = False
+        number = handles.register(key, handle)
+        weakref.finalize(self, handles.note_dead, number).atexit = False
         return handle
 
     def substitute(self, rhs: Tensor, transpose: bool) -> Tensor:
-        rhs = rhs.contiguous() if self._scales is None else rhs * self._scales
+        """Apply A⁻¹ or A⁻ᵀ to the rows of the contiguous (k, n) `rhs`, in a new tensor."""
         if self._is_padding:
-            return self._handle.substitute(rhs.new_zeros(rhs.shape[0], 1), transpose)[:, :0]
-        x = self._handle.substitute(rhs, transpose)
-        return x if self._scales is None else x.mul_(self._scales)
-
-
-def _arrangement(rows: Rows, method: Kind) -> Arrangement:
-    """The entries that the solver wants, in the columns that this rank reads.
-
-    All entries, or the upper triangle with every diagonal entry.
-    """
-    structure = rows.structure
-    if method == "general":
-        return Arrangement("full", structure.canonical_rows, structure.crow, structure.col)
-    if rows.upper is None:
-        rows.upper = _arrange_upper(rows)
-    return rows.upper
-
-
-def _arrange_upper(rows: Rows) -> Arrangement:
-    structure = rows.structure
-    kept = torch.nonzero(rows.rows <= rows.cols).squeeze(-1)
-    missing = torch.nonzero(rows.diagonal < 0).squeeze(-1)
-    at = torch.cat((structure.canonical_rows[kept], missing))
-    # The columns of this rank's rows are read columns, in one block.
-    col = torch.cat((structure.col[kept], missing + rows.before))
-    source = torch.cat((kept, torch.full_like(missing, -1)))
-    order = torch.sort(at * (rows.read.numel() + 1) + col)[1]
-    at, has_gaps = at[order], bool(missing.numel())
-    pointers = row_pointers(at, rows.n)
-    return Arrangement("upper", at, pointers, col[order], source[order], None, has_gaps)
+            padding = rhs.new_zeros(rhs.shape[0], 1)
+            return self._handle.substitute(padding, transpose)[:, :0]
+        if self._scales is None:
+            return self._handle.substitute(rhs.contiguous(), transpose)
+        return self._handle.substitute(rhs * self._scales, transpose).mul_(self._scales)
 
 
 def factor_distributed(
@@ -244,17 +226,17 @@ def factor_distributed(
 ) -> DistributedFactor | EmptyFactor:
     """Factor the matrix of which this rank has the contiguous values (nnz,).
 
-    `number` is that of the pattern. Raises, on all ranks, where there is no factorisation.
+    `number` is that of the pattern. Raises an error on all ranks if there is no factorisation.
     """
-    canonical = rows.structure.canonical(values)  # a copy, unless they are in order
+    canonical = rows.structure.canonical(values)  # aliases the values if they are in order
     if canonical.data_ptr() == values.data_ptr():
         canonical = canonical.clone()
-    largest = float(rows.group.most(_row_moduli(canonical.unsqueeze(0)))[0])
-    if not largest < float("inf"):
+    largest = float(rows.group.reduce_max(_row_moduli(canonical.unsqueeze(0)))[0])
+    if not largest < math.inf:
         message = "values are too large: the sum of some is infinite"
         raise NonFiniteError(message, argument="values", index=None)
-    factoring = _Factoring(rows, number, canonical, largest)
-    ladder = factoring.choose_kinds(assume)
+    matrix = _Matrix(rows, number, canonical, largest)
+    ladder = matrix.choose_kinds(assume)
     record = Record(ladder.kinds[0], ladder.reason, ENGINE, "distributed")
     if rows.shape[0] == 0:
         return EmptyFactor(record)
@@ -267,34 +249,28 @@ def factor_distributed(
     for kind in ladder:
         with ladder.attempt(kind):
             record.kind, record.kind_reason = kind, ladder.reason
-            return factoring.factor_as(record)
+            return matrix.factor_as(record)
     raise AssertionError("the last attempt returns or raises")
 
 
-class _Factoring:
-    """One matrix, on its way to a factor."""
+class _Matrix:
+    """The values of one distributed matrix, and what they show."""
 
     def __init__(self, rows: Rows, number: int, canonical: Tensor, largest: float):
         self._rows, self._number = rows, number
         self._canonical, self._largest = canonical, largest
-        self._lowest = -float("inf")  # of the diagonal, where it matters
+        self._lowest = -math.inf  # the smallest diagonal entry, unless assume="general"
 
     def choose_kinds(self, assume: Assume) -> KindLadder:
-        """The kinds to try."""
+        """The kinds to try; raise if the values are not what `assume` says."""
         if assume == "general":
             return KindLadder(("general",), ASKED_FOR)
-        rows, is_complex = self._rows, self._canonical.is_complex()
-        diagonal = rows.diagonal_of(self._canonical)
-        lowest = _find_lowest(diagonal.real, rows.block.start)
-        self._lowest, row = min(rows.group.comm.allgather(lowest))
-
-        def find_asymmetry(conjugate: bool) -> Asymmetry | None:
-            return self._find_asymmetry(diagonal, conjugate)
-
+        is_complex = self._canonical.is_complex()
+        self._lowest, row = self._find_lowest()
         if assume == "auto":
-            return find_kinds(is_complex, find_asymmetry, lambda: self._lowest > 0)
+            return find_kinds(is_complex, self._find_asymmetry, lambda: self._lowest > 0)
         conjugate = is_complex and assume != "symmetric"
-        place = find_asymmetry(conjugate)
+        place = self._find_asymmetry(conjugate)
         if place is not None:
             raise not_symmetric(place, conjugate, assume)
         kind = Options(assume).kind(self._canonical.dtype)
@@ -302,34 +278,42 @@ class _Factoring:
             raise not_positive_diagonal(row, self._lowest)
         return KindLadder((kind,), ASKED_FOR)
 
-    def _find_asymmetry(self, diagonal: Tensor, conjugate: bool) -> Asymmetry | None:
+    def _find_lowest(self) -> tuple[float, int]:
+        """The smallest diagonal entry on all ranks and its row; infinity if there are no rows."""
+        diagonal, lowest = self._rows.diagonal_of(self._canonical).real, (math.inf, -1)
+        if diagonal.numel():
+            at = int(diagonal.argmin())
+            lowest = float(diagonal[at]), self._rows.block.start + at
+        found: tuple[float, int] = min(self._rows.group.comm.allgather(lowest))
+        return found
+
+    def _find_asymmetry(self, conjugate: bool) -> Asymmetry | None:
         """The worst violation of A = Aᵀ (or Aᴴ) on the first rank that has one."""
-        rows, canonical = self._rows, self._canonical
-        opposite = rows.opposite(canonical)
+        rows, canonical, comm = self._rows, self._canonical, self._rows.group.comm
+        opposite = rows.gather_opposite(canonical)
         if conjugate:
             opposite = opposite.conj().resolve_conj()
-        if all(rows.group.comm.allgather(torch.equal(canonical, opposite))):  # the common case
+        if all(comm.allgather(torch.equal(canonical, opposite))):  # the common case
             return None
-        root = diagonal.abs().sqrt()
+        root = rows.diagonal_of(canonical).abs().sqrt()
         other = rows.extend(root.unsqueeze(0))[0]
         roots = root[rows.structure.canonical_rows] * other[rows.structure.col]
-        beyond, difference = excess_over_rounding(canonical, opposite, roots)
+        excess, difference = excess_over_rounding(canonical, opposite, roots)
         found = None
-        if beyond.numel() and float(beyond.max()) > 0:
-            worst = int(beyond.argmax())
+        if excess.numel() and float(excess.max()) > 0:
+            worst = int(excess.argmax())
             place = int(rows.rows[worst]), int(rows.cols[worst])
             found = Asymmetry(*place, float(difference[worst]))
-        return next((one for one in rows.group.comm.allgather(found) if one is not None), None)
+        return next((one for one in comm.allgather(found) if one is not None), None)
 
     def factor_as(self, record: Record) -> DistributedFactor:
-        """Factor by the first rung that is good enough, from the one that was needed before on."""
+        """Factor by the first rung that is accurate, starting from the last one that was needed."""
         rows, known = self._rows, (record.kind, self._canonical.dtype)
-        rungs = rungs_of(*known)
-        first = rows.needed.get(known, 0)
+        rungs, first = choose_rungs(*known), rows.first_rungs.get(known, 0)
         checked, accurate = self._try(rungs[first], record, fresh=False)
         failure: EngineError | None = None
         for at in range(max(first, 1), len(rungs)):
-            # Accurate is good enough; but where pivots were perturbed, the second rung is better.
+            # If pivots were perturbed, the second rung may be more accurate still.
             if accurate and not (at == 1 and checked.factor.perturbed_pivots):
                 break
             if at == first and checked.factor.is_fresh:
@@ -340,7 +324,7 @@ class _Factoring:
                 failure = error
                 continue
             if is_better >= accurate:
-                checked, accurate, rows.needed[known] = better, is_better, at
+                checked, accurate, rows.first_rungs[known] = better, is_better, at
         try:
             if checked.factor.doubtful:
                 checked.refuse_singular()
@@ -358,11 +342,3 @@ class _Factoring:
         record.factorization_seconds += factor.factorization_seconds
         checked = DistributedFactor(record, factor, self._rows, self._canonical, self._largest)
         return checked, factor.stable or checked.is_accurate()
-
-
-def _find_lowest(diagonal: Tensor, start: int) -> tuple[float, int]:
-    """The smallest entry and its row; infinity where there are none."""
-    if not diagonal.numel():
-        return float("inf"), -1
-    at = int(diagonal.argmin())
-    return float(diagonal[at]), start + at

@@ -1,8 +1,9 @@
-"""Sums over ranks that autograd sees through, to any order, and what all distributed functions of autograd share.
+"""Sums over ranks that autograd differentiates, to any order.
 
-What all ranks hold equal copies of is "replicated". `sum` makes it of shares, and each share's derivative is that of the sum,
-which is replicated already. Going the other way, where each rank uses its copy for its own share, the derivative is the sum of
-what the ranks have: `replicate`. Each is the adjoint of the other.
+A tensor is replicated if all ranks hold equal copies of it. `all_sum` makes a replicated sum of
+shares; the derivative in each share is that of the sum, which is replicated already. Conversely,
+where each rank uses its copy for its own share, the derivative is the sum of those of all ranks:
+`replicate`. Each function is the adjoint of the other.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .._sparse.values import DTYPES
+from .._sparse.index_checks import describe_type
+from .._sparse.values import CPU, DTYPES
 from .._torch.dynamo import disable_dynamo
 from .._torch.modes import is_recorded, is_transformed, materialize
 from ..errors import DeviceError, DtypeError, LayoutError, TransformError
@@ -22,34 +24,71 @@ from ._mpi import MPI
 
 
 @disable_dynamo
-def sum(share: Tensor, comm: MPI.Comm | None = None) -> Tensor:
-    """Σ over the ranks of `share`, entry by entry, on all ranks; for losses. Collective, as is its backward pass.
+def all_sum(share: Tensor, *, comm: MPI.Comm | None = None) -> Tensor:
+    """Sum a tensor over all ranks; differentiable, to any order.
 
-    Its derivative in each share is one: ``sum(loss).backward()`` on every rank gives the gradient of the sum, once.
+    The call is collective, and so is its backward pass: ``all_sum(loss).backward()`` on every rank
+    gives the gradient of the sum, once.
 
-    share : a dense tensor on the CPU, of float32, float64, complex64 or complex128, of the same shape and dtype on all ranks
-    comm : that of the `Pattern`; None: MPI.COMM_WORLD
+    Parameters
+    ----------
+    share : Tensor
+        A dense tensor on the CPU; float32, float64, complex64 or complex128, of the same shape and
+        dtype on all ranks.
+    comm : mpi4py.MPI.Comm, optional
+        The communicator of the `Pattern`; by default MPI.COMM_WORLD.
 
-    Raises `CollectiveError` where ranks do something else, or shapes or dtypes differ, `LayoutError`, `DtypeError`, `DeviceError`,
-    and `TransformError` inside of `torch.func`, on all ranks.
+    Returns
+    -------
+    Tensor
+        Σ_r share_r, entry by entry, on all ranks. Its derivative in each share is one.
 
+    Raises
+    ------
+    LayoutError, DtypeError, DeviceError
+        If `share` is not such a tensor on some rank.
+    TransformError
+        Inside of transforms of `torch.func`.
+    CollectiveError
+        If ranks make different calls, or pass different shapes or dtypes.
+
+    Examples
+    --------
     >>> import torch
     >>> from mpi4py import MPI
-    >>> from sparse_solver.distributed import sum
-    >>> sum(torch.ones(2), comm=MPI.COMM_SELF)
+    >>> from sparse_solver.distributed import all_sum
+    >>> all_sum(torch.ones(2), comm=MPI.COMM_SELF)
     tensor([1., 1.])
     """
-    return _applied(_Sum, "sum", share, Group.of(comm))
+    return _apply(_Sum, "all_sum", share, Group.of(comm))
 
 
 @disable_dynamo
-def replicate(copy: Tensor, comm: MPI.Comm | None = None) -> Tensor:
-    """`copy`, a tensor that all ranks hold equally, for use in what each rank computes of its own share.
+def replicate(copy: Tensor, *, comm: MPI.Comm | None = None) -> Tensor:
+    """Return a tensor that all ranks hold, for use in the computations of each rank's share.
 
-    Its gradient is the sum of those of all ranks, so that parameters which all ranks share stay equal when an optimiser runs on
-    each of them. Its forward pass sends nothing but what makes sure that it is collective; shapes, dtypes and errors as for
-    `sum`.
+    The gradient is the sum over all ranks, so that parameters that all ranks hold stay equal when
+    each rank runs the same optimiser. The call is collective, and so is its backward pass.
 
+    Parameters
+    ----------
+    copy : Tensor
+        As for `all_sum`; equal on all ranks, which is not checked.
+    comm : mpi4py.MPI.Comm, optional
+        As for `all_sum`.
+
+    Returns
+    -------
+    Tensor
+        The values of `copy`. The forward pass sends none of them.
+
+    Raises
+    ------
+    LayoutError, DtypeError, DeviceError, TransformError, CollectiveError
+        As for `all_sum`.
+
+    Examples
+    --------
     >>> import torch
     >>> from mpi4py import MPI
     >>> from sparse_solver.distributed import replicate
@@ -58,43 +97,46 @@ def replicate(copy: Tensor, comm: MPI.Comm | None = None) -> Tensor:
     >>> w.grad
     tensor([1., 1.])
     """
-    return _applied(_Replicate, "replicate", copy, Group.of(comm))
+    return _apply(_Replicate, "replicate", copy, Group.of(comm))
 
 
-def anchored(recorded: bool) -> Tensor:
-    """A number that makes torch record a call on a rank none of whose own tensors asks for it, where some rank's does."""
+def make_anchor(recorded: bool) -> Tensor:
+    """An input that makes torch record a call on all ranks if any of them records it."""
     return torch.zeros((), device="cpu", requires_grad=recorded)
 
 
-def backward_name(name: str, call: int) -> str:
-    """What the backward pass of the collective call with this number is called: no other one may take its place."""
+def name_backward(name: str, call: int) -> str:
+    """The name of the backward pass of the collective call with this number."""
     return f"backward of {name} (number {call})"
 
 
-def check_plain(*tensors: Tensor) -> None:
-    """Raises TransformError where a transform of torch hides what the tensors hold."""
+def refuse_transforms(*tensors: Tensor) -> None:
+    """Raise TransformError if a transform of torch hides the numbers of the tensors."""
     if is_transformed(*tensors):
         raise TransformError(
-            "torch.func, forward mode, vmap and is_grads_batched=True do not go through calls that all ranks make together; "
-            "use torch.autograd.grad or backward, and create_graph=True for second derivatives"
+            "torch.func, forward mode, vmap and is_grads_batched=True do not support collective "
+            "calls; use torch.autograd.grad or backward, with create_graph=True for second "
+            "derivatives"
         )
 
 
-def _applied(
+def _apply(
     function: type[_Sum] | type[_Replicate], name: str, tensor: Tensor, group: Group
 ) -> Tensor:
+    """Apply the function after the ranks have agreed."""
+
     def check() -> None:
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-            raise LayoutError("only dense torch tensors can be summed over ranks")
+            is_tensor = isinstance(tensor, Tensor)
+            what = f"of layout {tensor.layout}" if is_tensor else describe_type(tensor)
+            raise LayoutError(f"the tensor is {what}; expected a dense torch tensor")
         if tensor.dtype not in DTYPES:
-            raise DtypeError(
-                f"the tensor has dtype {tensor.dtype}; expected float32, float64, complex64 or complex128"
-            )
-        if tensor.device.type != "cpu":
-            raise DeviceError(
-                f"the tensor is on {tensor.device}; ranks exchange tensors on the CPU"
-            )
-        check_plain(tensor)
+            expected = "float32, float64, complex64 or complex128"
+            raise DtypeError(f"the tensor has dtype {tensor.dtype}; expected {expected}")
+        if tensor.device != CPU:
+            where = f"the tensor is on {tensor.device}"
+            raise DeviceError(f"{where}; ranks exchange tensors on the CPU: pass tensor.cpu()")
+        refuse_transforms(tensor)
 
     _, (recorded, _) = group.agree(
         name,
@@ -102,32 +144,29 @@ def _applied(
         same=lambda _: {"shape": tuple(tensor.shape), "dtype": tensor.dtype},
         any_of=lambda _: (is_recorded(tensor),),
     )
-    result: Tensor = function.apply(tensor, anchored(recorded), group)
+    result: Tensor = function.apply(tensor, make_anchor(recorded), group)
     return result
 
 
 class _Sum(Function):
     @staticmethod
-    def forward(ctx: Any, share: Tensor, anchor: Tensor, group: Group) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, share: Tensor, anchor: Tensor, group: Group) -> Tensor:
         ctx.group, ctx.call = group, group.calls
         with group.collective():
-            return group.total(materialize(share))
+            return group.reduce_sum(materialize(share))
 
     @staticmethod
-    def backward(ctx: Any, total_bar: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return (
-            _applied(_Replicate, backward_name("sum", ctx.call), total_bar, ctx.group),
-            None,
-            None,
-        )
+    def backward(ctx: Any, bar: Tensor) -> Any:  # type: ignore[override] # torch's is (ctx, *grads)
+        name = name_backward("all_sum", ctx.call)
+        return _apply(_Replicate, name, bar, ctx.group), None, None
 
 
 class _Replicate(Function):
     @staticmethod
-    def forward(ctx: Any, copy: Tensor, anchor: Tensor, group: Group) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, copy: Tensor, anchor: Tensor, group: Group) -> Tensor:
         ctx.group, ctx.call = group, group.calls
         return copy.clone()
 
     @staticmethod
-    def backward(ctx: Any, bar: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return _applied(_Sum, backward_name("replicate", ctx.call), bar, ctx.group), None, None
+    def backward(ctx: Any, bar: Tensor) -> Any:  # type: ignore[override] # torch's is (ctx, *grads)
+        return _apply(_Sum, name_backward("replicate", ctx.call), bar, ctx.group), None, None

@@ -47,7 +47,7 @@ class Share:
         self.entries = (p.rows >= self.block.start) & (p.rows < self.block.stop)
         self.values = p.values[self.entries]
         rows, cols = p.rows[self.entries], p.cols[self.entries]
-        assert cut != "even" or self.block == partition(p.shape, COMM)
+        assert cut != "even" or self.block == partition(p.shape, comm=COMM)
         self.pattern = Pattern(
             rows, cols, p.shape, comm=COMM, block=None if cut == "even" else self.block
         )

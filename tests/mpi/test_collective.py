@@ -68,8 +68,8 @@ def test_an_error_on_one_rank(share: Share, at: int) -> None:
             "column",
             lambda: distributed.Pattern(*places(share, None, here), (30, 30)),
         ),
-        (ss.LayoutError, "dense", lambda: distributed.sum(None if here else b[:1])),
-        (ss.DtypeError, "float16", lambda: distributed.sum(b[:1].half() if here else b[:1])),
+        (ss.LayoutError, "dense", lambda: distributed.all_sum(None if here else b[:1])),
+        (ss.DtypeError, "float16", lambda: distributed.all_sum(b[:1].half() if here else b[:1])),
     ]
     for kind, message, call in calls:
         with pytest.raises(kind, match=message) as caught:
@@ -193,10 +193,10 @@ def test_different_calls(share: Share) -> None:
         lambda: P.solve(v, b if first else b.unsqueeze(1)),
         lambda: P.solve(v, torch.stack([b] * (2 + first), 1)),
         lambda: P.solve(v.float(), b.float()) if first else P.solve(v, b),
-        lambda: distributed.sum(scalar) if first else distributed.replicate(scalar),
-        lambda: distributed.sum(scalar if first else scalar.float()),
-        lambda: distributed.sum(scalar if first else scalar.expand(1)),
-        lambda: distributed.sum(scalar) if first else P.solve(v, b),
+        lambda: distributed.all_sum(scalar) if first else distributed.replicate(scalar),
+        lambda: distributed.all_sum(scalar if first else scalar.float()),
+        lambda: distributed.all_sum(scalar if first else scalar.expand(1)),
+        lambda: distributed.all_sum(scalar) if first else P.solve(v, b),
         lambda: P.release_idle() if first else P.solve(v, b),
         lambda: distributed.Pattern(
             P._rows.rows, P._rows.cols, (30 + first, 30 + first), block=P.block
@@ -216,8 +216,8 @@ def test_different_orders_of_backward_passes(share: Share) -> None:
     first, second = (x, y) if COMM.rank else (y, x)
     with pytest.raises(CollectiveError, match="backward of solve"):
         first.sum().backward()
-    s, t = (distributed.sum(part.sum()) for part in (x, y))
-    with pytest.raises(CollectiveError, match="backward of sum"):
+    s, t = (distributed.all_sum(part.sum()) for part in (x, y))
+    with pytest.raises(CollectiveError, match="backward of all_sum"):
         (s if COMM.rank else t).backward(retain_graph=True)
     with pytest.raises(CollectiveError, match="backward of"):
         (s.backward if COMM.rank else second.sum().backward)()
@@ -231,7 +231,7 @@ def test_transforms_are_refused(share: Share) -> None:
         lambda: torch.func.grad(lambda v: P.solve(v, b).sum())(v),
         lambda: torch.func.jvp(lambda v: P.solve(v, b), (v,), (v,)),
         lambda: torch.func.vmap(lambda b: P.solve(v, b))(b.expand(2, -1)),
-        lambda: torch.func.grad(lambda v: distributed.sum(v.sum()))(v),
+        lambda: torch.func.grad(lambda v: distributed.all_sum(v.sum()))(v),
     ):
         with pytest.raises(ss.TransformError, match=r"torch\.autograd"):
             call()
@@ -245,7 +245,7 @@ def test_transforms_are_refused(share: Share) -> None:
 def test_blocks_that_do_not_follow_each_other() -> None:
     none = torch.empty(0, dtype=torch.int64)
     block = range(0, 5) if COMM.rank == 0 else range(4, 5 + COMM.rank)
-    expected = "should begin with row 5" if COMM.size > 1 else "have 5 rows, the matrix has 6"
+    expected = "has to begin with row 5" if COMM.size > 1 else "have 5 rows, the matrix has 6"
     with pytest.raises(ss.ShapeError, match=expected):
         distributed.Pattern(none, none, (6, 6), block=block)
     with pytest.raises(ss.OptionError, match="range"):
@@ -260,7 +260,7 @@ def test_communicators_of_some_ranks() -> None:
     """Two halves solve systems of their own, at the same time."""
     half = COMM.Split(COMM.rank % 2)
     p = problem("spd", torch.float64, n=20 + COMM.rank % 2)
-    mine = distributed.partition(p.shape, half)
+    mine = distributed.partition(p.shape, comm=half)
     entries = (p.rows >= mine.start) & (p.rows < mine.stop)
     P = distributed.Pattern(p.rows[entries], p.cols[entries], p.shape, comm=half)
     b = rhs(p.n, dtype=torch.float64)
@@ -269,7 +269,7 @@ def test_communicators_of_some_ranks() -> None:
     torch.testing.assert_close(
         torch.cat(half.allgather(x.detach())), torch.linalg.solve(p.dense, b)
     )
-    distributed.sum(x.sum(), comm=half).backward()
+    distributed.all_sum(x.sum(), comm=half).backward()
     P.solve(values, b[mine.start : mine.stop])
 
 
@@ -281,7 +281,7 @@ def test_in_inference_mode_and_with_another_default_device(share: Share) -> None
     torch.set_default_device("meta")
     try:
         x = inner.pattern.solve(values, share.of(torch.ones(30, dtype=torch.float64, device="cpu")))
-        distributed.sum(x.square().sum()).backward()
+        distributed.all_sum(x.square().sum()).backward()
     finally:
         torch.set_default_device(None)
     assert values.grad is not None
@@ -297,20 +297,20 @@ def test_neither_patterns_nor_factorizations_are_copied(share: Share) -> None:
 ALONE = """
 import torch
 from mpi4py import MPI
-from sparse_solver.distributed import Pattern, sum
+from sparse_solver.distributed import Pattern, all_sum
 from sparse_solver.errors import CollectiveError
 
 i = torch.arange(2)
 P = Pattern(i, i, (2, 2), comm=MPI.COMM_SELF)
-total = sum(P.solve(torch.ones(2), torch.ones(2)).sum())  # makes a group of all ranks
+total = all_sum(P.solve(torch.ones(2), torch.ones(2)).sum())  # makes a group of all ranks
 if MPI.COMM_WORLD.rank == 1:
     raise ValueError("alone")
 try:
-    sum(total)
+    all_sum(total)
 except CollectiveError as error:
     print(error)
 try:
-    sum(total)
+    all_sum(total)
 except CollectiveError as error:
     print(error)
 """
@@ -322,13 +322,14 @@ def test_a_rank_that_ends_by_itself_is_not_waited_for() -> None:
     assert done.returncode
     assert "ValueError: alone" in done.stderr
     assert "rank 1: the end of the program" in done.stdout
-    assert "sum cannot be called any more" in done.stdout
+    assert "all_sum cannot be called any more" in done.stdout
 
 
 UNEXPECTED = """
 import torch
 from mpi4py import MPI
-from sparse_solver.distributed import Pattern, _numeric
+from sparse_solver.distributed import Pattern
+from sparse_solver.distributed._halo_exchange import Rows
 
 i = torch.arange(2 * MPI.COMM_WORLD.rank, 2 * MPI.COMM_WORLD.rank + 2)
 P = Pattern(i, i, (4, 4))
@@ -339,7 +340,7 @@ def full(*_):
 
 
 if MPI.COMM_WORLD.rank == 1:
-    _numeric._arrangement = full
+    Rows.arrange = full
 P.solve(torch.ones(2), torch.ones(2))
 """
 
@@ -349,7 +350,7 @@ def test_a_failure_where_others_wait_ends_all_of_them() -> None:
     done = launch(UNEXPECTED)
     assert done.returncode
     assert "MemoryError: full" in done.stderr
-    assert "rank 1 failed where others wait for it" in done.stderr
+    assert "rank 1 failed while others wait for it" in done.stderr
 
 
 @single

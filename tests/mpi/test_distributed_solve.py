@@ -79,7 +79,7 @@ def test_second_and_third_derivatives(
         share.values.clone().requires_grad_(),
         share.of(b).clone().requires_grad_(),
         lambda v, b: share.pattern.solve(v, b, assume=kind, transpose=transpose),
-        distributed.sum,
+        distributed.all_sum,
     )
     single = ss.Pattern(p.rows, p.cols, p.shape)
     theirs = chain(
@@ -127,7 +127,7 @@ def test_fewer_rows_than_ranks(n: int) -> None:
     assert torch.allclose(
         whole(x), torch.linalg.solve(share.problem.dense, torch.ones(n, dtype=torch.float64))
     )
-    distributed.sum(x.sum()).backward()
+    distributed.all_sum(x.sum()).backward()
     assert values.grad is not None
     assert values.grad.shape == values.shape
 
@@ -139,7 +139,7 @@ def test_shapes_of_right_hand_sides(shape: tuple[int, ...]) -> None:
     x = share.pattern.solve(values, right)
     assert x.shape == right.shape
     torch.testing.assert_close(whole(x), torch.linalg.solve(share.problem.dense, b))
-    distributed.sum(x.sum()).backward()
+    distributed.all_sum(x.sum()).backward()
     assert right.grad is not None
     assert right.grad.shape == right.shape
     assert values.grad is not None
@@ -180,7 +180,7 @@ def test_strides_conjugates_and_negatives() -> None:
         share.pattern.solve(share.values, share.of(negative)),
         torch.linalg.solve(real.dense, negative),
     )
-    close(distributed.sum(negative), COMM.size * negative.repeat(COMM.size))
+    close(distributed.all_sum(negative), COMM.size * negative.repeat(COMM.size))
 
 
 @pytest.mark.parametrize("who", ["first", "last", "nobody"])
@@ -229,7 +229,7 @@ def test_a_factorization() -> None:
     with torch.no_grad():
         values.fill_(float("nan"))  # the factor is of what they were
     x, y = F.solve(share.of(b)), F.solve(share.of(b), transpose=True)
-    distributed.sum((x * y).sum()).backward()
+    distributed.all_sum((x * y).sum()).backward()
     V = p.values.clone().requires_grad_()
     G = ss.Pattern(p.rows, p.cols, p.shape).factorize(V)
     X, Y = G.solve(b), G.solve(b, transpose=True)

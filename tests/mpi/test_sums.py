@@ -18,7 +18,7 @@ MINE = RANKS[COMM.rank]
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3)])
 def test_sum(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     share = torch.full(shape, COMM.rank + 1, dtype=dtype, requires_grad=True)
-    total = distributed.sum(share)
+    total = distributed.all_sum(share)
     assert torch.equal(total, torch.full(shape, float(RANKS.sum()), dtype=dtype))
     (gradient,) = torch.autograd.grad(total.real.sum(), share)
     assert torch.equal(gradient, torch.ones_like(share))
@@ -30,22 +30,22 @@ def test_sum(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
 def test_the_derivatives_of_a_function_of_sums() -> None:
     """f = (Σ r x_r)³ of the ranks' numbers x_r: its first three derivatives."""
     x = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
-    f = distributed.sum(MINE * x) ** 3
+    f = distributed.all_sum(MINE * x) ** 3
     total = 0.5 * RANKS.sum()
     (first,) = torch.autograd.grad(f, x, create_graph=True)
     torch.testing.assert_close(first, MINE * 3 * total**2)
     (second,) = torch.autograd.grad(
-        distributed.sum(first), x, create_graph=True
+        distributed.all_sum(first), x, create_graph=True
     )  # Σ_r of the derivatives
     torch.testing.assert_close(second, MINE * RANKS.sum() * 6 * total)
-    (third,) = torch.autograd.grad(distributed.sum(second), x)
+    (third,) = torch.autograd.grad(distributed.all_sum(second), x)
     torch.testing.assert_close(third, MINE * RANKS.sum() ** 2 * 6)
 
 
 def test_parameters_that_all_ranks_share() -> None:
     """f = Σ_r r w², where each rank computes its own term."""
     w = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
-    f = distributed.sum(MINE * distributed.replicate(w) ** 2)
+    f = distributed.all_sum(MINE * distributed.replicate(w) ** 2)
     (first,) = torch.autograd.grad(f, w, create_graph=True)
     torch.testing.assert_close(first, RANKS.sum() * 2 * w.detach())
     (second,) = torch.autograd.grad(first, w)
@@ -57,7 +57,7 @@ def test_parameters_stay_equal_when_they_are_optimised() -> None:
     optimizer = torch.optim.Adam([w], lr=0.1)
     for _ in range(5):
         optimizer.zero_grad()
-        distributed.sum((MINE * distributed.replicate(w) - 1).square().sum()).backward()
+        distributed.all_sum((MINE * distributed.replicate(w) - 1).square().sum()).backward()
         optimizer.step()
     assert all(torch.equal(w.detach(), other) for other in COMM.allgather(w.detach()))
 
@@ -65,7 +65,7 @@ def test_parameters_stay_equal_when_they_are_optimised() -> None:
 @pytest.mark.parametrize("recorded", [0, COMM.size - 1])
 def test_a_share_that_is_a_constant_on_the_other_ranks(recorded: int) -> None:
     share = torch.ones((), requires_grad=COMM.rank == recorded)
-    total = distributed.sum(share)
+    total = distributed.all_sum(share)
     assert total.requires_grad
     total.backward()
     assert (share.grad is None) == (COMM.rank != recorded)
@@ -73,7 +73,7 @@ def test_a_share_that_is_a_constant_on_the_other_ranks(recorded: int) -> None:
 
 def test_nothing_is_recorded_where_nobody_asks() -> None:
     with torch.no_grad():
-        assert not distributed.sum(torch.ones((), requires_grad=True)).requires_grad
+        assert not distributed.all_sum(torch.ones((), requires_grad=True)).requires_grad
     assert not distributed.replicate(torch.ones(())).requires_grad
 
 
@@ -89,7 +89,7 @@ def test_under_torch_compile() -> None:
     """The graph is broken at a collective call, which is none of the compiler's business."""
 
     def f(x: Tensor) -> Tensor:
-        return distributed.sum((x * 2).sum()) * 2
+        return distributed.all_sum((x * 2).sum()) * 2
 
     x = torch.ones(2, requires_grad=True)
     compiled = torch.compile(f, backend="eager")
