@@ -1,4 +1,4 @@
-"""For `mpiexec -n 4 python -m pytest tests/mpi`: all ranks run all tests, the first one tells how it went."""
+"""`mpiexec -n 4 python -m pytest tests/mpi`: all ranks run all tests, and the first one reports."""
 
 from __future__ import annotations
 
@@ -16,11 +16,8 @@ def pytest_configure() -> None:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """A rank that fails by itself leaves the others in the middle of something: all of them stop."""
+    """Stop all ranks if one fails, since the others would wait for it."""
     if report.failed and COMM.size > 1:
-        print(
-            f"\nrank {COMM.rank} of {COMM.size}: {report.nodeid}\n{report.longreprtext}",
-            file=sys.stderr,
-            flush=True,
-        )
+        where = f"rank {COMM.rank} of {COMM.size}: {report.nodeid}"
+        print(f"\n{where}\n{report.longreprtext}", file=sys.stderr, flush=True)
         COMM.Abort(1)

@@ -1,4 +1,4 @@
-"""What the ranks have of the matrices in `problems.py`."""
+"""The shares that the ranks have of the matrices in `problems.py`."""
 
 from __future__ import annotations
 
@@ -28,18 +28,17 @@ def _last(n: int) -> list[int]:
 
 
 def _uneven(n: int) -> list[int]:
-    """Every other rank has none, the others have ever more."""
-    weights = torch.tensor(
-        [0.0] + [rank * (rank % 2) + (COMM.size == 1) for rank in range(COMM.size)]
-    ).cumsum(0)
-    return (weights * n / weights[-1]).round().int().tolist()
+    """Every other rank has no rows, and the others have increasing numbers of rows."""
+    weights = [rank * (rank % 2) + (COMM.size == 1) for rank in range(COMM.size)]
+    ends = torch.tensor([0.0, *weights]).cumsum(0)
+    return (ends * n / ends[-1]).round().int().tolist()
 
 
 CUTS: dict[str, Callable[[int], list[int]]] = {"even": _even, "last": _last, "uneven": _uneven}
 
 
 class Share:
-    """The rows of this rank of a problem: `block`, and `entries`, which of the problem's are in it."""
+    """The rows of this rank: `block`, and `entries`, a mask of the entries in these rows."""
 
     def __init__(self, p: Problem, cut: str = "even"):
         ends = CUTS[cut](p.n)
@@ -57,14 +56,14 @@ class Share:
 
 
 def whole(share: Tensor) -> Tensor:
-    """What all ranks have, one after the other."""
+    """The shares of all ranks, one after the other."""
     return torch.cat(COMM.allgather(share.detach()))
 
 
 def launch(
     script: str, ranks: int = 2, **variables: str | None
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a script on ranks of its own."""
+    """Run a script on ranks of its own."""
     environment = {
         name: value
         for name, value in (os.environ | variables).items()

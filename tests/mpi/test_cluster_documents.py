@@ -1,4 +1,4 @@
-"""What docs/cluster.md and the example say is so."""
+"""docs/cluster.md and the example state the truth."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_snippet() -> None:
 def test_the_distributed_conductivity(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It compares loss and gradient with those of one process by itself; what it finds does not depend on the ranks."""
+    """It compares itself with one process; its results do not depend on the ranks."""
     monkeypatch.setattr(sys, "argv", ["distributed_conductivity", "--side", "30", "--steps", "60"])
     path = ROOT / "examples" / "distributed_conductivity.py"
     specification = importlib.util.spec_from_file_location("distributed_conductivity", path)

@@ -1,4 +1,4 @@
-"""What is wrong on one rank is raised on all of them, and nothing hangs."""
+"""Errors on one rank are raised on all ranks, and nothing hangs."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def share() -> Share:
     return Share(problem("general", torch.float64, n=30))
 
 
-def after(share: Share) -> None:
-    """The ranks still understand each other."""
+def check_that_calls_work(share: Share) -> None:
+    """Check that collective calls still work."""
     b = rhs(30, dtype=torch.float64)
     x = share.pattern.solve(share.values, share.of(b))
     torch.testing.assert_close(whole(x), torch.linalg.solve(share.problem.dense, b))
@@ -51,6 +51,8 @@ def test_an_error_on_one_rank(share: Share, at: int) -> None:
             lambda: P.solve(v, b, assume="spdd" if here else "general"),
         ),
         (ss.OptionError, "transpose=1", lambda: P.solve(v, b, transpose=1 if here else False)),
+        (ss.OptionError, "adjoint=1", lambda: P.solve(v, b, adjoint=1 if here else False)),
+        (ss.OptionError, "choose one", lambda: P.solve(v, b, transpose=here, adjoint=True)),
         (
             ss.NonFiniteError,
             r"values\[0\] is nan",
@@ -75,7 +77,7 @@ def test_an_error_on_one_rank(share: Share, at: int) -> None:
         with pytest.raises(kind, match=message) as caught:
             call()
         assert here or f"on rank {at}: " in str(caught.value)
-        after(share)
+        check_that_calls_work(share)
 
 
 def places(share: Share, row: int | None, far: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,15 +89,15 @@ def places(share: Share, row: int | None, far: bool = False) -> tuple[torch.Tens
     return rows, cols
 
 
-def test_data_of_errors_come_along(share: Share) -> None:
+def test_errors_carry_their_data_to_all_ranks(share: Share) -> None:
     rows, cols = places(share, None, COMM.rank == LAST)
     with pytest.raises(ss.IndexRangeError) as caught:
         distributed.Pattern(rows, cols, (30, 30))
     assert (caught.value.entry, caught.value.index) == (0, 30)
 
 
-def test_what_nobody_expected(share: Share) -> None:
-    """Errors that are not ours stay what they are where they were raised; elsewhere, they are told of."""
+def test_unexpected_errors(share: Share) -> None:
+    """A foreign error stays what it is on its rank; the others raise CollectiveError."""
     v, b = share.values.clone().requires_grad_(), share.of(rhs(30, dtype=torch.float64))
     x = share.pattern.solve(v, b)
     if COMM.rank == LAST:
@@ -104,7 +106,7 @@ def test_what_nobody_expected(share: Share) -> None:
     with pytest.raises(RuntimeError, match="modified by an inplace operation") as caught:
         x.sum().backward()
     assert isinstance(caught.value, CollectiveError) == (COMM.rank != LAST)
-    after(share)
+    check_that_calls_work(share)
 
 
 def test_matrices_that_cannot_be_factored() -> None:
@@ -189,6 +191,7 @@ def test_different_calls(share: Share) -> None:
         lambda: P.solve(v, b) if first else Q.solve(v, b),
         lambda: F.solve(b) if first else G.solve(b),
         lambda: P.solve(v, b, transpose=first),
+        lambda: F.solve(b, adjoint=first),
         lambda: P.solve(v, b, assume="general" if first else "auto"),
         lambda: P.solve(v, b if first else b.unsqueeze(1)),
         lambda: P.solve(v, torch.stack([b] * (2 + first), 1)),
@@ -206,7 +209,7 @@ def test_different_calls(share: Share) -> None:
         with pytest.raises(CollectiveError, match="rank 0: ") as caught:
             call()
         assert len(caught.value.calls) == COMM.size
-        after(share)
+        check_that_calls_work(share)
 
 
 @several
@@ -221,7 +224,7 @@ def test_different_orders_of_backward_passes(share: Share) -> None:
         (s if COMM.rank else t).backward(retain_graph=True)
     with pytest.raises(CollectiveError, match="backward of"):
         (s.backward if COMM.rank else second.sum().backward)()
-    after(share)
+    check_that_calls_work(share)
 
 
 def test_transforms_are_refused(share: Share) -> None:
@@ -239,10 +242,10 @@ def test_transforms_are_refused(share: Share) -> None:
     x = P.solve(leaf, b)
     with pytest.raises(ss.TransformError):
         torch.autograd.grad(x, leaf, torch.stack((x, x)).detach(), is_grads_batched=True)
-    after(share)
+    check_that_calls_work(share)
 
 
-def test_blocks_that_do_not_follow_each_other() -> None:
+def test_blocks_that_are_not_contiguous() -> None:
     none = torch.empty(0, dtype=torch.int64)
     block = range(0, 5) if COMM.rank == 0 else range(4, 5 + COMM.rank)
     expected = "has to begin with row 5" if COMM.size > 1 else "have 5 rows, the matrix has 6"
@@ -257,7 +260,7 @@ def test_blocks_that_do_not_follow_each_other() -> None:
 
 
 def test_communicators_of_some_ranks() -> None:
-    """Two halves solve systems of their own, at the same time."""
+    """Two halves of the ranks solve systems of their own at the same time."""
     half = COMM.Split(COMM.rank % 2)
     p = problem("spd", torch.float64, n=20 + COMM.rank % 2)
     mine = distributed.partition(p.shape, comm=half)
@@ -276,7 +279,7 @@ def test_communicators_of_some_ranks() -> None:
 def test_in_inference_mode_and_with_another_default_device(share: Share) -> None:
     with torch.inference_mode():
         inner = Share(share.problem)
-        after(inner)
+        check_that_calls_work(inner)
     values = share.values.clone().requires_grad_()
     torch.set_default_device("meta")
     try:
@@ -287,7 +290,7 @@ def test_in_inference_mode_and_with_another_default_device(share: Share) -> None
     assert values.grad is not None
 
 
-def test_neither_patterns_nor_factorizations_are_copied(share: Share) -> None:
+def test_patterns_and_factorizations_cannot_be_pickled(share: Share) -> None:
     for one in (share.pattern, share.pattern.factorize(share.values)):
         with pytest.raises(TypeError):
             pickle.dumps(one)
@@ -317,7 +320,7 @@ except CollectiveError as error:
 
 
 @single
-def test_a_rank_that_ends_by_itself_is_not_waited_for() -> None:
+def test_a_rank_that_ends_early_does_not_block_the_others() -> None:
     done = launch(ALONE)
     assert done.returncode
     assert "ValueError: alone" in done.stderr
@@ -346,7 +349,7 @@ P.solve(torch.ones(2), torch.ones(2))
 
 
 @single
-def test_a_failure_where_others_wait_ends_all_of_them() -> None:
+def test_a_failure_while_others_wait_ends_all_ranks() -> None:
     done = launch(UNEXPECTED)
     assert done.returncode
     assert "MemoryError: full" in done.stderr

@@ -1,4 +1,4 @@
-"""Solutions and derivatives are those of one process, whatever the ranks have."""
+"""Solutions and derivatives equal those of one process, however the rows are distributed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CASES = [(kind, dtype) for dtype in DTYPES for kind in kinds_of(dtype)]
 
 
 def close(share: Tensor, expected: Tensor) -> None:
-    """`expected` is what all shares together should be."""
+    """Compare all shares together with what is expected."""
     together, expected, tolerance = whole(share), expected.detach(), TOLERANCE[expected.dtype]
     torch.testing.assert_close(
         together, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max())
@@ -58,7 +58,7 @@ def test_solutions_and_gradients(
 def test_second_and_third_derivatives(
     kind: str, dtype: torch.dtype, transpose: bool, cut: str
 ) -> None:
-    """A chain of gradients, each of the sum of the squares of those before it."""
+    """A chain of gradients, each of the sum of squares of the previous ones."""
     p = problem(kind, dtype, n=14)
     share, b = Share(p, cut), rhs(14, 2, dtype=dtype)
 
@@ -114,6 +114,41 @@ def test_numerical_derivatives(dtype: torch.dtype, transpose: bool) -> None:
         inputs = p.values.clone().requires_grad_(), rhs(5, 2, dtype=dtype).requires_grad_()
         assert torch.autograd.gradcheck(solve, inputs)
         assert torch.autograd.gradgradcheck(solve, inputs)
+
+
+@pytest.mark.parametrize(("kind", "dtype"), CASES)
+def test_adjoint(kind: str, dtype: torch.dtype) -> None:
+    p = problem(kind, dtype, n=30)
+    share, b, weights = Share(p), rhs(30, dtype=dtype), rhs(30, dtype=dtype, seed=7)
+    values, right = share.values.clone().requires_grad_(), share.of(b).clone().requires_grad_()
+    V, B = p.values.clone().requires_grad_(), b.clone().requires_grad_()
+    X = ss.Pattern(p.rows, p.cols, p.shape).solve(V, B, adjoint=True)
+    (X * weights).real.sum().backward()
+    for solve in (
+        lambda: share.pattern.solve(values, right, adjoint=True),
+        lambda: share.pattern.factorize(values).solve(right, adjoint=True),
+    ):
+        values.grad = right.grad = None
+        x = solve()
+        (x * share.of(weights)).real.sum().backward()
+        close(x, torch.linalg.solve(p.dense.mH, b))
+        close(values.grad, V.grad)
+        close(right.grad, B.grad)
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("kind", ["spd", "general"])
+def test_gradients_that_are_not_finite(kind: str, cut: str) -> None:
+    """A loss that overflowed gives NaN, for its own right-hand side only."""
+    share = Share(problem(kind, torch.float64, n=30), cut)
+    b = rhs(30, 2, dtype=torch.float64)
+    values, right = share.values.clone().requires_grad_(), share.of(b).clone().requires_grad_()
+    x = share.pattern.solve(values, right)
+    x.backward(torch.ones_like(x) * torch.tensor([1.0, float("nan")]))
+    assert values.grad.isnan().all()
+    transposed = share.problem.dense.mT
+    close(right.grad[:, 0], torch.linalg.solve(transposed, torch.ones(30, dtype=torch.float64)))
+    assert right.grad[:, 1].isnan().all()
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 3])
@@ -185,7 +220,7 @@ def test_strides_conjugates_and_negatives() -> None:
 
 @pytest.mark.parametrize("who", ["first", "last", "nobody"])
 @pytest.mark.parametrize("what", ["values", "b"])
-def test_gradients_that_only_one_rank_wants(who: str, what: str) -> None:
+def test_gradients_that_only_one_rank_requires(who: str, what: str) -> None:
     p = problem("general", torch.float64, n=30)
     share, b = Share(p), rhs(30, dtype=torch.float64)
     wants = COMM.rank == {"first": 0, "last": COMM.size - 1, "nobody": -1}[who]
@@ -247,7 +282,7 @@ def test_a_factorization() -> None:
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("exponent", [-30, 30])
 def test_scales(dtype: torch.dtype, exponent: int) -> None:
-    """Of the whole matrix, and of rows and columns beside each other."""
+    """Scales of the whole matrix, and of single rows and columns."""
     for kind in ("spd", "general"):
         p = problem(kind, dtype, n=30)
         share, b = Share(p), rhs(30, dtype=dtype)
@@ -261,7 +296,7 @@ def test_scales(dtype: torch.dtype, exponent: int) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_indefinite_matrices_without_a_usable_diagonal(dtype: torch.dtype) -> None:
-    """Saddle points: the lower right block is zero, and pivots must be looked for elsewhere."""
+    """Saddle points: the lower right block is zero, so that pivots must be searched elsewhere."""
     n, m = 24, 8
     g = torch.Generator().manual_seed(0)
     C = torch.randn(m, n, dtype=dtype, generator=g)
@@ -273,13 +308,13 @@ def test_indefinite_matrices_without_a_usable_diagonal(dtype: torch.dtype) -> No
         rows, cols = dense.nonzero().T
         p = Problem("saddle", dense, rows, cols, dense[rows, cols])
         share, b = Share(p), rhs(n + m, dtype=dtype)
-        for _ in range(2):  # the second time, what was needed is known
+        for _ in range(2):  # the second time, the rung that was needed is remembered
             close(share.pattern.solve(share.values, share.of(b)), torch.linalg.solve(dense, b))
 
 
 @pytest.mark.parametrize("seed", range(24))
-def test_whatever_comes(seed: int) -> None:
-    """Random kinds, sizes, blocks, duplicates, options, and wishes for gradients."""
+def test_random_cases(seed: int) -> None:
+    """Random kinds, sizes, blocks, duplicates, options, and inputs that require gradients."""
     g = torch.Generator().manual_seed(seed)  # the same on all ranks
 
     def choice(options: Sequence[T]) -> T:

@@ -1,4 +1,4 @@
-"""Factors die on all ranks together, whenever each of them collects its garbage, and what they used is used again."""
+"""Factors are released on all ranks together, and later factorisations use their memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sparse_solver.distributed._collective import Group
 
 @pytest.fixture
 def phases(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """What is asked of the solver from here on."""
+    """The phases that the solver runs from here on."""
     Share(problem("spd", torch.float64)).pattern.release_idle()
     found: list[int] = []
     original = _cluster.Handle._call
@@ -64,7 +64,7 @@ def test_matching_is_remembered(phases: list[int]) -> None:
 def test_lu_is_the_last_resort(
     phases: list[int], monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, analyses: int
 ) -> None:
-    """Where LDLᵀ is not accurate, whatever is matched; and the next time it is not tried again."""
+    """Where LDLᵀ is not accurate; the second time, LDLᵀ is not tried again."""
     p = problem("symmetric", dtype, n=30)
     share, b = Share(p), rhs(30, dtype=dtype)
     original = _numeric.DistributedFactor.is_accurate
@@ -135,7 +135,7 @@ def test_idle_memory_is_released() -> None:
 
 
 def test_two_hundred_steps() -> None:
-    """Memory stays what it is after a few steps, on every rank."""
+    """Memory does not grow after a few steps, on any rank."""
     edges, n = grid(40)
     rows, cols = laplacian_places(edges, n)
     block = distributed.partition((n, n))

@@ -1,4 +1,4 @@
-"""Sums over ranks and their derivatives."""
+"""`all_sum`, `replicate` and their derivatives."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ MINE = RANKS[COMM.rank]
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3)])
-def test_sum(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+def test_all_sum(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     share = torch.full(shape, COMM.rank + 1, dtype=dtype, requires_grad=True)
     total = distributed.all_sum(share)
     assert torch.equal(total, torch.full(shape, float(RANKS.sum()), dtype=dtype))
     (gradient,) = torch.autograd.grad(total.real.sum(), share)
     assert torch.equal(gradient, torch.ones_like(share))
-    assert torch.equal(
-        share.detach(), torch.full(shape, COMM.rank + 1, dtype=dtype)
-    )  # it was not added to in place
+    # The sum is not made in place.
+    assert torch.equal(share.detach(), torch.full(shape, COMM.rank + 1, dtype=dtype))
 
 
 def test_the_derivatives_of_a_function_of_sums() -> None:
@@ -34,9 +33,8 @@ def test_the_derivatives_of_a_function_of_sums() -> None:
     total = 0.5 * RANKS.sum()
     (first,) = torch.autograd.grad(f, x, create_graph=True)
     torch.testing.assert_close(first, MINE * 3 * total**2)
-    (second,) = torch.autograd.grad(
-        distributed.all_sum(first), x, create_graph=True
-    )  # Σ_r of the derivatives
+    sum_of_first = distributed.all_sum(first)
+    (second,) = torch.autograd.grad(sum_of_first, x, create_graph=True)
     torch.testing.assert_close(second, MINE * RANKS.sum() * 6 * total)
     (third,) = torch.autograd.grad(distributed.all_sum(second), x)
     torch.testing.assert_close(third, MINE * RANKS.sum() ** 2 * 6)
@@ -71,7 +69,7 @@ def test_a_share_that_is_a_constant_on_the_other_ranks(recorded: int) -> None:
     assert (share.grad is None) == (COMM.rank != recorded)
 
 
-def test_nothing_is_recorded_where_nobody_asks() -> None:
+def test_nothing_is_recorded_without_need() -> None:
     with torch.no_grad():
         assert not distributed.all_sum(torch.ones((), requires_grad=True)).requires_grad
     assert not distributed.replicate(torch.ones(())).requires_grad
@@ -86,7 +84,7 @@ def test_a_partition_is_even() -> None:
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
 def test_under_torch_compile() -> None:
-    """The graph is broken at a collective call, which is none of the compiler's business."""
+    """The graph breaks at a collective call, which is not compiled."""
 
     def f(x: Tensor) -> Tensor:
         return distributed.all_sum((x * 2).sum()) * 2
