@@ -45,6 +45,6 @@ def test_the_distributed_conductivity(
     module.main()
     if COMM.rank == 0:
         line = capsys.readouterr().out
-        loss, error = re.search(r"loss ([0-9.]+), logarithms right up to ([0-9.]+)%", line).groups()
+        loss, error = re.search(r"loss ([0-9.]+), .* logarithms ([0-9.]+)%", line).groups()
         assert float(loss) == pytest.approx(335.38, abs=0.01)
         assert float(error) == pytest.approx(17.51, abs=0.05)
