@@ -46,7 +46,7 @@ class Aquifer:
         i = torch.cat((cells[:, :-1].reshape(-1), cells[:-1].reshape(-1)))
         k = torch.cat((cells[:, 1:].reshape(-1), cells[1:].reshape(-1)))
         lake = torch.cat((cells[:, 0], cells[:, -1]))
-        # The conductance to a neighbour enters the diagonal, and with a minus the neighbour's column.
+        # A conductance enters the diagonal, and with a minus sign the column of the neighbour.
         to, other = torch.cat((i, k)), torch.cat((k, i))
         rows, cols = torch.cat((to, to, lake)), torch.cat((to, other, lake))
         one = torch.ones(len(to), dtype=torch.double)
