@@ -78,7 +78,7 @@ def wrong(rows: list[Row]) -> list[str]:
 
 def as_json(rows: list[Row], reached: list[Target]) -> dict[str, Any]:
     return {
-        "versions": sparse_solver.__main__.report().splitlines(),
+        "versions": sparse_solver.__main__.describe_machine().splitlines(),
         "rows": [
             {
                 "workload": row.workload,
@@ -137,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     reached = targets(rows, set(peer_names), seconds, memory)
 
-    print(sparse_solver.__main__.report(), f"{torch.get_num_threads()} threads\n", sep="\n")
+    print(sparse_solver.__main__.describe_machine(), f"{torch.get_num_threads()} threads\n", sep="\n")
     print(*table(rows, set(peer_names)), sep="\n")
     if peer_names:
         print("\nmilliseconds of a step by the others", *others(rows, peer_names), sep="\n")

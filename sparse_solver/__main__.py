@@ -1,4 +1,4 @@
-"""``python -m sparse_solver``: what a bug report needs to say about this machine."""
+"""``python -m sparse_solver``: versions of this machine's software, for a bug report."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import torch
 from . import __version__, engines
 
 
-def report() -> str:
-    lines = {
+def describe_machine() -> str:
+    """Describe the package, torch, Python and the engines, in a table."""
+    rows = {
         "sparse_solver": __version__,
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
         "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-        **{name: str(found) for name, found in engines().items()},
+        **engines(),
     }
-    width = max(map(len, lines))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 
 
 if __name__ == "__main__":
-    print(report())
+    print(describe_machine())

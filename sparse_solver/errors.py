@@ -1,9 +1,11 @@
-"""Everything that `sparse_solver` raises on purpose.
+"""The errors that `sparse_solver` raises.
 
-All are `SparseSolverError`s; each is also the built-in (or `torch.linalg`) error that a caller would
-expect, so that ``except ValueError`` and ``except torch.linalg.LinAlgError`` keep working. What a
-handler may want to act on (a row, an engine, a hint) is an attribute, not only text.
+Each error is a `SparseSolverError`, and also the built-in error (or `torch.linalg.LinAlgError`)
+that a caller would expect, so that ``except ValueError`` works. Data that a handler may need, such
+as a row or the name of an engine, are attributes of the error.
 
+Examples
+--------
 >>> import torch, sparse_solver as ss
 >>> A = torch.tensor([[1.0, 0.0], [0.0, -1.0]]).to_sparse()
 >>> try:
@@ -17,22 +19,54 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # missing in torch's stubs
+
+__all__ = [
+    "CollectiveError",
+    "ConvergenceError",
+    "DeviceError",
+    "DtypeError",
+    "EngineError",
+    "EngineUnavailableError",
+    "EngineUnsupportedError",
+    "IndexRangeError",
+    "InfeasibleConstraintsError",
+    "LayoutError",
+    "NonFiniteError",
+    "NotPositiveDefiniteError",
+    "NotSymmetricError",
+    "OptionError",
+    "RedundantConstraintsError",
+    "ShapeError",
+    "SingularMatrixError",
+    "SparseSolverError",
+    "TransformError",
+    "TriangleError",
+    "ValueChangedError",
+]
 
 
 class SparseSolverError(Exception):
-    """Base of all errors of this package. Keyword arguments become attributes."""
+    """The base class of all errors of this package.
+
+    Parameters
+    ----------
+    message : str
+        What was passed, what was expected, and what to do.
+    **data
+        The attributes of the error.
+    """
 
     def __init__(self, message: str = "", **data: Any):
-        # `BaseException.__new__` has stored the message; torch.compile cannot trace a super().__init__ of exceptions.
+        # `BaseException.__new__` stores the message; torch.compile cannot trace super().__init__.
         self.__dict__.update(data)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exceptions cross process boundaries (DataLoader workers), with their data.
+        # Pickling keeps the data, for instance between a DataLoader's workers and its process.
         return (type(self), self.args, self.__dict__)
 
     def __getattr__(self, name: str) -> Any:
-        # The data differ from one raise to the next; tell type checkers that any name may be there.
+        # The attributes depend on the error; this method tells type checkers that they may exist.
         raise AttributeError(f"{type(self).__name__} carries no {name!r}")
 
 
@@ -41,96 +75,206 @@ class ShapeError(SparseSolverError, ValueError):
 
 
 class DtypeError(SparseSolverError, TypeError):
-    """A dtype that cannot be solved with, or two that differ."""
+    """A dtype is not supported, or two dtypes differ."""
 
 
 class DeviceError(SparseSolverError, ValueError):
-    """Tensors on different devices, or on one that no engine serves."""
+    """Tensors are on different devices, or on a device for which there is no engine."""
 
 
 class LayoutError(SparseSolverError, TypeError):
-    """Not a tensor of the layout that was expected (sparse COO, CSR or CSC)."""
+    """An argument is not a tensor of the expected layout, such as sparse COO, CSR or CSC."""
 
 
 class IndexRangeError(SparseSolverError, IndexError):
-    """An index lies outside the matrix (`index`, of the entry number `entry`), or index tensors are malformed."""
+    """An index lies outside the matrix, or index tensors are malformed.
+
+    Attributes
+    ----------
+    entry : int or None
+        The position of the entry among all entries.
+    index : int or None
+        The index that lies outside.
+    """
 
     entry: int | None = None
     index: int | None = None
 
 
 class OptionError(SparseSolverError, ValueError):
-    """An option has a value that does not exist, or that contradicts another one."""
+    """An option has a value that does not exist, or that contradicts another option."""
 
 
 class TriangleError(SparseSolverError, ValueError):
-    """An entry (`row`, `col`) lies outside the triangle that ``triangle=`` names."""
+    """An entry lies outside the triangle that ``triangle=`` names.
+
+    Attributes
+    ----------
+    row, col : int or None
+        The place of the entry.
+    """
+
+    row: int | None = None
+    col: int | None = None
 
 
 class NonFiniteError(SparseSolverError, ValueError):
-    """NaN or infinity in the values or the right-hand side (`argument`, and the entry or row, `index`)."""
+    """An argument or a result contains NaN or infinity.
+
+    Attributes
+    ----------
+    argument : str or None
+        The name of the argument, for example "values" or "b".
+    index : int or None
+        The position of the entry in the argument.
+    """
 
     argument: str | None = None
     index: int | None = None
 
 
 class NotSymmetricError(SparseSolverError, ValueError):
-    """A symmetric method was asked for, and the values are not symmetric (`row`, `col`, `difference`)."""
+    """A symmetric method was requested, and the values are not symmetric.
+
+    Attributes
+    ----------
+    row, col : int or None
+        The place of the entry that differs most from its opposite.
+    difference : float or None
+        The difference of both entries.
+    """
+
+    row: int | None = None
+    col: int | None = None
+    difference: float | None = None
 
 
 class NotPositiveDefiniteError(SparseSolverError, LinAlgError):
-    """Cholesky met a pivot that is not positive (`row`, in the caller's numbering; `engine`)."""
+    """A pivot of a Cholesky factorisation is not positive.
+
+    Attributes
+    ----------
+    row : int or None
+        The row of the pivot, in the caller's numbering.
+    engine : str or None
+        The engine that factored.
+    """
 
     row: int | None = None
     engine: str | None = None
 
 
 class SingularMatrixError(SparseSolverError, LinAlgError):
-    """The matrix is structurally or numerically singular (`engine`; `row` where one row is to blame)."""
+    """The matrix is singular, structurally or to working precision.
+
+    Attributes
+    ----------
+    row : int or None
+        The row that makes the matrix singular, if there is a single one.
+    engine : str or None
+        The engine that factored; None if the structure already is singular.
+    """
 
     row: int | None = None
     engine: str | None = None
 
 
 class RedundantConstraintsError(SparseSolverError, LinAlgError):
-    """Constraints of a minimisation depend on each other (`rows` of C), so that the multipliers are not determined."""
+    """Constraints of a minimisation depend on each other: their multipliers are not unique.
+
+    Attributes
+    ----------
+    rows : tuple of int
+        The rows of C that depend on each other.
+    """
 
     rows: tuple[int, ...] = ()
 
 
 class InfeasibleConstraintsError(SparseSolverError, ValueError):
-    """Constraints of a minimisation contradict each other (`rows` of C): no x satisfies all of them."""
+    """Constraints of a minimisation contradict each other: no x satisfies all of them.
+
+    Attributes
+    ----------
+    rows : tuple of int
+        The rows of C that contradict each other.
+    """
 
     rows: tuple[int, ...] = ()
 
 
 class ConvergenceError(SparseSolverError, RuntimeError):
-    """Newton's method did not find a solution (`x`: the last iterate; `report`: a `Report`, with the reason)."""
+    """Newton's method found no solution.
+
+    Attributes
+    ----------
+    x : Tensor
+        The last iterate.
+    report : Report
+        The iterations, and the reason why they ended.
+    """
 
 
 class ValueChangedError(SparseSolverError, RuntimeError):
-    """What a derivative needs was changed in place before it was computed."""
+    """A value that a derivative needs was changed in place before the derivative was computed."""
 
 
 class CollectiveError(SparseSolverError, RuntimeError):
-    """Ranks of a distributed solve made different calls (`calls`, by rank), or something unexpected failed on one of them."""
+    """Ranks of a distributed solve made different calls, or one of them failed unexpectedly.
+
+    Attributes
+    ----------
+    calls : tuple of str
+        The call that each rank made.
+    """
 
     calls: tuple[str, ...] = ()
 
 
 class EngineUnavailableError(SparseSolverError, RuntimeError):
-    """The engine is not installed on this machine (`engine`, `hint`: what to install)."""
+    """The engine cannot be used on this machine.
+
+    Attributes
+    ----------
+    engine : str or None
+        The engine.
+    hint : str or None
+        Why the engine cannot be used, and what to install.
+    """
+
+    engine: str | None = None
+    hint: str | None = None
 
 
 class EngineUnsupportedError(SparseSolverError, NotImplementedError):
-    """The engine exists, but cannot do this kind of matrix, dtype or device (`engine`)."""
+    """The engine cannot solve with this kind of matrix, or with this dtype or device.
+
+    Attributes
+    ----------
+    engine : str or None
+        The engine.
+    """
+
+    engine: str | None = None
 
 
 class EngineError(SparseSolverError, RuntimeError):
-    """The native library failed (`engine`, `code`): `out_of_memory`, or a defect to be reported."""
+    """A native library failed.
 
+    Attributes
+    ----------
+    engine : str or None
+        The engine.
+    code : int or None
+        The error code of the library.
+    out_of_memory : bool
+        Whether there was not enough memory. Other failures are defects, to be reported.
+    """
+
+    engine: str | None = None
+    code: int | None = None
     out_of_memory: bool = False
 
 
 class TransformError(SparseSolverError, NotImplementedError):
-    """A derivative that torch would silently get wrong on this path; the message names the one to take."""
+    """Torch would compute this derivative wrongly; the message names a way that is correct."""

@@ -10,7 +10,7 @@ import pytest
 
 import sparse_solver as ss
 from sparse_solver import errors
-from sparse_solver.__main__ import report
+from sparse_solver.__main__ import describe_machine
 from sparse_solver._engines import registry as _engines
 
 ROOT = Path(__file__).parent.parent
@@ -34,7 +34,7 @@ def test_the_readme_names_every_engine_and_every_error() -> None:
 
 
 def test_the_report_for_bug_reports() -> None:
-    text = report()
+    text = describe_machine()
     for word in ("sparse_solver", "torch", "Python", *_engines.engine_names()):
         assert word in text
 
