@@ -1,6 +1,7 @@
-"""Learn the edge weights w of a graph Laplacian A(w) = I + L(w) from what the solve x = A(w)⁻¹ b should give.
+"""Learn the edge weights w of a graph Laplacian, A(w) = I + L(w), from a solution x = A(w)⁻¹ b.
 
-First at n = 10, where dense torch can check the gradients; then at n = 100,000, where it cannot even store A.
+First n = 10, where dense torch can check the gradient; then n = 100,000, where a dense A would need
+80 GB.
 """
 
 from __future__ import annotations
@@ -9,52 +10,51 @@ import argparse
 import time
 
 import torch
+from progress import show_progress
 from torch import Tensor
-from tqdm import tqdm
 
 import sparse_solver as ss
 
 
 def laplacian_indices(edges: Tensor, n: int) -> Tensor:
-    """(2, n + 4 edges) the places of I + L in the order of `laplacian_values`, duplicates and all."""
+    """(2, n + 4 edges) the places of `laplacian_values` in I + L, with duplicates."""
     i, j = edges
     nodes = torch.arange(n)
     return torch.stack([torch.cat([nodes, i, j, i, j]), torch.cat([nodes, j, i, i, j])])
 
 
 def laplacian_values(w: Tensor, n: int) -> Tensor:
+    """(n + 4 edges,) the values of I + L(w); values at the same place are to be summed."""
     return torch.cat([torch.ones(n, dtype=w.dtype), -w, -w, w, w])
 
 
 def check_against_dense(n: int = 10) -> float:
-    """The largest difference between the gradients of ½‖A(w)⁻¹ b‖² by a sparse and by a dense solve."""
+    """The largest difference of the gradients of ½‖A(w)⁻¹ b‖² by a sparse and a dense solve."""
     edges = torch.unique(torch.randint(0, n, (n * 6, 2)), dim=0).T
     b = torch.ones(n, dtype=torch.double)
     w = torch.ones(edges.shape[1], dtype=torch.double, requires_grad=True)
     indices, values = laplacian_indices(edges, n), laplacian_values(w, n)
 
-    A = torch.sparse_coo_tensor(indices, values, (n, n))
+    A = torch.sparse_coo_tensor(indices, values, (n, n), check_invariants=True)
     (sparse,) = torch.autograd.grad((ss.solve(A, b) ** 2).sum() / 2, w, retain_graph=True)
 
-    A = torch.zeros(n, n, dtype=torch.double).index_put(
-        (indices[0], indices[1]), values, accumulate=True
-    )
+    A = torch.zeros(n, n, dtype=torch.double).index_put(tuple(indices), values, accumulate=True)
     (dense,) = torch.autograd.grad((torch.linalg.solve(A, b) ** 2).sum() / 2, w)
     return float((sparse - dense).abs().max())
 
 
 def ring_with_chords(n: int) -> Tensor:
-    """(2, edges) a ring and n / 2 random chords over two to five nodes: so short that the factor stays sparse."""
+    """(2, edges) a ring with n / 2 random chords, so short that the factor stays sparse."""
     i = torch.arange(n)
     start, length = torch.randint(0, n, (n // 2,)), torch.randint(2, 6, (n // 2,))
     return torch.stack([torch.cat([i, start]), torch.cat([(i + 1) % n, (start + length) % n])])
 
 
 def learn(n: int, steps: int) -> tuple[list[float], list[float]]:
-    """Adam on the logarithms of the weights; the loss and the milliseconds of each step."""
+    """Run Adam on the logarithms of the weights; the loss and the milliseconds of each step."""
     edges, b = ring_with_chords(n), torch.randn(n, dtype=torch.double)
     rows, cols = laplacian_indices(edges, n)
-    pattern = ss.Pattern(rows, cols, (n, n))  # analysed once, at the first solve
+    pattern = ss.Pattern(rows, cols, (n, n))  # analysed once, in the first solve
 
     def solve(theta: Tensor) -> Tensor:
         return pattern.solve(laplacian_values(theta.exp(), n), b, assume="spd")
@@ -62,18 +62,18 @@ def learn(n: int, steps: int) -> tuple[list[float], list[float]]:
     target = solve(torch.randn(edges.shape[1], dtype=torch.double))
     theta = torch.zeros(edges.shape[1], dtype=torch.double, requires_grad=True)
     optimizer = torch.optim.Adam([theta], lr=0.1)
-    losses, milliseconds = [], []
-    for _ in (bar := tqdm(range(steps), desc=f"n = {n:,}")):
-        start = time.perf_counter()
-        optimizer.zero_grad()
-        loss = ((solve(theta) - target) ** 2).sum()
-        loss.backward()
-        milliseconds.append(1e3 * (time.perf_counter() - start))
-        optimizer.step()
-        losses.append(loss.item())
-        bar.write(
-            f"step {len(losses):2d}   loss {losses[-1]:10.4f}   build, forward and backward {milliseconds[-1]:6.1f} ms"
-        )
+    losses: list[float] = []
+    milliseconds: list[float] = []
+    with show_progress(f"n = {n:,}", steps) as report:
+        for _ in range(steps):
+            start = time.perf_counter()
+            optimizer.zero_grad()
+            loss = ((solve(theta) - target) ** 2).sum()
+            loss.backward()
+            milliseconds.append(1e3 * (time.perf_counter() - start))
+            optimizer.step()
+            losses.append(loss.item())
+            report(f"loss {losses[-1]:.1f}, {milliseconds[-1]:.1f} ms")
     return losses, milliseconds
 
 
@@ -87,12 +87,15 @@ def main() -> None:
     torch.manual_seed(0)
 
     difference = check_against_dense()
-    print(f"n = 10: the gradient differs from the one by dense torch by {difference:.1e}")
+    print(f"n = 10: the gradient differs from that of dense torch by {difference:.1e}")
     assert difference < 1e-12
 
     losses, milliseconds = learn(n, arguments.steps)
     median = sorted(milliseconds)[len(milliseconds) // 2]
-    print(f"n = {n:,}: loss {losses[0]:.1f} -> {losses[-1]:.1f}, {median:.1f} ms a step (median)")
+    print(
+        f"n = {n:,}: loss {losses[0]:.1f} -> {losses[-1]:.1f}; building the values, forward and "
+        f"backward pass take {median:.1f} ms (median)"
+    )
     assert losses[-1] < losses[0]
 
 
