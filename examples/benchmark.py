@@ -1,8 +1,8 @@
-"""Times the ring x = (I + L(θ))⁻¹ b and the gradient of ‖x‖² in θ against dense torch and other solvers, and plots it.
+"""Time the ring x = (I + L(θ))⁻¹ b and the gradient of ‖x‖² in θ, and draw the times.
 
     python examples/benchmark.py [--quick] [--plot FILE]
 
-One of the workloads of `python -m benchmarks`, which does the work.
+Dense torch and other solvers are timed, too. It is one of the workloads of `python -m benchmarks`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.__main__ import main  # noqa: E402: found only from here on
+from benchmarks.__main__ import main  # not on the path before
 
 if __name__ == "__main__":
     raise SystemExit(main(["chain", "--peers", "--plot", "benchmark.png", *sys.argv[1:]]))

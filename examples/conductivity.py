@@ -1,13 +1,14 @@
-"""Electrical impedance tomography: what is inside, from voltages on the rim.
+"""Electrical impedance tomography: conductivities inside a square from voltages on its rim.
 
-Sixteen patterns of current are sent through the rim of a square; what is measured are voltages there. The potential u of a
-current f minimises ½ Σ_e c_e (u_i − u_k)² − fᵀ u over a grid of cells, whose neighbours e = (i, k) are joined by the harmonic
-mean c_e of their conductivities; one cell is grounded. One factorisation serves all sixteen, and their gradients.
-Their logarithms are found by L-BFGS, with a penalty on the total variation, since little else tells noise from edges.
-The measurements are made up on the same grid, and then get noise: real ones would not fit the model as well.
+Sixteen patterns of current are sent through the rim, where voltages are measured. The potential u
+of a current f minimises ½ Σ_e c_e (u_i − u_k)² − fᵀ u over a grid of cells, whose neighbours
+e = (i, k) are joined by the harmonic mean c_e of their conductivities; one cell is grounded. One
+factorisation serves all sixteen currents and their gradients. L-BFGS finds the logarithms of the
+conductivities, with a penalty on the total variation, which separates edges from noise. The
+measurements are simulated on the same grid, with noise: the model would fit real ones less well.
 
-L. Borcea, "Electrical impedance tomography", Inverse Problems 18 (6), 2002; L. I. Rudin, S. Osher and E. Fatemi, "Nonlinear
-total variation based noise removal algorithms", Physica D 60, 1992.
+L. Borcea, "Electrical impedance tomography", Inverse Problems 18 (6), 2002; L. I. Rudin, S. Osher
+and E. Fatemi, "Nonlinear total variation based noise removal algorithms", Physica D 60, 1992.
 """
 
 from __future__ import annotations
@@ -19,49 +20,42 @@ from typing import Any
 
 import numpy as np
 import torch
+from progress import show_progress
 from scipy.optimize import minimize
 from torch import Tensor
-from tqdm import tqdm
 
 import sparse_solver as ss
 
 SOURCES = 16
-NOISE = 1e-3  # of the voltages of a source
-PENALTY, SMOOTHING = (
-    3e-4,
-    1e-2,
-)  # of the total variation, beside relative misfits; and a difference below which it counts less
+NOISE = 1e-3  # relative to the voltages of a source
+PENALTY = 3e-4  # the weight of the total variation; relative misfits have the weight one
+SMOOTHING = 1e-2  # smaller differences of neighbours enter the total variation as squares
 
 
 class Tank:
-    """A square of m-by-m cells, and the currents."""
+    """A square of m-by-m cells, with the currents through its rim."""
 
     def __init__(self, m: int):
         cells = torch.arange(m * m).reshape(m, m)
         self.i = torch.cat((cells[:, :-1].reshape(-1), cells[:-1].reshape(-1)))
         self.k = torch.cat((cells[:, 1:].reshape(-1), cells[1:].reshape(-1)))
-        self.rim = torch.cat(
-            (cells[0, :-1], cells[:-1, -1], cells[-1, 1:].flip(0), cells[1:, 0].flip(0))
-        )
+        sides = (cells[0, :-1], cells[:-1, -1], cells[-1, 1:].flip(0), cells[1:, 0].flip(0))
+        self.rim = torch.cat(sides)
         angle = 2 * math.pi * torch.arange(len(self.rim), dtype=torch.double) / len(self.rim)
-        waves = [
-            wave(h * angle) for h in range(1, SOURCES // 2 + 1) for wave in (torch.cos, torch.sin)
-        ]
-        currents = (
-            torch.stack(waves, 1) * 4 / len(self.rim)
-        )  # what goes in comes out: their sums are zero
-        self.currents = torch.zeros(m * m, SOURCES, dtype=torch.double).index_add(
-            0, self.rim, currents
-        )
+        harmonics = range(1, SOURCES // 2 + 1)
+        waves = [wave(h * angle) for h in harmonics for wave in (torch.cos, torch.sin)]
+        currents = torch.stack(waves, 1) * 4 / len(self.rim)  # each wave sums to zero
+        zeros = torch.zeros(m * m, SOURCES, dtype=torch.double)
+        self.currents = zeros.index_add(0, self.rim, currents)
         laplacian = ss.Pattern(  # duplicates are summed
             torch.cat((self.i, self.k, self.i, self.k)),
             torch.cat((self.k, self.i, self.i, self.k)),
             (m * m, m * m),
         )
-        self.program = ss.QuadraticProgram(laplacian, known=self.rim[:1])
+        self.program = ss.QuadraticProgram(laplacian, fixed=self.rim[:1])
 
     def voltages(self, log_conductivity: Tensor) -> Tensor:
-        """(rim cells, sources) of zero mean, for (m, m) logarithms of conductivities."""
+        """(rim cells, sources) voltages of zero mean, for (m, m) logarithms of conductivities."""
         resistivity = (-log_conductivity).exp().reshape(-1)
         c = 2 / (resistivity[self.i] + resistivity[self.k])
         u = self.program.solve(torch.cat((-c, -c, c, c)), self.currents)[self.rim]
@@ -69,7 +63,7 @@ class Tank:
 
 
 def phantom(m: int) -> Tensor:
-    """(m, m) conductivities: a disc and an ellipse that conduct better than the rest, and a block that does worse."""
+    """(m, m) conductivities: a disc and an ellipse of high, and a block of low conductivity."""
     centers = (torch.arange(m, dtype=torch.double) + 0.5) / m
     y, x = torch.meshgrid(centers, centers, indexing="ij")
     truth = torch.ones(m, m, dtype=torch.double)
@@ -80,13 +74,13 @@ def phantom(m: int) -> Tensor:
 
 
 def total_variation(field: Tensor) -> Tensor:
-    """∫ |∇ field| over the unit square, with the corner at zero rounded off for each difference of neighbours."""
+    """∫ |∇ field| over the unit square, smoothed where the gradient is near zero."""
     across, down = field[:-1, 1:] - field[:-1, :-1], field[1:, :-1] - field[:-1, :-1]
     return (across**2 + down**2 + SMOOTHING**2).sqrt().sum() / field.shape[0]
 
 
 def recover(tank: Tank, measured: Tensor, m: int, steps: int) -> Tensor:
-    """(m, m) conductivities, from a square that conducts equally well everywhere."""
+    """(m, m) conductivities, found from a constant initial guess."""
     start = torch.zeros(m, m, dtype=torch.double)
     with torch.no_grad():
         unit = (tank.voltages(start) - measured).std()
@@ -98,22 +92,14 @@ def recover(tank: Tank, measured: Tensor, m: int, steps: int) -> Tensor:
         (gradient,) = torch.autograd.grad(loss, field)
         return loss.item(), gradient.reshape(-1).numpy()
 
-    with tqdm(total=steps, desc="conductivity") as bar:
+    with show_progress("conductivity", steps) as report:
 
-        def report(intermediate_result: Any) -> None:
-            bar.set_postfix_str(f"loss {intermediate_result.fun:.5f}", refresh=False)
-            bar.update()
+        def show(intermediate_result: Any) -> None:
+            report(f"loss {intermediate_result.fun:.5f}")
 
         options = {"maxiter": steps, "maxcor": 30, "ftol": 0.0, "gtol": 0.0}
-        numbers = start.reshape(-1).numpy()
-        found = minimize(
-            loss_and_gradient,
-            numbers,
-            jac=True,
-            method="L-BFGS-B",
-            callback=report,
-            options=options,
-        )
+        settings = {"jac": True, "method": "L-BFGS-B", "callback": show, "options": options}
+        found = minimize(loss_and_gradient, start.reshape(-1).numpy(), **settings)
     return torch.from_numpy(found.x).reshape(m, m).exp()
 
 
@@ -130,23 +116,18 @@ def draw(truth: Tensor, start: Tensor, recovered: Tensor, file: Path) -> None:
     picture, axes = plt.subplots(1, 3, figsize=(9.5, 3.4), layout="constrained")
     names = ("truth", "initial guess", f"recovered from {SOURCES} sources on the rim")
     for axis, field, name in zip(axes, (truth, start, recovered), names, strict=True):
-        image = axis.imshow(
-            field.numpy(), vmin=0.3, vmax=2.6, cmap="viridis", origin="lower", extent=(0, 1, 0, 1)
-        )
-        error = (
-            f"\nrelative error {relative_error(field, truth):.3f}" if field is not truth else "\n"
-        )
-        axis.set_title(name + error, fontsize=9)
-        axis.set_xticks([])
-        axis.set_yticks([])
+        look = {"vmin": 0.3, "vmax": 2.6, "cmap": "viridis", "extent": (0, 1, 0, 1)}
+        image = axis.imshow(field.numpy(), origin="lower", **look)
+        error = f"relative error {relative_error(field, truth):.3f}" if field is not truth else ""
+        axis.set_title(f"{name}\n{error}", fontsize=9)
+        axis.set(xticks=[], yticks=[])
     picture.colorbar(image, ax=axes, label="conductivity")
     picture.savefig(file, dpi=120)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--quick", action="store_true", help="a coarser grid")
     parser.add_argument("--picture", type=Path, help="where to draw, e.g. conductivity.png")
     arguments = parser.parse_args()
@@ -159,9 +140,8 @@ def main() -> None:
     recovered = recover(tank, measured, m, steps)
     before, after = relative_error(start, truth), relative_error(recovered, truth)
     print(f"{m * m:,} conductivities from {exact.numel():,} voltages of {SOURCES} sources")
-    print(
-        f"relative error {before:.3f} -> {after:.3f}, {after / before:.2f} of that of the initial guess"
-    )
+    ratio = f"{after / before:.2f} of that of the initial guess"
+    print(f"relative error {before:.3f} -> {after:.3f}, {ratio}")
     assert after <= before / 2
     if arguments.picture:
         draw(truth, start, recovered, arguments.picture)

@@ -1,12 +1,15 @@
-"""Quasi-harmonic weights: smooth ones among the weights that are sure to be no less than zero and no more than one.
+"""Quasi-harmonic weights: smooth weights of handles that are guaranteed to lie in [0, 1].
 
-A shape is deformed by a few handles, x ↦ Σ_j w_j(x) T_j x, with weights that are one at their own handle, zero at the
-others, and sum to one. Harmonic weights minimise Σ_e c_e (w_i − w_k)² over the edges e = (i, k) of a mesh, with cotangents
-for c: quickly found, between zero and one, but spiky at the handles. The minimisers of ‖Δw‖² are smooth, but leave [0, 1].
-Here the coefficients c of the first are found that make the second small. Whatever they are, as long as they are positive,
-the weights obey a maximum principle, and one factorisation gives those of all handles.
+A shape is deformed by a few handles, x ↦ Σ_j w_j(x) T_j x. A weight is one at its own handle and
+zero at the others, and the weights sum to one. Harmonic weights minimise Σ_e c_e (w_i − w_k)² over
+the edges e = (i, k) of a mesh, with cotangents for c: they are computed quickly and lie in [0, 1],
+but have spikes at the handles. The minimisers of ‖Δw‖² are smooth, but leave [0, 1]. This example
+finds the coefficients c for which the minimisers of the first energy make the second small. For
+any positive coefficients, the weights obey a maximum principle, and one factorisation gives the
+weights of all handles.
 
-Y. Wang and J. Solomon, "Fast Quasi-Harmonic Weights for Geometric Data Interpolation", ACM Trans. Graph. 40 (4), 2021.
+Y. Wang and J. Solomon, "Fast Quasi-Harmonic Weights for Geometric Data Interpolation", ACM Trans.
+Graph. 40 (4), 2021.
 """
 
 from __future__ import annotations
@@ -18,22 +21,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from progress import show_progress
 from scipy.optimize import minimize
 from scipy.spatial import Delaunay, cKDTree
 from torch import Tensor
-from tqdm import tqdm
 
 import sparse_solver as ss
 
 # A figure: bones (x, y, x, y, radius) with round ends, and its handles: head, hands, feet, hips.
 BONES = np.array(
-    [[0, 0.2, 0, 0.75, 0.2], [0, 1.15, 0, 1.2, 0.23], [0, 0.6, 0, 1.1, 0.1], [-0.9, 0.95, 0, 0.75, 0.1],
-     [0.9, 0.95, 0, 0.75, 0.1], [-0.45, -0.9, -0.08, 0.2, 0.12], [0.45, -0.9, 0.08, 0.2, 0.12]]
+    [[0, 0.2, 0, 0.75, 0.2], [0, 1.15, 0, 1.2, 0.23], [0, 0.6, 0, 1.1, 0.1],
+     [-0.9, 0.95, 0, 0.75, 0.1], [0.9, 0.95, 0, 0.75, 0.1],
+     [-0.45, -0.9, -0.08, 0.2, 0.12], [0.45, -0.9, 0.08, 0.2, 0.12]]
 )  # fmt: skip
 HANDLES = np.array(
     [[0, 1.2], [-0.85, 0.94], [0.85, 0.94], [-0.43, -0.85], [0.43, -0.85], [0, 0.75], [0, 0.2]]
 )
-# What the handles do: turn by so many degrees about their points, and move.
+# The transformations T_j: rotations about the handles, in degrees, and translations.
 TURNS = (20, 20, 45, 0, 10, -15, -15)
 MOVES = np.array(
     [[0.1, -0.05], [0.15, 0.3], [0.0, 0.3], [-0.1, 0.05], [0.3, 0.15], [0.05, 0.0], [0.25, -0.05]]
@@ -41,7 +45,15 @@ MOVES = np.array(
 
 
 class Mesh(NamedTuple):
-    """`points` (n, 2); `triangles` (·, 3); `edges` (2, ·); `cotangents` (edges,); vertex `areas` (n,); `handles` (k,)."""
+    """A triangle mesh.
+
+    points : (n, 2)
+    triangles : (·, 3)
+    edges : (2, ·)
+    cotangents : (edges,) half the sum of the cotangents of the opposite angles
+    areas : (n,) a third of the areas of the triangles at each vertex
+    handles : (k,) vertices
+    """
 
     points: Tensor
     triangles: Tensor
@@ -52,7 +64,7 @@ class Mesh(NamedTuple):
 
 
 def distance(points: np.ndarray) -> np.ndarray:
-    """(·,) the distance of points to the outline of the figure, negative inside."""
+    """(·,) the signed distances of points to the outline of the figure, negative inside."""
     a, b, radius = BONES[:, None, :2], BONES[:, None, 2:4], BONES[:, None, 4]
     along = ((points - a) * (b - a)).sum(-1) / ((b - a) ** 2).sum(-1)
     nearest = a + np.clip(along, 0, 1)[..., None] * (b - a)
@@ -61,18 +73,18 @@ def distance(points: np.ndarray) -> np.ndarray:
 
 
 def figure(h: float) -> Mesh:
-    """A mesh with edges of length h, about: a hexagonal grid inside, points on the outline, and the handles."""
+    """A mesh with edges of length about h: a hexagonal grid, the outline, and the handles."""
     x, y = np.meshgrid(np.arange(-1.2, 1.2, h), np.arange(-1.2, 1.6, h * math.sqrt(3) / 2))
     x[1::2] += h / 2
     grid = np.stack((x.ravel(), y.ravel()), 1)
     rim = grid[abs(distance(grid)) < h]
-    for _ in range(5):  # to the outline, along the gradient
+    for _ in range(5):  # move the points to the outline, along the gradient
         step = 1e-6 * np.eye(2)
         gradient = np.stack([distance(rim + s) - distance(rim - s) for s in step], 1) / 2e-6
         rim = rim - distance(rim)[:, None] * gradient
     kept, tree = np.ones(len(rim), dtype=bool), cKDTree(rim)
     for i in range(len(rim)):
-        if kept[i]:  # and none of its near neighbours
+        if kept[i]:  # drop its near neighbours
             kept[tree.query_ball_point(rim[i], 0.75 * h)] = False
             kept[i] = True
     inside = grid[distance(grid) < -0.5 * h]
@@ -80,27 +92,22 @@ def figure(h: float) -> Mesh:
     points = np.concatenate((HANDLES, rim[kept], inside))
     triangles = Delaunay(points).simplices.astype(np.int64)
     triangles = triangles[distance(points[triangles].mean(1)) < -0.05 * h]
-    used, triangles = np.unique(triangles, return_inverse=True)  # the handles stay the first
-    return measured(torch.from_numpy(points[used]), torch.from_numpy(triangles.reshape(-1, 3)))
+    used, triangles = np.unique(triangles, return_inverse=True)  # the handles remain first
+    return measure(torch.from_numpy(points[used]), torch.from_numpy(triangles.reshape(-1, 3)))
 
 
-def measured(points: Tensor, triangles: Tensor) -> Mesh:
+def measure(points: Tensor, triangles: Tensor) -> Mesh:
+    """The mesh with these points and triangles, whose first points are the handles."""
     corner = points[triangles]
     u, v = corner.roll(-1, 1) - corner, corner.roll(-2, 1) - corner
-    double = (
-        u[..., 0] * v[..., 1] - u[..., 1] * v[..., 0]
-    ).abs()  # twice the area, for each corner
+    double = (u[..., 0] * v[..., 1] - u[..., 1] * v[..., 0]).abs()  # twice the area
     cotangent = (u * v).sum(-1) / double / 2
-    opposite = (
-        torch.stack((triangles.roll(-1, 1), triangles.roll(-2, 1)), -1).sort(-1)[0].reshape(-1, 2)
-    )
-    edges, number = torch.unique(opposite, dim=0, return_inverse=True)
-    cotangents = torch.zeros(len(edges), dtype=torch.double).index_add(
-        0, number, cotangent.reshape(-1)
-    )
-    areas = torch.zeros(len(points), dtype=torch.double).index_add(
-        0, triangles.reshape(-1), double.reshape(-1) / 6
-    )
+    opposite = torch.stack((triangles.roll(-1, 1), triangles.roll(-2, 1)), -1).sort(-1)[0]
+    edges, number = torch.unique(opposite.reshape(-1, 2), dim=0, return_inverse=True)
+    zeros = torch.zeros(len(edges), dtype=torch.double)
+    cotangents = zeros.index_add(0, number, cotangent.reshape(-1))
+    zeros = torch.zeros(len(points), dtype=torch.double)
+    areas = zeros.index_add(0, triangles.reshape(-1), double.reshape(-1) / 6)
     return Mesh(points, triangles, edges.T, cotangents, areas, torch.arange(len(HANDLES)))
 
 
@@ -110,15 +117,14 @@ class Weights:
     def __init__(self, mesh: Mesh):
         i, k = mesh.edges
         n = len(mesh.points)
-        laplacian = ss.Pattern(
-            torch.cat((i, k, i, k)), torch.cat((k, i, i, k)), (n, n)
-        )  # duplicates are summed
-        self.program = ss.QuadraticProgram(laplacian, known=mesh.handles)
+        rows, cols = torch.cat((i, k, i, k)), torch.cat((k, i, i, k))
+        laplacian = ss.Pattern(rows, cols, (n, n))  # duplicates are summed
+        self.program = ss.QuadraticProgram(laplacian, fixed=mesh.handles)
         self.ones = torch.eye(len(mesh.handles), dtype=torch.double)
 
     def __call__(self, log_coefficients: Tensor) -> Tensor:
         c = log_coefficients.exp()
-        return self.program.solve(torch.cat((-c, -c, c, c)), y=self.ones)
+        return self.program.solve(torch.cat((-c, -c, c, c)), fixed_values=self.ones)
 
 
 def roughness(mesh: Mesh, weights: Tensor) -> Tensor:
@@ -139,33 +145,26 @@ def optimize(mesh: Mesh, steps: int) -> tuple[Tensor, Tensor]:
         (gradient,) = torch.autograd.grad(energy, variables)
         return energy.item(), gradient.numpy()
 
-    with tqdm(total=steps, desc="quasi-harmonic weights") as bar:
+    with show_progress("quasi-harmonic weights", steps) as report:
 
-        def report(intermediate_result: Any) -> None:
-            bar.set_postfix_str(f"energy {intermediate_result.fun:.1f}", refresh=False)
-            bar.update()
+        def show(intermediate_result: Any) -> None:
+            report(f"energy {intermediate_result.fun:.1f}")
 
         options = {"maxiter": steps, "maxcor": 20}
-        found = minimize(
-            energy_and_gradient,
-            start,
-            jac=True,
-            method="L-BFGS-B",
-            callback=report,
-            options=options,
-        )
+        settings = {"jac": True, "method": "L-BFGS-B", "callback": show, "options": options}
+        found = minimize(energy_and_gradient, start, **settings)
     return weights(start), weights(torch.from_numpy(found.x))
 
 
 def deformed(mesh: Mesh, weights: Tensor) -> Tensor:
-    """(n, 2) x ↦ Σ_j w_j(x) T_j x, where T_j turns about handle j, and moves."""
+    """(n, 2) x ↦ Σ_j w_j(x) T_j x, where T_j rotates about handle j, and translates."""
     angles = torch.deg2rad(torch.tensor(TURNS, dtype=torch.double))
-    turns = torch.stack((angles.cos(), -angles.sin(), angles.sin(), angles.cos()), -1).reshape(
-        -1, 2, 2
-    )
+    turns = torch.stack((angles.cos(), -angles.sin(), angles.sin(), angles.cos()), -1)
     handles = mesh.points[mesh.handles]
     arms = mesh.points.unsqueeze(1) - handles
-    images = torch.einsum("jab,njb->nja", turns, arms) + handles + torch.from_numpy(MOVES)
+    images = (
+        torch.einsum("jab,njb->nja", turns.view(-1, 2, 2), arms) + handles + torch.from_numpy(MOVES)
+    )
     return (weights.unsqueeze(-1) * images).sum(1)
 
 
@@ -176,21 +175,17 @@ def draw(mesh: Mesh, harmonic: Tensor, optimized: Tensor, shown: int, file: Path
     import matplotlib.pyplot as plt
 
     plt.rcParams["font.size"] = 9
-    picture, axes = plt.subplots(
-        1, 5, figsize=(13, 3.6), sharex=True, sharey=True, layout="constrained"
-    )
+    share: Any = {"sharex": True, "sharey": True}
+    picture, axes = plt.subplots(1, 5, figsize=(13, 3.6), layout="constrained", **share)
     x, y = mesh.points.T
     levels = np.linspace(0, 1, 21)
     axes[0].triplot(x, y, mesh.triangles, linewidth=0.15, color="0.4")
     axes[0].set_title(f"a shape and its handles\n{len(mesh.triangles):,} triangles")
     board = (torch.floor(mesh.points[mesh.triangles].mean(1) / 0.08).sum(1) % 2).numpy()
     for k, (weights, name) in enumerate(((harmonic, "harmonic"), (optimized, "quasi-harmonic")), 1):
-        image = axes[k].tricontourf(
-            x, y, mesh.triangles, weights[:, shown], levels=levels, cmap="viridis"
-        )
-        axes[k].tricontour(
-            x, y, mesh.triangles, weights[:, shown], levels=levels[2::2], colors="w", linewidths=0.4
-        )
+        shape = (x, y, mesh.triangles, weights[:, shown])
+        image = axes[k].tricontourf(*shape, levels=levels, cmap="viridis")
+        axes[k].tricontour(*shape, levels=levels[2::2], colors="w", linewidths=0.4)
         axes[k].set_title(f"{name} weights\nof the handle at the hip")
         u, v = deformed(mesh, weights).T
         axes[k + 2].tripcolor(u, v, mesh.triangles, board, cmap="Blues", vmin=-0.5, vmax=1.5)
@@ -206,23 +201,22 @@ def draw(mesh: Mesh, harmonic: Tensor, optimized: Tensor, shown: int, file: Path
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--quick", action="store_true", help="a coarser mesh and fewer steps")
-    parser.add_argument(
-        "--picture", type=Path, help="where to draw, e.g. quasi_harmonic_weights.png"
-    )
+    where = "where to draw, e.g. quasi_harmonic_weights.png"
+    parser.add_argument("--picture", type=Path, help=where)
     arguments = parser.parse_args()
     mesh = figure(0.04 if arguments.quick else 0.0175)
     harmonic, optimized = optimize(mesh, 30 if arguments.quick else 100)
     before, after = roughness(mesh, harmonic).item(), roughness(mesh, optimized).item()
     outside = max(0.0, -optimized.min().item(), optimized.max().item() - 1)
     off_one = (optimized.sum(1) - 1).abs().max().item()
+    vertices, edges = len(mesh.points), mesh.edges.shape[1]
+    print(f"{vertices:,} vertices, {edges:,} coefficients, {len(mesh.handles)} handles")
     print(
-        f"{len(mesh.points):,} vertices, {mesh.edges.shape[1]:,} coefficients, {len(mesh.handles)} handles"
+        f"energy {before:.0f} -> {after:.1f}, {after / before:.3f} of that of the harmonic weights"
     )
-    print(f"energy {before:.0f} -> {after:.1f}, {after / before:.3f} of the harmonic")
     print(f"weights leave [0, 1] by {outside:.0e}, their sums differ from one by {off_one:.0e}")
     assert after <= before / 2
     assert max(outside, off_one) <= 1e-9
