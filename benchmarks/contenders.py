@@ -1,8 +1,8 @@
-"""Who takes part: the doors of sparse_solver, and the libraries that it is measured against.
+"""The contenders: the calls of sparse_solver, and dense torch; `peers` has other libraries.
 
-A contender is made for a problem, `fresh` prepares its input from θ before the clock starts, `run` is timed, and
-`answer` tells what came out, to be checked: the gradient in θ. A contender that cannot take part raises `Absent` when it
-is made.
+A contender is made for a problem; it raises `Absent` if it cannot solve the problem. `fresh`
+prepares its input from θ before the clock starts, `run` is timed, and `answer` gives the gradient
+in θ, which is checked.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Contender(Protocol):
 
 
 class Step:
-    """A whole training step: values of θ, solve, loss, and the gradient in θ. To be completed by `solve`."""
+    """A training step: values of θ, solve, loss, and the gradient in θ; subclasses `solve`."""
 
     name = "step"
-    needs: str | None = None  # a package
+    needs: str | None = None  # the package that must be installed
 
     def __init__(self, problem: Problem):
         if self.needs is not None and importlib.util.find_spec(self.needs) is None:
@@ -100,9 +100,8 @@ class OursFromTensor(Ours):
             raise Absent("batches are solved as values")
 
     def fresh(self, theta: Tensor) -> Any:
-        return self.pattern.tensor(
-            self.problem.values(theta).detach(), layout=self.layout
-        ).requires_grad_()
+        values = self.problem.values(theta).detach()
+        return self.pattern.tensor(values, layout=self.layout).requires_grad_()
 
     def run(self, A: Any) -> Any:
         x = ss.solve(A, self.problem.rhs, assume=self.problem.kind)
@@ -117,14 +116,12 @@ class OursFromTensor(Ours):
             indices = (result.col_indices().numpy(), result.crow_indices().numpy())
             A_bar = csr_matrix((result.values().numpy(), *indices), shape=shape)
         else:
-            A_bar = coo_matrix(
-                (result._values().numpy(), tuple(result._indices().numpy())), shape=shape
-            ).tocsr()
-        sampled = np.asarray(
-            A_bar[self.problem.rows.numpy().copy(), self.problem.cols.numpy().copy()]
-        ).ravel()
+            indices = tuple(result._indices().numpy())
+            A_bar = coo_matrix((result._values().numpy(), indices), shape=shape).tocsr()
+        places = (self.problem.rows.numpy().copy(), self.problem.cols.numpy().copy())
+        sampled = torch.from_numpy(np.asarray(A_bar[places]).ravel())
         theta = theta.detach().requires_grad_()
-        return torch.autograd.grad(self.problem.values(theta), theta, torch.from_numpy(sampled))[0]
+        return torch.autograd.grad(self.problem.values(theta), theta, sampled)[0]
 
 
 class OursFromCSR(OursFromTensor):
@@ -149,11 +146,8 @@ class Dense(Step):
         if not problem.batch:
             A = zeros.index_put((problem.rows, problem.cols), values, accumulate=True)
         else:
-            A = (
-                zeros.flatten(1)
-                .index_add(1, problem.rows * n + problem.cols, values)
-                .unflatten(1, (n, n))
-            )
+            places = problem.rows * n + problem.cols
+            A = zeros.flatten(1).index_add(1, places, values).unflatten(1, (n, n))
         x: Tensor = torch.linalg.solve(A, b)
         return x
 

@@ -1,4 +1,4 @@
-"""Other ways to solve differentiably with sparse matrices in PyTorch: libraries, and what people write themselves."""
+"""Other differentiable sparse solves in PyTorch: libraries, and autograd Functions around them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .problems import Absent, Problem
 
 
 class _Splu(Function):
-    """SciPy's SuperLU, factored at each call, the factor kept for the backward."""
+    """SciPy's SuperLU, factored at each call; the backward pass uses the factor again."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, b: Tensor, problem: Problem) -> Tensor:
@@ -23,15 +23,11 @@ class _Splu(Function):
 
         places = (problem.rows.numpy(), problem.cols.numpy())
         A = csc_matrix((values.numpy(), places), shape=(problem.n, problem.n))
+        options: dict[str, Any] = {}
         if problem.kind == "spd":
-            lu = splu(
-                A,
-                permc_spec="MMD_AT_PLUS_A",
-                diag_pivot_thresh=0.0,
-                options={"SymmetricMode": True},
-            )
-        else:
-            lu = splu(A)
+            options = {"diag_pivot_thresh": 0.0, "options": {"SymmetricMode": True}}
+            options["permc_spec"] = "MMD_AT_PLUS_A"
+        lu = splu(A, **options)
         x = torch.from_numpy(lu.solve(b.numpy()))
         ctx.lu, ctx.problem = lu, problem
         ctx.save_for_backward(x)
@@ -54,15 +50,14 @@ class Splu(Step):
 
     def solve(self, values: Tensor, b: Tensor) -> Tensor:
         if self.problem.batch:
-            return torch.stack(
-                [_Splu.apply(v, one_b, self.problem) for v, one_b in zip(values, b, strict=True)]
-            )
+            pairs = zip(values, b, strict=True)
+            return torch.stack([_Splu.apply(v, one_b, self.problem) for v, one_b in pairs])
         x: Tensor = _Splu.apply(values, b, self.problem)
         return x
 
 
 class _Cholespy(Function):
-    """The way of the library that this one grew from: a COO tensor, and a CHOLMOD solver made at each call."""
+    """The first version of this library: a COO tensor, and a new CHOLMOD solver at each call."""
 
     @staticmethod
     def forward(ctx: Any, A: Tensor, b: Tensor) -> Tensor:
@@ -103,9 +98,8 @@ class Cholespy(Step):
 
     def _solve(self, values: Tensor, b: Tensor) -> Tensor:
         n = self.problem.n
-        x: Tensor = _Cholespy.apply(
-            torch.sparse_coo_tensor(self._indices, values, (n, n)).coalesce(), b
-        )
+        A = torch.sparse_coo_tensor(self._indices, values, (n, n)).coalesce()
+        x: Tensor = _Cholespy.apply(A, b)
         return x
 
 
@@ -129,7 +123,7 @@ class TorchSla(Step):
 
 
 class TorchSlaCg(Step):
-    """Its conjugate gradients, to its own tolerance: the one contender that iterates."""
+    """The conjugate gradients of torch-sla, with its own tolerance; no other contender iterates."""
 
     name, needs = "torch-sla, CG", "torch_sla"
 
@@ -145,22 +139,12 @@ class TorchSlaCg(Step):
         from torch_sla.batch_solve import spsolve_batch_same_layout
 
         problem, shape = self.problem, (self.problem.n, self.problem.n)
+        system = (values, problem.rows, problem.cols, shape, b)
         x: Tensor
         if problem.batch:
-            x = spsolve_batch_same_layout(
-                values, problem.rows, problem.cols, shape, b, method="cg", atol=1e-10
-            )
+            x = spsolve_batch_same_layout(*system, method="cg", atol=1e-10)
         else:
-            x = torch_sla.spsolve(
-                values,
-                problem.rows,
-                problem.cols,
-                shape,
-                b,
-                backend="pytorch",
-                method="cg",
-                is_spd=True,
-            )
+            x = torch_sla.spsolve(*system, backend="pytorch", method="cg", is_spd=True)
         return x
 
 
@@ -177,7 +161,9 @@ class _Pypardiso(Function):
     def backward(ctx: Any, x_bar: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         (x,) = ctx.saved_tensors
         A, peer = ctx.A, ctx.peer
-        if peer.problem.kind == "general":  # no solve with the transpose of what was factored
+        if (
+            peer.problem.kind == "general"
+        ):  # it cannot solve with the transpose of a factored matrix
             A = A.T.tocsr()
             peer.solver.factorize(A)
         lam = torch.from_numpy(np.ascontiguousarray(peer.solver.solve(A, _columns(x_bar))))
@@ -189,7 +175,7 @@ def _columns(b: Tensor) -> Any:
 
 
 class Pypardiso(Step):
-    """The same oneMKL PARDISO through pypardiso, a binding for SciPy matrices: LU, analysed at each call."""
+    """oneMKL PARDISO through pypardiso, a binding for SciPy matrices: LU, analysed at each call."""
 
     name, needs = "pypardiso", "pypardiso"
 

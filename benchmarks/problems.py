@@ -1,4 +1,4 @@
-"""What is timed: systems A(θ) x = b with one pattern each, and fresh θ for every sample."""
+"""The systems A(θ) x = b that are timed: one pattern each, and a fresh θ for every sample."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Kind = Literal["spd", "symmetric", "general"]
 
 
 class Absent(Exception):
-    """Raised by a contender that cannot take part, with the reason."""
+    """A contender cannot solve a problem; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Problem:
     """Systems A(values(θ)) x = b with the loss ‖x‖².
 
-    rows, cols : (nnz,) the places of the values; duplicates are summed, as users write them
+    rows, cols : (nnz,) the places of the values; duplicates are to be summed
     fresh : makes a new θ
     values : θ to (nnz,) or (batch, nnz) values
     rhs : (n,), (n, k) or (batch, n)
@@ -50,21 +50,20 @@ class Problem:
         """The CSR matrix of SciPy with these (nnz,) values, duplicates summed."""
         from scipy.sparse import csr_matrix
 
-        return csr_matrix(
-            (values.numpy(), (self.rows.numpy(), self.cols.numpy())), shape=(self.n, self.n)
-        )
+        places = (self.rows.numpy(), self.cols.numpy())
+        return csr_matrix((values.numpy(), places), shape=(self.n, self.n))
 
     def loss(self, x: Tensor) -> Tensor:
         return (x * x).sum() if not x.is_complex() else (x * x.conj()).real.sum()
 
     def solved_by(self, step: Callable[[Tensor, Tensor], Tensor], theta: Tensor) -> Tensor:
-        """The gradient of the loss with respect to θ where `step` solves: one training step, from θ to θ̄."""
+        """One training step with this solve: the gradient of the loss with respect to θ."""
         x = step(self.values(theta), self.rhs)
         return torch.autograd.grad(self.loss(x), theta)[0]
 
 
 def laplacian(edges: Tensor, n: int) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-    """The places of the graph Laplacian plus a diagonal, and the map from (edge weights) to its values."""
+    """Rows and columns of the graph Laplacian plus I, and the map from edge weights to values."""
     i, j = edges
     nodes = torch.arange(n)
     one = torch.ones(n, dtype=torch.float64)
@@ -80,17 +79,11 @@ def on_graph(workload: str, name: str, edges: Tensor, n: int, batch: int = 0) ->
     rows, cols, values = laplacian(edges, n)
     shape = (batch, edges.shape[1]) if batch else (edges.shape[1],)
     rhs = torch.randn((batch, n) if batch else (n,), dtype=torch.float64)
-    return Problem(
-        workload,
-        name,
-        n,
-        rows,
-        cols,
-        lambda: 0.5 + torch.rand(shape, dtype=torch.float64),
-        values,
-        rhs,
-        batch=batch,
-    )
+
+    def fresh() -> Tensor:
+        return 0.5 + torch.rand(shape, dtype=torch.float64)
+
+    return Problem(workload, name, n, rows, cols, fresh, values, rhs, batch=batch)
 
 
 def chain(n: int) -> Problem:
@@ -116,7 +109,10 @@ def _mesh(rings: int, segments: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def mesh(rings: int, segments: int, k: int, squared: bool = False) -> Problem:
-    """Smoothing on a mesh: (M + t L(θ)) x = b with the cotangent weights θ, or (M + t² L M⁻¹ L + diag θ) x = b."""
+    """Smoothing on a mesh, with lumped masses M and the cotangent Laplacian L.
+
+    (M + t L(θ)) x = b with the weights θ; `squared`: (t² L M⁻¹ L + diag θ) x = b.
+    """
     edges, weights, masses = _mesh(rings, segments)
     n, t = rings * segments, 1e-2
     masses = masses / masses.mean()
@@ -129,23 +125,16 @@ def mesh(rings: int, segments: int, k: int, squared: bool = False) -> Problem:
             scaled = of_weights(theta)
             return torch.cat((masses, t * scaled[n:]))
 
-        return Problem(
-            "mesh",
-            name,
-            n,
-            rows,
-            cols,
-            lambda: weights * (1 + 0.1 * torch.rand_like(weights)),
-            values,
-            rhs,
-        )
+        def fresh() -> Tensor:
+            return weights * (1 + 0.1 * torch.rand_like(weights))
+
+        return Problem("mesh", name, n, rows, cols, fresh, values, rhs)
     from scipy.sparse import coo_matrix, diags
 
-    L = coo_matrix(
-        (of_weights(weights)[n:].numpy(), (rows[n:].numpy(), cols[n:].numpy())), shape=(n, n)
-    ).tocsr()
+    places = (rows[n:].numpy(), cols[n:].numpy())
+    L = coo_matrix((of_weights(weights)[n:].numpy(), places), shape=(n, n)).tocsr()
     squared_laplacian = (t**2 * L @ diags(1 / masses.numpy()) @ L).tocoo()
-    # Equal to its transpose to the last bit, which products of floating-point numbers are not.
+    # Make it exactly equal to its transpose, which a floating-point product is not.
     half = (squared_laplacian + squared_laplacian.T).tocoo()
     entries = torch.from_numpy(half.data / 2)
     nodes = torch.arange(n)
@@ -160,7 +149,7 @@ def mesh(rings: int, segments: int, k: int, squared: bool = False) -> Problem:
 
 
 def convection(side: int) -> Problem:
-    """Convection and diffusion: each edge carries different weights in its two directions. Not symmetric."""
+    """Convection and diffusion, not symmetric: an edge has one weight for each direction."""
     edges, n = graphs.grid(side, side)
     i, j = edges
     nodes = torch.arange(n)
@@ -179,7 +168,7 @@ def convection(side: int) -> Problem:
 
 
 def saddle_point(side: int) -> Problem:
-    """The KKT matrix [I + L(θ), Bᵀ; B, 0] of a quadratic with a linear constraint on every fourth node and its neighbour."""
+    """The KKT matrix [I + L(θ), Bᵀ; B, 0]; B couples every fourth node with its neighbour."""
     edges, n = graphs.grid(side, side)
     rows, cols, of_weights = laplacian(edges, n)
     held = torch.arange(0, n - 1, 4)
@@ -197,14 +186,16 @@ def saddle_point(side: int) -> Problem:
 
 
 def helmholtz(side: int) -> Problem:
-    """The Helmholtz equation with damping: −Δ − k²(1 + 0.1 i), θ the real squared slowness of every node. Complex symmetric."""
+    """The damped Helmholtz equation, complex symmetric: −Δ − k² (1 + 0.1 i) θ.
+
+    θ is the real squared slowness of every node.
+    """
     edges, n = graphs.grid(side, side)
     i, j = edges
     nodes = torch.arange(n)
-    stencil = torch.cat((-torch.ones(2 * edges.shape[1]), torch.full((n,), 4.0))).to(
-        torch.complex128
-    )
-    k2 = (2 * torch.pi / 12) ** 2  # twelve nodes a wavelength
+    couplings = -torch.ones(2 * edges.shape[1])
+    stencil = torch.cat((couplings, torch.full((n,), 4.0))).to(torch.complex128)
+    k2 = (2 * torch.pi / 12) ** 2  # twelve nodes per wavelength
 
     def values(slowness: Tensor) -> Tensor:
         return torch.cat((stencil[:-n], stencil[-n:] - k2 * slowness * (1 + 0.1j)))
@@ -221,8 +212,9 @@ def repeated(side: int, count: int, at_once: bool) -> Problem:
     """One matrix, factored before the clock starts, and fresh right-hand sides θ (count, n)."""
     one = grid(side, side)
     fixed = one.values(one.fresh())
+    name = f"grid {side}², {count} rhs {'at once' if at_once else 'one by one'}"
     return Problem(
-        "repeat", f"grid {side}², {count} rhs {'at once' if at_once else 'one by one'}", one.n, one.rows, one.cols,
+        "repeat", name, one.n, one.rows, one.cols,
         lambda: torch.randn(count, one.n, dtype=torch.float64), lambda theta: fixed,
         torch.empty(one.n, count if at_once else 1, dtype=torch.float64),
     )  # fmt: skip
@@ -232,7 +224,7 @@ Makers = list[Callable[[], Problem]]
 
 
 def table(quick: bool) -> dict[str, Makers]:
-    """The workloads: by name, the problems from small to large, each made when it is its turn."""
+    """The workloads by name: functions that make the problems, from small to large."""
 
     def each(make: Callable[..., Problem], *arguments: Any) -> Makers:
         return [functools.partial(make, *(a if isinstance(a, tuple) else (a,))) for a in arguments]

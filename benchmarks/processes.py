@@ -1,7 +1,7 @@
-"""What takes a process of its own to measure: peak memory, and the time of the first import.
+"""Measurements that need a process of their own: peak memory, and the time of the first import.
 
-`python -m benchmarks.processes NAME SIDES...` prints the bytes by which the memory of a process grew at most while the
-contender of that name solved on a grid.
+`python -m benchmarks.processes NAME SIDES...` prints the bytes by which the memory of a process
+grows at most while the contender NAME solves on a grid.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ STATUS = Path("/proc/self/status")
 
 
 def peak_memory(name: str, sides: tuple[int, ...]) -> int | None:
-    """The bytes for two training steps by the contender `name`, beside the interpreter, torch and the problem itself.
+    """The bytes for two training steps, without the interpreter, torch and the problem itself.
 
-    None where the system does not tell (it is asked through /proc, which Linux has).
+    None where the system does not report it in /proc, as Linux does.
     """
     if not STATUS.exists():
         return None
@@ -30,14 +30,13 @@ def peak_memory(name: str, sides: tuple[int, ...]) -> int | None:
 
 
 def import_seconds(samples: int = 7) -> tuple[float, float]:
-    """The median seconds of `import torch`, and those that `import sparse_solver` adds to it."""
+    """The median seconds of `import torch`, and the seconds that `import sparse_solver` adds."""
     alone, together = [], []
     for _ in range(samples):
         alone.append(_seconds("import torch"))
         together.append(_seconds("import torch, sparse_solver"))
-    return statistics.median(alone), statistics.median(
-        b - a for a, b in zip(alone, together, strict=True)
-    )
+    added = [b - a for a, b in zip(alone, together, strict=True)]
+    return statistics.median(alone), statistics.median(added)
 
 
 def _seconds(statement: str) -> float:

@@ -1,4 +1,4 @@
-"""The contenders for one matrix and many right-hand sides: factored before the clock starts, then solved with."""
+"""Contenders for one matrix, factored before the clock starts, and many right-hand sides."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .problems import Problem
 
 
 class Repeat(Step):
-    """(n,) right-hand sides one by one, or (n, k) at once, as the problem says; to be completed by `solve_one`."""
+    """Solves (n,) right-hand sides one by one, or (n, k) at once; subclasses `solve_one`."""
 
     def __init__(self, problem: Problem):
         super().__init__(problem)
@@ -82,9 +82,8 @@ class SpluRepeat(Repeat):
 
         super().__init__(problem)
         symmetric = {"diag_pivot_thresh": 0.0, "options": {"SymmetricMode": True}}
-        self._lu = splu(
-            problem.scipy_matrix(self.values).tocsc(), permc_spec="MMD_AT_PLUS_A", **symmetric
-        )
+        A = problem.scipy_matrix(self.values).tocsc()
+        self._lu = splu(A, permc_spec="MMD_AT_PLUS_A", **symmetric)
 
     def fresh(self, theta: Tensor) -> Any:
         return [b.numpy() for b in super().fresh(theta)]
@@ -101,9 +100,8 @@ class CholespyRepeat(Repeat):
         from cholespy import CholeskySolverD, MatrixType
 
         n = problem.n
-        A = torch.sparse_coo_tensor(
-            torch.stack((problem.rows, problem.cols)), self.values, (n, n)
-        ).coalesce()
+        indices = torch.stack((problem.rows, problem.cols))
+        A = torch.sparse_coo_tensor(indices, self.values, (n, n)).coalesce()
         self._solver = CholeskySolverD(n, *A.indices(), A.values(), MatrixType.COO)
 
     def solve_one(self, b: Tensor) -> Tensor:

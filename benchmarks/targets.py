@@ -1,4 +1,4 @@
-"""What the solves are meant to cost: ratios to the bare engine and to others, in one run, with their limits."""
+"""The targets of the benchmark: ratios to the bare engine and to others in one run, with limits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .timing import Timed
 
 @dataclass(frozen=True)
 class Row:
-    """One problem, its contenders, and which of them are ours, bare engines, and others."""
+    """One problem, and the times of its contenders by name."""
 
     workload: str
     name: str
@@ -24,22 +24,19 @@ class Row:
 
     @property
     def bare(self) -> float | None:
-        """The faster one of the bare engines."""
+        """The time of the faster bare engine."""
         found = [t.median for name, t in self.times.items() if name.startswith("bare")]
         return min((median for median in found if median is not None), default=None)
 
     def fastest_peer(self, peers: set[str]) -> tuple[str, float] | None:
-        found = [
-            (name, t.median)
-            for name, t in self.times.items()
-            if name in peers and t.median is not None
-        ]
+        medians = {name: self.of(name) for name in self.times if name in peers}
+        found = [(name, median) for name, median in medians.items() if median is not None]
         return min(found, key=lambda pair: pair[1], default=None)
 
 
 @dataclass(frozen=True)
 class Target:
-    """A limit, and the ratio (or number) for each problem that it is about."""
+    """A limit, and the ratio (or number) for each problem to which it applies."""
 
     what: str
     limit: float
@@ -61,11 +58,8 @@ class Target:
 
 def exponent(rows: list[Row], contender: str) -> float | None:
     """The slope of log time over log n by least squares, from 2¹⁰ unknowns on."""
-    points = [
-        (math.log(r.n), math.log(t))
-        for r in rows
-        if r.n >= 2**10 and (t := r.of(contender)) is not None
-    ]
+    medians = [(r.n, r.of(contender)) for r in rows if r.n >= 2**10]
+    points = [(math.log(n), math.log(t)) for n, t in medians if t is not None]
     if len(points) < 3:
         return None
     x, y = (sum(values) / len(points) for values in zip(*points, strict=True))
@@ -73,26 +67,27 @@ def exponent(rows: list[Row], contender: str) -> float | None:
     return slope
 
 
+LARGE = {"grid2d": 300**2, "grid3d": 40**3, "mesh": 99_900}  # unknowns
+
+
+def _is_large(row: Row) -> bool:
+    return row.n >= LARGE.get(row.workload, math.inf)
+
+
+def _only(name: str, value: float | None) -> dict[str, float]:
+    return {} if value is None else {name: value}
+
+
 def targets(
     rows: list[Row], peers: set[str], import_seconds: float | None, memory: float | None
 ) -> list[Target]:
-    def ratios(
-        chosen: Callable[[Row], bool],
-        ours: str,
-        other: Callable[[Row], float | None],
-        least: float = 0.0,
-    ) -> dict[str, float]:
-        found = {}
-        for row in filter(chosen, rows):
-            mine, theirs = row.of(ours), other(row)
-            if mine is not None and theirs is not None:
-                found[row.name] = mine / max(theirs, least)
-        return found
+    """All targets, with the values that were reached."""
 
-    def large(row: Row) -> bool:
-        return row.n >= {"grid2d": 300**2, "grid3d": 40**3, "mesh": 99_900}.get(
-            row.workload, math.inf
-        )
+    def ratios(
+        chosen: Callable[[Row], bool], ours: str, other: Callable[[Row], float | None]
+    ) -> dict[str, float]:
+        pairs = {row.name: (row.of(ours), other(row)) for row in rows if chosen(row)}
+        return {name: a / b for name, (a, b) in pairs.items() if a is not None and b is not None}
 
     def chain(low: float, high: float) -> Callable[[Row], bool]:
         return lambda row: row.workload == "chain" and low <= row.n <= high
@@ -100,53 +95,48 @@ def targets(
     def bare(row: Row) -> float | None:
         return row.bare
 
-    def fastest(row: Row) -> float | None:
-        found = row.fastest_peer(peers)
+    def bare_or_250_us(row: Row) -> float | None:
+        return None if row.bare is None else max(row.bare, 0.25)
+
+    def fastest(row: Row, direct: bool = False) -> float | None:
+        found = row.fastest_peer(peers - {"torch-sla, CG"} if direct else peers)
         return None if found is None else found[1]
 
-    def fastest_direct(row: Row) -> float | None:
-        found = row.fastest_peer(peers - {"torch-sla, CG"})
-        return None if found is None else found[1]
+    def over_cholespy(problem: str) -> dict[str, float]:
+        return ratios(lambda row: row.name == problem, step, lambda row: row.of("cholespy"))
 
-    def cholespy(row: Row) -> float | None:
-        return row.of("cholespy")
-
-    def only(name: str, value: float | None) -> dict[str, float]:
-        return {} if value is None else {name: value}
-
-    return [
-        Target("`Pattern.solve` over the bare engine: grid2d ≥ 300², grid3d ≥ 40³, mesh ≥ 10⁵", 1.15,
-               ratios(large, "Pattern.solve", bare)),
-        Target("`solve(A, b)` with CSR over the bare engine, the same", 1.30, ratios(large, "solve(CSR)", bare)),
-        Target("`solve(A, b)` with COO over the bare engine, the same", 1.30, ratios(large, "solve(COO)", bare)),
-        Target("chain, n ≤ 4096: step over the bare engine, or over 250 µs if that is more", 2.0,
-               ratios(chain(0, 4096), "sparse_solver", bare, least=0.25)),
-        Target("chain, 2¹⁶ … 2²⁰: step over the bare engine", 1.5,
-               ratios(chain(2**16, 2**20), "sparse_solver", bare)),
-        Target("chain, 2¹⁰ … 2²⁰: growth exponent of the time of a step", 1.05,
-               only("chain", exponent([row for row in rows if row.workload == "chain"], "sparse_solver"))),
-        Target("all workloads: step over that of the fastest other with the right gradient", 0.5,
-               ratios(lambda row: True, "sparse_solver", fastest)),
-        Target("the same over the fastest other that is a direct solver", 0.5,
-               ratios(lambda row: True, "sparse_solver", fastest_direct)),
-        Target("grid2d 500²: step over that of the cholespy Function", 0.07,
-               ratios(lambda row: row.name == "grid 500²", "sparse_solver", cholespy)),
-        Target("grid3d 40³: step over that of the cholespy Function", 0.04,
-               ratios(lambda row: row.name == "grid 40³", "sparse_solver", cholespy)),
-        Target("first import: seconds more than `import torch`", 0.15, only("import", import_seconds)),
-        Target("grid3d 60³: peak memory over that of the bare engine", 1.2, only("memory", memory)),
+    step = "sparse_solver"
+    growth = exponent([row for row in rows if row.workload == "chain"], step)
+    found: list[tuple[str, float, dict[str, float]]] = [
+        ("`Pattern.solve` over the bare engine: grid2d ≥ 300², grid3d ≥ 40³, mesh ≥ 10⁵", 1.15,
+         ratios(_is_large, "Pattern.solve", bare)),
+        ("`solve(A, b)` with CSR over the bare engine, the same", 1.30,
+         ratios(_is_large, "solve(CSR)", bare)),
+        ("`solve(A, b)` with COO over the bare engine, the same", 1.30,
+         ratios(_is_large, "solve(COO)", bare)),
+        ("chain, n ≤ 4096: step over the bare engine, or over 250 µs if that is more", 2.0,
+         ratios(chain(0, 4096), step, bare_or_250_us)),
+        ("chain, 2¹⁶ … 2²⁰: step over the bare engine", 1.5,
+         ratios(chain(2**16, 2**20), step, bare)),
+        ("chain, 2¹⁰ … 2²⁰: growth exponent of the time of a step", 1.05, _only("chain", growth)),
+        ("all workloads: step over that of the fastest other with the right gradient", 0.5,
+         ratios(lambda row: True, step, fastest)),
+        ("the same over the fastest other that is a direct solver", 0.5,
+         ratios(lambda row: True, step, lambda row: fastest(row, direct=True))),
+        ("grid2d 500²: step over that of the cholespy Function", 0.07, over_cholespy("grid 500²")),
+        ("grid3d 40³: step over that of the cholespy Function", 0.04, over_cholespy("grid 40³")),
+        ("first import: seconds more than `import torch`", 0.15, _only("import", import_seconds)),
+        ("grid3d 60³: peak memory over that of the bare engine", 1.2, _only("memory", memory)),
     ]  # fmt: skip
+    return [Target(*one) for one in found]
 
 
 def table(rows: list[Row], peers: set[str]) -> Iterator[str]:
     """Milliseconds and ratios of each problem, in Markdown."""
-    doors = ("Pattern.solve", "solve(CSR)", "solve(COO)")
-    yield (
-        "| problem | step | bare engine | "
-        + " | ".join(f"`{door}`" for door in doors)
-        + " | fastest other |"
-    )
-    yield "|---|---|---|" + "---|" * len(doors) + "---|"
+    calls = ("Pattern.solve", "solve(CSR)", "solve(COO)")
+    names = " | ".join(f"`{call}`" for call in calls)
+    yield f"| problem | step | bare engine | {names} | fastest other |"
+    yield "|---|---|---|" + "---|" * len(calls) + "---|"
     for row in rows:
         bare, peer, step = row.bare, row.fastest_peer(peers), row.of("sparse_solver")
 
@@ -155,22 +145,15 @@ def table(rows: list[Row], peers: set[str]) -> Iterator[str]:
                 return "–"
             return _number(value) + ("" if over is None else f" ({value / over:.2f})")
 
-        last = (
-            "–"
-            if peer is None or step is None
-            else f"{peer[0]} {_number(peer[1])} ({step / peer[1]:.2f})"
-        )
-        cells = [
-            cell(step, bare),
-            cell(bare, None),
-            *(cell(row.of(door), bare) for door in doors),
-            last,
-        ]
-        yield f"| {row.name} | " + " | ".join(cells) + " |"
+        last = "–"
+        if peer is not None and step is not None:
+            last = f"{peer[0]} {_number(peer[1])} ({step / peer[1]:.2f})"
+        cells = [cell(step, bare), cell(bare, None), *(cell(row.of(call), bare) for call in calls)]
+        yield f"| {row.name} | {' | '.join(cells)} | {last} |"
 
 
 def others(rows: list[Row], peers: list[str]) -> Iterator[str]:
-    """Milliseconds of each of the others, and why there are none, in Markdown."""
+    """Milliseconds of each other contender, or the reason why there are none, in Markdown."""
     yield "| problem | " + " | ".join(peers) + " |"
     yield "|---|" + "---|" * len(peers)
     for row in rows:

@@ -1,4 +1,4 @@
-"""Medians of interleaved samples: in every round each contender runs once, in a new order, on the same fresh θ."""
+"""Medians of interleaved samples: in every round, contenders run in a new order on one fresh θ."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .bare import reference
 from .contenders import Contender
 from .problems import Absent, Problem
 
-SLOW = 5.0  # seconds: another library that needs more for one sample takes part once
-GIVE_UP = 4.0  # ... and after one of this length it is not waited for at larger sizes
+SLOW = 5.0  # seconds: another library that needs more for one sample is sampled once
+GIVE_UP = 4.0  # seconds: another library that needs more is not run on larger problems
 
 
 @dataclass
 class Timed:
-    """What became of a contender: its milliseconds, or why there are none."""
+    """The samples of a contender, or the reason why it is absent."""
 
     milliseconds: list[float] = field(default_factory=list)
     absent: str | None = None
@@ -33,7 +33,7 @@ class Timed:
 
     @property
     def median(self) -> float | None:
-        """None for those that did not take part, and for those that were wrong."""
+        """The median of the samples; None for contenders that are absent or wrong."""
         return statistics.median(self.milliseconds) if self.milliseconds and self.is_right else None
 
 
@@ -46,16 +46,15 @@ def measure(
     seconds: float,
     tell: Callable[[str], object],
 ) -> dict[str, Timed]:
-    """Times the contenders against what the bare engines (without them, SciPy) say is right.
+    """Time the contenders, and check their answers by a bare engine or, without one, by SciPy.
 
-    `hopeless` collects (family of problems, other contender) pairs that are not worth waiting for at larger sizes. What
-    one of the others raises counts as absence; what ours raise is raised.
+    `hopeless` collects the pairs (family of problems, other contender) that are not run on larger
+    problems. Errors of other libraries count as absence; errors of ours are raised.
     """
     found: dict[str, Timed] = {}
     taking_part: dict[str, Contender] = {}
-    family = (
-        problem.name if problem.workload == "repeat" else problem.workload + problem.name.split()[0]
-    )
+    is_repeat = problem.workload == "repeat"
+    family = problem.name if is_repeat else problem.workload + problem.name.split()[0]
     torch.manual_seed(0)
     theta = problem.fresh()
     expected: Tensor | None = None
@@ -80,7 +79,7 @@ def measure(
         if expected is None:
             expected = answer if make in bare else reference(problem, theta)
         timed.error = float((answer - expected).abs().max() / expected.abs().max())
-        # The first run warms up; it counts only for others that would take too long for another one.
+        # The first run warms up; it counts only for others that are too slow to run again.
         if make in others and elapsed > GIVE_UP:
             hopeless.add((family, make.name))
         if not timed.is_right or (make in others and elapsed > SLOW):
