@@ -1,4 +1,4 @@
-"""The README is true: its snippets run, and its tables list what there is."""
+"""The documents are true: snippets of the README run, and its tables are complete."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import sparse_solver as ss
 from sparse_solver import errors
 from sparse_solver.__main__ import describe_machine
-from sparse_solver._engines import registry as _engines
+from sparse_solver._engines.registry import engine_names
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -26,7 +26,7 @@ def test_the_readme_runs_from_top_to_bottom(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_the_readme_names_every_engine_and_every_error() -> None:
-    for engine in _engines.engine_names():
+    for engine in engine_names():
         assert f"`{engine}`" in README
     for name, cls in inspect.getmembers(errors, inspect.isclass):
         if issubclass(cls, ss.SparseSolverError):
@@ -35,11 +35,11 @@ def test_the_readme_names_every_engine_and_every_error() -> None:
 
 def test_the_report_for_bug_reports() -> None:
     text = describe_machine()
-    for word in ("sparse_solver", "torch", "Python", *_engines.engine_names()):
+    for word in ("sparse_solver", "torch", "Python", *engine_names()):
         assert word in text
 
 
-def test_the_changelog_knows_this_version() -> None:
+def test_the_changelog_describes_this_version() -> None:
     assert f"## {ss.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
@@ -48,6 +48,18 @@ def test_the_pictures_are_there() -> None:
         pictures = re.findall(r"!\[[^]]*\]\(([^)]*)\)", document.read_text())
         assert pictures
         for picture in pictures:
-            assert (document.parent / picture).read_bytes().startswith((b"\x89PNG", b"GIF89a")), (
-                picture
-            )
+            data = (document.parent / picture).read_bytes()
+            assert data.startswith((b"\x89PNG", b"GIF89a")), picture
+
+
+def test_contributing_names_every_room() -> None:
+    contributing = (ROOT / "CONTRIBUTING.md").read_text()
+    for room in (ROOT / "sparse_solver").iterdir():
+        if (room / "__init__.py").exists():
+            assert f"`{room.name}/`" in contributing, room.name
+
+
+def test_all_errors_are_exported() -> None:
+    classes = {name for name, cls in inspect.getmembers(errors, inspect.isclass)
+               if issubclass(cls, ss.SparseSolverError)}  # fmt: skip
+    assert set(errors.__all__) == classes <= set(ss.__all__)
