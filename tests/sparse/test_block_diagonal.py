@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections import Counter
 
 import pytest
 import torch
-from counting import count, installed
 from problems import DTYPES, TOLERANCE, generator, grid, laplacian_places, laplacian_values, problem
 from torch import Tensor
 
 import sparse_solver as ss
+from sparse_solver import _testing
 from sparse_solver._sparse import block_diagonal
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if four matrices of 25 rows were as many as a block-diagonal one may have."""
-    monkeypatch.setattr(block_diagonal, "_ROWS", 100)
+    monkeypatch.setattr(block_diagonal, "_MAX_ROWS", 100)
 
 
 def laplacians(count: int, m: int = 5) -> tuple[ss.Pattern, Tensor, int]:
@@ -32,9 +33,9 @@ def laplacians(count: int, m: int = 5) -> tuple[ss.Pattern, Tensor, int]:
 def test_slices_cover_the_batch_in_powers_of_two(size: int) -> None:
     P, _, n = laplacians(1)
     found = list(block_diagonal.split_batch(P._structure, size))
-    assert [at for part, _ in found for at in range(size)[part]] == list(range(size))
-    for part, block in found:
-        length = part.stop - part.start
+    assert [at for batch, _ in found for at in range(size)[batch]] == list(range(size))
+    for batch, block in found:
+        length = batch.stop - batch.start
         assert length in (1, 2, 4)
         assert block.shape == (length * n, length * n)
         assert (block is P._structure) == (length == 1)
@@ -121,7 +122,7 @@ def test_auto_takes_what_suits_all_of_a_block() -> None:
     values[2, n] *= 2
     b = torch.randn(7, n, dtype=torch.float64)
     F = P.factorize(values)
-    assert [numeric.kind for numeric, _ in F._factors.made or []] == ["general", "spd", "spd"]
+    assert [factor.record.kind for factor in _testing.checked_factors(F)] == ["general", "spd", "spd"]
     assert F.info.assume == "mixed"
     A = torch.stack([P.tensor(v).to_dense() for v in values])
     torch.testing.assert_close(F.solve(b), torch.linalg.solve(A, b))
@@ -155,17 +156,17 @@ def test_right_hand_sides_of_zero() -> None:
     torch.testing.assert_close(x[1], P.solve(values[1], b[1]))
 
 
-@pytest.mark.parametrize("engine", installed("spd"))
+@pytest.mark.parametrize("engine", _testing.installed_engines("spd"))
 def test_a_batch_costs_as_many_factorisations_as_blocks(
-    engine: str, monkeypatch: pytest.MonkeyPatch
+    engine: str, counts: Counter[str]
 ) -> None:
     P, values, n = laplacians(7)
     values.requires_grad_()
     b = torch.ones(7, n).double()
     P.solve(values, b, assume="spd", engine=engine)
-    counts = count(monkeypatch)
+    counts.clear()
     P.solve(values, b, assume="spd", engine=engine).sum().backward()
-    assert counts == {"factor": 3, "solve": 6}  # 4 + 2 + 1 matrices
+    assert counts == {"factor": 3, "substitute": 6}  # 4 + 2 + 1 matrices
 
 
 def test_vmap_and_jacobians_over_a_batch() -> None:
@@ -192,7 +193,7 @@ def test_a_singular_matrix_cannot_hide_behind_its_neighbours(
     dtype: torch.dtype, assume: str, neighbour: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neighbours that are badly conditioned, or scaled otherwise."""
-    monkeypatch.setattr(block_diagonal, "_ROWS", 2**15)
+    monkeypatch.setattr(block_diagonal, "_MAX_ROWS", 2**15)
     edges, n = grid(3)
     P = ss.Pattern(*laplacian_places(edges, n), (n, n))
     eps = torch.finfo(dtype).eps
@@ -233,12 +234,9 @@ def test_the_row_of_a_bad_right_hand_side_is_that_of_its_system() -> None:
 
 def test_matrices_with_many_entries_are_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     P, _, _ = laplacians(1)
-    monkeypatch.setattr(block_diagonal, "_ENTRIES", 2 * P.nnz + 1)
-    assert [part.stop - part.start for part, _ in block_diagonal.split_batch(P._structure, 5)] == [
-        2,
-        2,
-        1,
-    ]
+    monkeypatch.setattr(block_diagonal, "_MAX_ENTRIES", 2 * P.nnz + 1)
+    batches = [batch for batch, _ in block_diagonal.split_batch(P._structure, 5)]
+    assert [batch.stop - batch.start for batch in batches] == [2, 2, 1]
 
 
 def test_what_a_batch_was_solved_with_dies_without_the_garbage_collector() -> None:
