@@ -122,7 +122,11 @@ def test_auto_takes_what_suits_all_of_a_block() -> None:
     values[2, n] *= 2
     b = torch.randn(7, n, dtype=torch.float64)
     F = P.factorize(values)
-    assert [factor.record.kind for factor in _testing.checked_factors(F)] == ["general", "spd", "spd"]
+    assert [factor.record.kind for factor in _testing.checked_factors(F)] == [
+        "general",
+        "spd",
+        "spd",
+    ]
     assert F.info.assume == "mixed"
     A = torch.stack([P.tensor(v).to_dense() for v in values])
     torch.testing.assert_close(F.solve(b), torch.linalg.solve(A, b))
@@ -157,9 +161,7 @@ def test_right_hand_sides_of_zero() -> None:
 
 
 @pytest.mark.parametrize("engine", _testing.installed_engines("spd"))
-def test_a_batch_costs_as_many_factorisations_as_blocks(
-    engine: str, counts: Counter[str]
-) -> None:
+def test_a_batch_costs_as_many_factorisations_as_blocks(engine: str, counts: Counter[str]) -> None:
     P, values, n = laplacians(7)
     values.requires_grad_()
     b = torch.ones(7, n).double()

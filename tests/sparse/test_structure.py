@@ -1,3 +1,5 @@
+"""The canonical form of a structure, its maps, and how it is found again."""
+
 from __future__ import annotations
 
 import gc
@@ -6,19 +8,18 @@ import weakref
 
 import pytest
 import torch
-from problems import problem
 from torch import Tensor
 
 from sparse_solver._sparse.structure import (
     Structure,
     _row_major_order,
-    _structures,
+    find_empty_line,
+    find_outside,
+    find_places,
     structure_at,
     structure_of,
     structure_of_compressed,
 )
-from sparse_solver._sparse.triangle import arrangement_of
-from sparse_solver._torch.tensor_cache import TensorCache
 
 
 def accepted(rows: Tensor, cols: Tensor) -> None:
@@ -58,35 +59,6 @@ def test_canonical_form_and_its_maps(seed: int) -> None:
     torch.testing.assert_close(structure.diagonal_of(canonical), dense.diagonal())
 
 
-@pytest.mark.parametrize("part", ["full", "upper"])
-@pytest.mark.parametrize("stored", [None, "lower", "upper"])
-@pytest.mark.parametrize("kind", ["symmetric", "hermitian"])
-def test_layouts(part: str, stored: str | None, kind: str) -> None:
-    p = problem(kind, torch.complex128)
-    dense = p.dense.clone()
-    dense[2, 2] = 0  # not stored, but an engine's triangle needs it
-    rows, cols = dense.nonzero().T
-    if stored is not None:
-        kept = rows >= cols if stored == "lower" else rows <= cols
-        rows, cols = rows[kept], cols[kept]
-    order = torch.randperm(rows.numel())
-    structure = Structure(rows[order], cols[order], p.shape)
-    layout = arrangement_of(structure, part, stored)
-    values = layout.gather(
-        structure.canonical(dense[rows[order], cols[order]]), hermitian=kind == "hermitian"
-    )
-    found = torch.zeros_like(dense).index_put((layout.rows, layout.col), values, accumulate=True)
-    expected = {"full": dense, "upper": dense.triu()}[part]
-    assert torch.equal(found, expected)
-    assert torch.equal(layout.rows, torch.repeat_interleave(layout.crow.diff()))
-    inside_rows = layout.crow[1:-1]
-    increasing = layout.col.diff() > 0
-    increasing[inside_rows[(inside_rows > 0) & (inside_rows < layout.nnz)] - 1] = True
-    assert increasing.all()
-    if part != "full":
-        assert ((layout.rows == layout.col).sum() == p.n).item()
-
-
 def test_positions_beyond_63_bits() -> None:
     n = 2**40
     rows, cols = torch.tensor([5, n - 1, 5, n - 1]), torch.tensor([n - 1, 0, 3, 0])
@@ -103,9 +75,8 @@ def test_equal_indices_find_the_same_structure() -> None:
     changed[17] = (changed[17] + 1) % 9
     assert structure_of(rows, changed, (9, 9), accepted) is not first
     assert structure_of(rows, cols, (10, 10), accepted) is not first
-    assert (
-        structure_of(rows.int(), cols.int(), (9, 9), accepted) is not first
-    )  # another key, though equal in content
+    # Another key, though equal in content.
+    assert structure_of(rows.int(), cols.int(), (9, 9), accepted) is not first
     assert structure_at(first.rows, first.cols, (9, 9)) is first
     assert structure_at(first.rows.clone(), first.cols.clone(), (9, 9)) is first
     assert structure_at(first.rows[1:], first.cols[1:], (9, 9)) is not first
@@ -121,41 +92,65 @@ def test_compressed_indices() -> None:
     assert torch.equal(csc.rows, cols)
 
 
-def test_the_cache_is_bounded_and_can_be_cleared() -> None:
-    small: TensorCache[Structure] = TensorCache(capacity=3)
-    made = []
+def test_the_maps_to_and_from_canonical_order_are_left_out_where_they_are_the_identity() -> None:
+    ordered = Structure(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), (2, 2))
+    assert ordered.position is None
+    values = torch.randn(3)
+    assert ordered.canonical(values) is values
+    assert ordered.label(1) == 1
+    assert ordered.on(torch.device("cpu")) is ordered
 
-    def find(k: int) -> Structure:
-        indices = (torch.tensor([k]), torch.tensor([0]))
-        return small.find(
-            "coo", indices, lambda *i: made.append(k) or Structure(*i, (10, 10)), accepted
-        )  # type: ignore[func-returns-value]
 
-    for k in (0, 1, 2, 0, 3):  # 0 is used again, so 1 goes
-        find(k)
-    assert len(small) == 3
-    find(0), find(2), find(3)
-    assert made == [0, 1, 2, 3]
-    find(1)
-    assert made == [0, 1, 2, 3, 1]
-    alive = weakref.ref(find(1))
-    small.clear()
-    gc.collect()
-    assert alive() is None
-    assert cache.capacity > 1
+def test_empty_lines_and_entries_outside_of_a_triangle() -> None:
+    structure = Structure(torch.tensor([0, 2]), torch.tensor([0, 0]), (3, 3))
+    assert find_empty_line(structure, None) == ("row", 1)
+    assert find_empty_line(structure, "lower") == ("row", 1)
+    assert find_outside(structure, "lower") is None
+    assert find_outside(structure, "upper") == (2, 0)
+    chain = Structure(torch.tensor([0, 1, 2]), torch.tensor([0, 0, 1]), (3, 3))
+    assert find_empty_line(chain, None) == ("column", 2)
+    assert find_empty_line(chain, "lower") is None
+
+
+def test_places_that_are_not_there_are_not_found() -> None:
+    places = torch.tensor([[0, 1, 2], [0, 1, 2]])
+    wanted = torch.tensor([[2, 0, 0], [2, 1, 0]])
+    assert find_places(places, wanted).tolist() == [2, -1, 0]
+
+
+def test_what_is_remembered_dies_with_its_structure() -> None:
+    structure = Structure(torch.tensor([0]), torch.tensor([0]), (1, 1))
+    alive = weakref.ref(structure.remember(_Built))
+    assert structure.remember(_Built) is alive()
+    gc.disable()
+    try:
+        del structure
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+class _Built:
+    def __init__(self, structure: Structure) -> None:
+        """What is remembered holds no reference to the structure."""
 
 
 def test_what_is_remembered_is_built_once_by_many_threads() -> None:
     structure = Structure(torch.tensor([0]), torch.tensor([0]), (1, 1))
     built, barrier = [], threading.Barrier(8)
 
+    def build(structure: Structure, number: int) -> int:
+        built.append(number)
+        return number
+
     def ask() -> None:
         barrier.wait()
-        structure.remember("key", lambda: built.append(1))
+        assert structure.remember(build, 5) == 5
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert built == [1]
+    assert built == [5]
+    assert structure.remember(build, 6) == 6  # other arguments
