@@ -45,14 +45,18 @@ def check_square(shape: tuple[int, ...]) -> None:
 
 def check_coo(rows: Tensor, cols: Tensor) -> None:
     """Raise IndexRangeError or DeviceError unless both are equally long lists of integers."""
-    for name, index in (("rows", rows), ("cols", cols)):
-        if not isinstance(index, Tensor) or index.dtype not in INDEX_DTYPES:
-            what = index.dtype if isinstance(index, Tensor) else describe_type(index)
-            raise IndexRangeError(f"{name} is {what}; expected a tensor of torch.int64 or int32")
+    _check_integers("rows", rows)
+    _check_integers("cols", cols)
     if rows.dim() != 1 or rows.shape != cols.shape:
         shapes = f"{tuple(rows.shape)} and {tuple(cols.shape)}"
         raise IndexRangeError(f"rows and cols have shapes {shapes}; expected (nnz,) twice")
     check_device(rows, cols)
+
+
+def _check_integers(name: str, index: Tensor) -> None:
+    if not isinstance(index, Tensor) or index.dtype not in INDEX_DTYPES:
+        what = index.dtype if isinstance(index, Tensor) else describe_type(index)
+        raise IndexRangeError(f"{name} is {what}; expected a tensor of torch.int64 or int32")
 
 
 def check_coo_structure(rows: Tensor, cols: Tensor, shape: tuple[int, int]) -> Structure:
@@ -73,9 +77,11 @@ def check_compressed_structure(
     is_csr = kind == "csr"
     outer, inner = ("row", "column") if is_csr else ("column", "row")
     count, size = shape if is_csr else shape[::-1]
-    for index in (compressed, plain):
-        if not isinstance(index, Tensor) or index.dtype not in INDEX_DTYPES or index.dim() != 1:
-            raise IndexRangeError(f"{kind} indices must be (m,) tensors of torch.int64 or int32")
+    names = ("crow_indices", "col_indices") if is_csr else ("ccol_indices", "row_indices")
+    for name, index in zip(names, (compressed, plain), strict=True):
+        _check_integers(name, index)
+        if index.dim() != 1:
+            raise IndexRangeError(f"{name} has shape {tuple(index.shape)}; expected (m,)")
     check_device(compressed, plain)
 
     def check(compressed: Tensor, plain: Tensor) -> None:

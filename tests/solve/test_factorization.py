@@ -1,8 +1,13 @@
+"""Factorizations: derivatives, copies, information, inference mode."""
+
 from __future__ import annotations
 
 import copy
 import dataclasses
+import io
 import pickle
+from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -91,11 +96,140 @@ def test_info_of_a_batch() -> None:
     assert P2.factorize(values[:1]).info.assume == "spd"
 
 
-def test_it_refuses_to_be_copied() -> None:
-    F = PATTERN.factorize(P.values)
-    for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
-        with pytest.raises(TypeError, match="native library"):
-            duplicate(F)  # type: ignore[operator]
+def saved_and_loaded(item: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(item, file)
+    file.seek(0)
+    return torch.load(file)  # weights_only=True is the default
+
+
+def pickled(item: Any) -> Any:
+    return pickle.loads(pickle.dumps(item))
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "auto": {},
+    "engine": {"engine": "superlu", "assume": "general"},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("duplicate", [pickled, saved_and_loaded])
+def test_a_loaded_one_factors_when_it_is_first_used(
+    duplicate: Any, options: str, counts: Counter[str]
+) -> None:
+    values = P.values.clone().requires_grad_()
+    F = PATTERN.factorize(values, **OPTIONS[options])
+    factored = counts["factor"]
+    twin = duplicate(F)
+    assert isinstance(twin, ss.Factorization)
+    assert (twin.shape, twin.dtype) == (F.shape, F.dtype)
+    assert repr(twin) == f"Factorization(shape={F.shape}, dtype=torch.float64)"
+    assert counts["factor"] == factored
+    b = B.clone().requires_grad_()
+    x, expected = twin.solve(b), F.solve(b)
+    assert counts["factor"] > factored
+    assert torch.equal(x, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(x.square().sum(), b), torch.autograd.grad(expected.square().sum(), b)
+    )
+    again = counts["factor"]
+    twin.solve(b, adjoint=True)
+    assert counts["factor"] == again
+    assert repr(twin) == repr(F)
+
+
+@pytest.mark.parametrize("duplicate", [pickled, saved_and_loaded])
+def test_a_loaded_one_has_information_at_once(duplicate: Any) -> None:
+    symmetric = problem("symmetric", torch.float64)
+    kept = symmetric.rows >= symmetric.cols
+    pattern = ss.Pattern(symmetric.rows[kept], symmetric.cols[kept], symmetric.shape)
+    F = pattern.factorize(symmetric.values[kept], assume="symmetric", triangle="lower")
+    twin = duplicate(F)
+    for name in ("assume", "assume_reason", "engine", "device", "n", "nnz", "perturbed_pivots"):
+        assert getattr(twin.info, name) == getattr(F.info, name), name
+    assert torch.equal(twin.solve(B), F.solve(B))
+
+
+def test_a_loaded_batch() -> None:
+    values = torch.stack((P.values, 2 * P.values))
+    F = PATTERN.factorize(values)
+    twin = saved_and_loaded(F)
+    assert twin.shape == (2, P.n, P.n)
+    assert torch.equal(twin.solve(B), F.solve(B))
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
+def test_copies_share_the_factor(duplicate: Any, counts: Counter[str]) -> None:
+    values = P.values.clone().requires_grad_()
+    F = PATTERN.factorize(values)
+    factored, twin, b = counts["factor"], duplicate(F), B.clone().requires_grad_()
+    assert torch.equal(twin.solve(b), F.solve(b))
+    assert torch.equal(
+        torch.autograd.grad(twin.solve(b).sum(), b)[0], torch.autograd.grad(F.solve(b).sum(), b)[0]
+    )
+    assert counts["factor"] == factored
+    assert repr(twin) == repr(F)
+    del F
+    torch.testing.assert_close(twin.solve(B), torch.linalg.solve(P.dense, B))
+
+
+def test_a_deep_copy_has_constant_values() -> None:
+    values = P.values.clone().requires_grad_()
+    F = PATTERN.factorize(values)
+    assert F.solve(B).requires_grad
+    assert not copy.deepcopy(F).solve(B).requires_grad
+    assert copy.copy(F) is F
+
+
+@pytest.mark.parametrize("kind", ["spd", "general"])
+def test_what_is_made_in_inference_mode_can_be_used_in_training(kind: str) -> None:
+    p = problem(kind, torch.float64)
+    with torch.inference_mode():
+        pattern = ss.Pattern(p.rows, p.cols, p.shape)
+        made = p.values * 1
+        F = pattern.factorize(made)
+        inferred = pattern.solve(made, B)
+        torch.testing.assert_close(F.solve(B), inferred)
+    assert made.is_inference()
+    assert inferred.is_inference()
+    b, dense = B.clone().requires_grad_(), p.dense.clone().requires_grad_()
+    expected = torch.linalg.solve(dense, b)
+    dense_bar, b_bar = torch.autograd.grad(expected.square().sum(), (dense, b))
+    x = F.solve(b)
+    torch.testing.assert_close(x, expected)
+    torch.testing.assert_close(torch.autograd.grad(x.square().sum(), b)[0], b_bar)
+    torch.testing.assert_close(
+        torch.func.grad(lambda b: F.solve(b).square().sum())(b.detach()), b_bar
+    )
+    values = p.values.clone().requires_grad_()
+    loss = pattern.solve(values, b).square().sum()
+    values_bar, found_b_bar = torch.autograd.grad(loss, (values, b))
+    torch.testing.assert_close(values_bar, dense_bar[p.rows, p.cols])
+    torch.testing.assert_close(found_b_bar, b_bar)
+
+
+def test_values_made_in_inference_mode_are_copied_outside_of_it() -> None:
+    with torch.inference_mode():
+        values = P.values * 1
+    F, b = PATTERN.factorize(values), B.clone().requires_grad_()
+    (b_bar,) = torch.autograd.grad(F.solve(b).sum(), b)
+    torch.testing.assert_close(b_bar, torch.linalg.solve(P.dense.mT, torch.ones_like(B)))
+
+
+def test_what_is_printed() -> None:
+    F = PATTERN.factorize(P.values, engine="superlu")
+    lines = str(F.info).splitlines()
+    assert len(lines) == len(dataclasses.fields(F.info))
+    assert lines[0].split() == ["assume", "general"]
+    assert "factor_flops           not known" in lines
+    assert len({line.index(line.split()[1]) for line in lines}) == 1  # a column
+    assert repr(F) == (
+        "Factorization(shape=(12, 12), dtype=torch.float64, assume='general', engine='superlu')"
+    )
+    assert "\n" not in repr(F.info)
+    batch = torch.stack((P.values, 2 * P.values))
+    assert "shape=(2, 12, 12)" in repr(PATTERN.factorize(batch))
 
 
 def test_bad_input() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from problems import problem, rhs
 from torch import Tensor
@@ -227,3 +231,102 @@ def test_the_call_of_the_seed() -> None:
     x.sum().backward()
     torch.testing.assert_close(x, torch.linalg.solve(P5.dense, B5))
     assert A.grad is not None
+
+
+CSR = scipy.sparse.csr_array(P5.dense.numpy())
+ARRAY = np.ones(5)
+
+
+@pytest.mark.parametrize(
+    ("hint", "call"),
+    [
+        ("Pattern.from_scipy", lambda: ss.solve(CSR, B5)),
+        ("Pattern.from_scipy", lambda: ss.solve(scipy.sparse.coo_matrix(CSR), B5)),
+        ("torch.from_numpy", lambda: ss.solve(P5.dense.numpy(), B5)),
+        ("torch.from_numpy", lambda: ss.solve(sparse(), ARRAY)),
+        ("Pattern.from_scipy", lambda: ss.solve(sparse(), CSR)),
+        ("Pattern.from_scipy", lambda: ss.factorize(CSR)),
+        ("torch.from_numpy", lambda: ss.factorize(P5.dense.numpy())),
+        ("torch.from_numpy", lambda: ss.factorize(sparse()).solve(ARRAY)),
+        ("torch.from_numpy", lambda: PATTERN.solve(CSR.data, B5)),
+        ("Pattern.from_scipy", lambda: PATTERN.solve(CSR, B5)),
+        ("torch.from_numpy", lambda: PATTERN.solve(P5.values, ARRAY)),
+        ("torch.from_numpy", lambda: PATTERN.factorize(CSR.data)),
+        ("torch.from_numpy", lambda: PATTERN.tensor(CSR.data)),
+        ("Pattern.from_scipy", lambda: ss.Pattern.from_tensor(CSR)),
+        ("Pattern.from_scipy", lambda: ss.SparseSolver.apply(CSR, B5)),
+        ("torch.from_numpy", lambda: ss.Pattern(P5.rows.numpy(), P5.cols.numpy(), P5.shape)),
+        ("torch.from_numpy", lambda: ss.Pattern.from_csr(CSR.indptr, CSR.indices, CSR.shape)),
+        ("torch.from_numpy", lambda: ss.Pattern.from_csc(CSR.indptr, CSR.indices, CSR.shape)),
+    ],
+)
+def test_scipy_and_numpy_inputs_are_refused_with_their_conversion(
+    hint: str, call: Callable[[], Any]
+) -> None:
+    with pytest.raises((ss.LayoutError, ss.IndexRangeError), match=hint):
+        call()
+
+
+def test_the_conversions_that_the_errors_name() -> None:
+    pattern = ss.Pattern.from_scipy(CSR)
+    x = pattern.solve(torch.from_numpy(CSR.data), torch.from_numpy(ARRAY))
+    torch.testing.assert_close(x, torch.linalg.solve(P5.dense, torch.ones(5).double()))
+
+
+def test_engines_are_printed_one_a_line() -> None:
+    found = ss.engines()
+    lines = str(found).splitlines()
+    assert [line.split()[0] for line in lines] == list(found)
+    for line, availability in zip(lines, found.values(), strict=True):
+        assert line.endswith(str(availability))
+        assert ("not available" in line) == (not availability.installed)
+    assert found == dict(found)
+    assert str(ss.Availability(missing="nothing; pip install it")) == (
+        "not available: nothing; pip install it"
+    )
+
+
+def test_clear_cache_forgets_analyses(counts: Counter[str]) -> None:
+    A = sparse()
+    ss.solve(A, B5)
+    analyses = counts["analyze"]
+    ss.solve(A, B5)
+    assert counts["analyze"] == analyses
+    ss.clear_cache()
+    ss.solve(A, B5)
+    assert counts["analyze"] == 2 * analyses
+
+
+def test_synchronize_does_nothing_on_the_cpu() -> None:
+    x = ss.solve(sparse(), B5, assume="general", non_blocking=True)
+    ss.synchronize()
+    torch.testing.assert_close(x, torch.linalg.solve(P5.dense, B5))
+
+
+# Many right-hand sides and 2^17 entries, so that gradients are sampled by torch's sparse kernel,
+# and a residual, which LU needs.
+QUIET = """
+import torch, sparse_solver as ss
+n = 2**16
+i = torch.arange(n)
+rows, cols = torch.cat((i, i[1:])), torch.cat((i, i[:-1]))
+values = torch.cat((torch.full((n,), 3.0), torch.ones(n - 1))).double().requires_grad_()
+more = torch.cat((rows, i[:2])), torch.cat((cols, i[:2] + 5))
+P = ss.Pattern(*more, (n, n))
+values = torch.cat((values, torch.zeros(2).double())).detach().requires_grad_()
+assert P.nnz >= 2**17
+b = torch.ones(n, 3, dtype=torch.float64, requires_grad=True)
+P.solve(values, b).sum().backward()
+P.factorize(values).solve(b, adjoint=True).sum().backward()
+A = torch.sparse_coo_tensor(torch.stack(more), values, (n, n), check_invariants=False)
+ss.solve(A, b).sum().backward()
+torch.func.grad(lambda v: P.solve(v, b.detach()).sum())(values.detach())
+small = ss.Pattern(torch.arange(3), torch.arange(3), (3, 3))
+small.solve(torch.ones(3, requires_grad=True), torch.ones(3, 2)).sum().backward()
+print("done")
+"""
+
+
+def test_torch_warns_of_nothing_that_the_user_did_not_make(run_python: Callable[..., str]) -> None:
+    """torch warns of its CSR tensors once a process, and in this one it has done so."""
+    assert run_python(QUIET, flags=("-W", "error")).strip() == "done"

@@ -1,9 +1,15 @@
+"""Patterns: their constructors, copies, and the tensors that they make."""
+
 from __future__ import annotations
 
 import copy
+import io
 import pickle
+from typing import Any
 
+import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from problems import problem, rhs
 from torch import Tensor
@@ -26,11 +32,27 @@ def test_it_shows_what_it_was_made_of() -> None:
     assert ss.Pattern(P.rows, P.cols, torch.Size(P.shape)).shape == (12, 12)
 
 
-@pytest.mark.parametrize(
-    "duplicate", [copy.copy, copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p))]
-)
-def test_copies_and_pickles(duplicate: object) -> None:
-    twin = duplicate(PATTERN)  # type: ignore[operator]
+def saved_and_loaded(item: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(item, file)
+    file.seek(0)
+    return torch.load(file)  # weights_only=True is the default
+
+
+DUPLICATES = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda p: pickle.loads(pickle.dumps(p)),
+    "torch.save": saved_and_loaded,
+}
+
+
+@pytest.mark.parametrize("how", DUPLICATES)
+def test_copies_and_pickles(how: str) -> None:
+    twin = DUPLICATES[how](PATTERN)
+    assert isinstance(twin, ss.Pattern)
+    assert (twin.shape, twin.nnz, repr(twin)) == (PATTERN.shape, PATTERN.nnz, repr(PATTERN))
+    assert torch.equal(twin.cols, PATTERN.cols)
     b = rhs(P.n, dtype=torch.float64)
     assert torch.equal(twin.rows, PATTERN.rows)
     torch.testing.assert_close(twin.solve(VALUES, b), torch.linalg.solve(P.dense, b))
@@ -43,7 +65,14 @@ def test_a_pickle_finds_the_analysis_again() -> None:
     assert twin._structure is other._structure
 
 
-def test_a_module_with_a_pattern_can_be_copied_and_saved(tmp_path: object) -> None:
+def test_a_pattern_in_a_state_dict_is_loaded_with_the_defaults_of_torch() -> None:
+    loaded = saved_and_loaded({"pattern": PATTERN, "values": VALUES})
+    b = rhs(P.n, dtype=torch.float64)
+    x = loaded["pattern"].solve(loaded["values"], b)
+    torch.testing.assert_close(x, torch.linalg.solve(P.dense, b))
+
+
+def test_a_module_with_a_pattern_can_be_copied() -> None:
     class Layer(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -69,7 +98,8 @@ def test_tensor(layout: torch.layout) -> None:
     (values_bar,) = torch.autograd.grad((A.to_dense() * weights).sum(), values)
     torch.testing.assert_close(values_bar, weights[PATTERN.rows, PATTERN.cols])
     assert torch.equal(
-        ss.Pattern.from_tensor(A).tensor(torch.ones(A._nnz()), layout).to_dense() != 0, P.dense != 0
+        ss.Pattern.from_tensor(A).tensor(torch.ones(A._nnz()), layout=layout).to_dense() != 0,
+        P.dense != 0,
     )
 
 
@@ -123,3 +153,68 @@ def test_tensors_do_not_share_memory_with_the_pattern() -> None:
         indices.zero_()
         torch.testing.assert_close(PATTERN.tensor(VALUES, layout=layout).to_dense(), P.dense)
         torch.testing.assert_close(PATTERN.solve(VALUES, b), torch.linalg.solve(P.dense, b))
+
+
+SCIPY = P.dense.numpy()
+
+
+def duplicated_coo(index: type) -> scipy.sparse.coo_array:
+    """Each entry in two halves."""
+    rows, cols = (np.tile(i.numpy(), 2).astype(index) for i in (P.rows, P.cols))
+    return scipy.sparse.coo_array((np.tile(P.values.numpy() / 2, 2), (rows, cols)), shape=P.shape)
+
+
+@pytest.mark.parametrize("index", [np.int32, np.int64])
+@pytest.mark.parametrize("kind", ["array", "matrix"])
+@pytest.mark.parametrize("format", ["csr", "csc", "coo", "bsr", "dia", "lil", "dok"])
+def test_from_scipy(format: str, kind: str, index: type) -> None:
+    A = getattr(scipy.sparse, f"{format}_{kind}")(SCIPY)
+    for name in ("indices", "indptr", "row", "col"):  # those that the format has
+        if isinstance(getattr(A, name, None), np.ndarray):
+            setattr(A, name, getattr(A, name).astype(index))
+    pattern = ss.Pattern.from_scipy(A)
+    assert pattern.shape == P.shape
+    stored = A if format in ("csr", "csc", "coo") else A.tocsr()
+    values = torch.from_numpy(stored.data).requires_grad_()
+    torch.testing.assert_close(pattern.tensor(values.detach()).to_dense(), P.dense)
+    b = rhs(P.n, dtype=torch.float64)
+    x = pattern.solve(values, b)
+    torch.testing.assert_close(x, torch.linalg.solve(P.dense, b))
+    x.sum().backward()
+    assert values.grad is not None
+
+
+@pytest.mark.parametrize("index", [np.int32, np.int64])
+def test_from_scipy_with_duplicates(index: type) -> None:
+    A = duplicated_coo(index)
+    pattern = ss.Pattern.from_scipy(A)
+    assert pattern.nnz == 2 * P.values.numel()
+    b = rhs(P.n, dtype=torch.float64)
+    x = pattern.solve(torch.from_numpy(A.data), b)
+    torch.testing.assert_close(x, torch.linalg.solve(P.dense, b))
+
+
+def test_from_scipy_copies_the_indices() -> None:
+    A, b = scipy.sparse.csr_array(SCIPY), rhs(P.n, dtype=torch.float64)
+    pattern, values = ss.Pattern.from_scipy(A), torch.from_numpy(A.data.copy())
+    A.indices[:], A.indptr[:] = 0, 0
+    torch.testing.assert_close(pattern.solve(values, b), torch.linalg.solve(P.dense, b))
+    read_only = scipy.sparse.csr_array(SCIPY)
+    for array in (read_only.indices, read_only.indptr):
+        array.flags.writeable = False
+    assert ss.Pattern.from_scipy(read_only).nnz == P.values.numel()
+
+
+@pytest.mark.parametrize(
+    ("A", "words"),
+    [
+        (SCIPY, "NumPy array"),
+        ([[1.0]], "a list"),
+        (P.dense, "a Tensor"),
+        (scipy.sparse.coo_array(np.ones(3)), "SciPy"),
+    ],
+    ids=["dense", "list", "tensor", "vector"],
+)
+def test_from_scipy_refuses_what_is_not_a_sparse_matrix(A: Any, words: str) -> None:
+    with pytest.raises(ss.LayoutError, match=f"{words}.*; expected a SciPy sparse matrix"):
+        ss.Pattern.from_scipy(A)

@@ -44,6 +44,18 @@ def test_an_index_outside_of_the_matrix_is_named_with_its_entry() -> None:
             check_compressed_structure(kind, pointers, torch.tensor([0, -1]), (2, 2))
 
 
+def test_pointers_and_indices_are_named_as_torch_names_them() -> None:
+    pointers, indices = torch.tensor([0, 1, 2]), torch.tensor([0, 1])
+    with pytest.raises(ss.IndexRangeError, match=r"ccol_indices is a NumPy array.*from_numpy"):
+        check_compressed_structure("csc", pointers.numpy(), indices, (2, 2))  # type: ignore[arg-type]
+    with pytest.raises(ss.IndexRangeError, match=r"col_indices is torch\.float32"):
+        check_compressed_structure("csr", pointers, indices.float(), (2, 2))
+    with pytest.raises(ss.IndexRangeError, match=r"col_indices has shape \(1, 2\)"):
+        check_compressed_structure("csr", pointers, indices.unsqueeze(0), (2, 2))
+    with pytest.raises(ss.IndexRangeError, match="2 row pointers for 2 rows"):
+        check_compressed_structure("csr", pointers[1:], indices, (2, 2))
+
+
 def test_valid_indices_are_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, cols = torch.tensor([0, 1]), torch.tensor([1, 0])
     first = check_coo_structure(rows, cols, (2, 2))
