@@ -1,4 +1,4 @@
-"""The matrices that the tests solve with: one table, by kind, each small enough for dense torch to check."""
+"""The matrices that the tests solve with, by kind, small enough for dense torch to check."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+import sparse_solver as ss
 
 REAL = (torch.float32, torch.float64)
 COMPLEX = (torch.complex64, torch.complex128)
@@ -22,7 +24,7 @@ TOLERANCE = {
 
 @dataclass(frozen=True)
 class Problem:
-    """A matrix with its places in row-major order: `kind` is what it is, `dense` what dense torch solves with."""
+    """A matrix of a `kind`, with its entries in row-major order and as a `dense` tensor."""
 
     kind: str
     dense: Tensor
@@ -107,9 +109,9 @@ def rhs(*shape: int, dtype: torch.dtype, seed: int = 100) -> Tensor:
 def independent(
     kind: str, values: Tensor, rows: Tensor, cols: Tensor
 ) -> Callable[[Tensor], Tensor]:
-    """A map from free parameters (as many as values) to values that keep the matrix of its kind, for gradcheck.
+    """A map from free parameters, as many as values, to values of a matrix of this kind.
 
-    Symmetric kinds are checked by the package, so that a single entry cannot be varied on its own.
+    For gradcheck: the package checks symmetry, so that no entry can be varied on its own.
     """
     if kind == "general":
         return lambda free: free
@@ -131,7 +133,7 @@ def grid(m: int) -> tuple[Tensor, int]:
 
 
 def laplacian_places(edges: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The places of a weighted graph Laplacian plus a diagonal, duplicates and all; `laplacian_values` go there."""
+    """The places, with duplicates, of `laplacian_values`: a weighted graph Laplacian."""
     i, j = edges
     nodes = torch.arange(n)
     return torch.cat([nodes, i, j, i, j]), torch.cat([nodes, j, i, i, j])
@@ -141,3 +143,9 @@ def laplacian_values(weights: Tensor, n: int, anchor: float = 1.0) -> Tensor:
     return torch.cat(
         [torch.full((n,), anchor, dtype=weights.dtype), -weights, -weights, weights, weights]
     )
+
+
+def laplacian(m: int = 12) -> tuple[ss.Pattern, Tensor, int]:
+    """The pattern, the edges and the number of nodes of the Laplacian of an m-by-m grid."""
+    edges, n = grid(m)
+    return ss.Pattern(*laplacian_places(edges, n), (n, n)), edges, n

@@ -1,34 +1,18 @@
-"""What goes wrong elsewhere: shared factors, aliased values, threads, forks, memory."""
+"""What belongs to whom: factors to their graphs, values and results to the caller."""
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import os
-import subprocess
-import sys
-import textwrap
-import threading
-import time
-import weakref
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
 
 import pytest
 import torch
-from counting import count, installed
-from problems import general, grid, laplacian_places, laplacian_values, problem, rhs
+from problems import general, laplacian, laplacian_values, problem, rhs
 from torch import Tensor
 
 import sparse_solver as ss
-from sparse_solver._engines.mkl import handle as _handle
-from sparse_solver._factor import lifetime
+from sparse_solver._testing import installed_engines
 
-ENGINES = installed("spd")
-
-
-def laplacian(m: int = 12) -> tuple[ss.Pattern, Tensor, int]:
-    edges, n = grid(m)
-    return ss.Pattern(*laplacian_places(edges, n), (n, n)), edges, n
+ENGINES = installed_engines("spd")
 
 
 def dense_gradient(P: ss.Pattern, values: Tensor, b: Tensor, x_bar: Tensor) -> Tensor:
@@ -80,20 +64,17 @@ def test_a_parameter_stepped_in_place_between_two_solves(engine: str, layout: to
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc])
 def test_values_overwritten_behind_autograds_back(engine: str, layout: torch.layout) -> None:
-    """The factor is of the values at the time of the solve, also where the sparse tensor aliases them."""
+    """The factor is of the values at the time of the solve, even if the tensor aliases them."""
     P, edges, n = laplacian()
     b, x_bar = rhs(n, dtype=torch.float64), rhs(n, dtype=torch.float64, seed=1)
-    A = P.tensor(
-        laplacian_values(torch.rand(edges.shape[1], dtype=torch.float64) + 0.1, n), layout
-    ).requires_grad_()
+    weights = torch.rand(edges.shape[1], dtype=torch.float64) + 0.1
+    A = P.tensor(laplacian_values(weights, n), layout=layout).requires_grad_()
     dense = A.detach().to_dense().requires_grad_()
     x = ss.solve(A, b, engine=engine)
-    (A.detach()._values() if layout == torch.sparse_coo else A.detach().values()).fill_(
-        float("nan")
-    )
-    (A_bar,) = torch.autograd.grad(
-        x, A, x_bar
-    )  # torch itself cannot accumulate a CSC gradient into A.grad
+    stored = A.detach()._values() if layout == torch.sparse_coo else A.detach().values()
+    stored.fill_(float("nan"))
+    # torch itself cannot accumulate a CSC gradient into A.grad.
+    (A_bar,) = torch.autograd.grad(x, A, x_bar)
     (expected,) = torch.autograd.grad(torch.linalg.solve(dense, b), dense, x_bar)
     torch.testing.assert_close(A_bar.to_dense(), expected * (dense != 0))
 
@@ -164,9 +145,7 @@ def test_retained_graphs_and_second_backwards(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_one_factorisation_serves_all_derivatives(
-    engine: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_factorisation_serves_all_derivatives(engine: str, counts: Counter[str]) -> None:
     p = problem("spd", torch.float64)
     P, b = ss.Pattern(p.rows, p.cols, p.shape), rhs(p.n, dtype=torch.float64).requires_grad_()
     values = p.values.clone().requires_grad_()
@@ -175,9 +154,9 @@ def test_one_factorisation_serves_all_derivatives(
         return P.solve(values, b, assume="spd", engine=engine)
 
     solve()  # learns the fill, where that takes a factorisation
-    counts = count(monkeypatch)
+    counts.clear()
     solve().sum().backward()
-    assert counts == {"factor": 1, "solve": 2}
+    assert counts == {"factor": 1, "substitute": 2}
 
     counts.clear()
     (first,) = torch.autograd.grad(solve().square().sum(), values, create_graph=True)
@@ -189,7 +168,7 @@ def test_one_factorisation_serves_all_derivatives(
     for _ in range(100):
         F.solve(b)
     F.solve(b).sum().backward()
-    assert counts == {"factor": 1, "solve": 102}
+    assert counts == {"factor": 1, "substitute": 102}
 
     counts.clear()
     torch.func.jvp(
@@ -214,13 +193,12 @@ def test_one_factorisation_serves_all_derivatives(
         backend="aot_eager",
         fullgraph=True,
     )(values).backward()
-    assert counts == {"factor": 1, "solve": 2}
+    assert counts == {"factor": 1, "substitute": 2}
 
 
-def test_the_pattern_is_analysed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pattern_is_analysed_once(counts: Counter[str]) -> None:
     p = problem("spd", torch.float64)
     b = rhs(p.n, dtype=torch.float64)
-    counts = count(monkeypatch)
     for scale in (1.0, 2.0, 3.0):
         A = torch.sparse_coo_tensor(torch.stack((p.rows, p.cols)), scale * p.values, p.shape)
         ss.solve(A, b, assume="spd")
@@ -229,201 +207,6 @@ def test_the_pattern_is_analysed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ss.clear_cache()
     ss.solve(A, b, assume="spd")
     assert counts["analyze"] <= 3
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_factors_die_with_their_graphs(engine: str) -> None:
-    p = problem("spd", torch.float64)
-    P, b = ss.Pattern(p.rows, p.cols, p.shape), rhs(p.n, dtype=torch.float64)
-    gc.collect()
-    before = len(lifetime._alive)
-
-    values = p.values.clone().requires_grad_()
-    x = P.solve(values, b, engine=engine)
-    assert len(lifetime._alive) == before + 1
-    loss = x.sum()
-    loss.backward()  # frees the buffers of the graph: the factor goes, though x and loss are still here
-    assert len(lifetime._alive) == before
-
-    x = P.solve(values, b, engine=engine)
-    del x  # never differentiated
-    assert len(lifetime._alive) == before
-
-    P.solve(p.values, b, engine=engine)  # no graph at all
-    assert len(lifetime._alive) == before
-
-    F = P.factorize(values, engine=engine)
-    alive = weakref.ref(F._factors)
-    x = F.solve(b)
-    del F
-    assert alive() is not None
-    x.sum().backward()
-    assert alive() is None
-
-
-def test_a_factor_survives_hooks_that_replace_saved_tensors(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    p = problem("general", torch.float64)
-    P, b = ss.Pattern(p.rows, p.cols, p.shape), rhs(p.n, dtype=torch.float64)
-    values = p.values.clone().requires_grad_()
-    expected = torch.autograd.grad(P.solve(values, b).sum(), values)[0]
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t):
-        x = P.solve(values, b)
-    torch.testing.assert_close(torch.autograd.grad(x.sum(), values)[0], expected)
-    x = torch.utils.checkpoint.checkpoint(
-        lambda v: P.solve(v, b).square(), values, use_reentrant=False
-    )
-    torch.testing.assert_close(
-        torch.autograd.grad(x.sum(), values)[0],
-        torch.autograd.grad(P.solve(values, b).square().sum(), values)[0],
-    )
-
-
-def test_solves_from_four_threads_at_once() -> None:
-    P, edges, n = laplacian(40)
-    ones = torch.ones(n, dtype=torch.float64)
-
-    def work(seed: int) -> None:
-        g = torch.Generator().manual_seed(seed)
-        for _ in range(8):
-            weights = torch.rand(edges.shape[1], dtype=torch.float64, generator=g) + 0.1
-            weights.requires_grad_()
-            # (c I + L) 1 = c 1, whatever the weights, so that their gradient is zero
-            anchor = 1.0 + seed
-            x = P.solve(
-                laplacian_values(weights, n, anchor), ones, engine=ENGINES[seed % len(ENGINES)]
-            )
-            torch.testing.assert_close(x, ones / anchor)
-            x.sum().backward()
-            torch.testing.assert_close(weights.grad, torch.zeros_like(weights), atol=1e-9, rtol=0)
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(work, range(12)))
-
-
-class Solving(torch.utils.data.Dataset):  # type: ignore[type-arg]
-    def __init__(self, P: ss.Pattern, edges: Tensor, n: int):
-        self.P, self.edges, self.n = P, edges, n
-        ones = laplacian_values(torch.ones(edges.shape[1], dtype=torch.float64), n)
-        self.inherited = [P.factorize(ones, engine=engine) for engine in ENGINES]
-
-    def __len__(self) -> int:
-        return 2 * len(ENGINES)
-
-    def __getitem__(self, i: int) -> Tensor:
-        values = laplacian_values(
-            torch.rand(self.edges.shape[1], dtype=torch.float64) + 0.1, self.n
-        ).requires_grad_()
-        x = self.P.solve(
-            values, torch.ones(self.n, dtype=torch.float64), engine=ENGINES[i % len(ENGINES)]
-        )
-        x.sum().backward()
-        y = self.inherited[i % len(ENGINES)].solve(torch.ones(self.n, 2, dtype=torch.float64))
-        torch.testing.assert_close(y, torch.ones_like(y))
-        return x.detach()
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_solve_inside_of_a_forked_dataloader_worker() -> None:
-    """In a process that has no GPU, for those that have run a backward pass do not run one in a forked child."""
-    script = "import test_right_every_time as test; test.solve_in_workers()"
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.path.dirname(__file__)}
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr
-
-
-def solve_in_workers() -> None:
-    P, edges, n = laplacian(40)
-    dataset = Solving(P, edges, n)
-    for i in range(len(ENGINES)):
-        dataset[i]  # the parent has analysed, factored and solved, with all its threads
-    loader = torch.utils.data.DataLoader(
-        dataset, num_workers=2, multiprocessing_context="fork", timeout=60
-    )
-    for x in loader:
-        torch.testing.assert_close(x, torch.ones(1, n, dtype=torch.float64))
-    torch.testing.assert_close(
-        dataset[0], torch.ones(n, dtype=torch.float64)
-    )  # and the parent still can
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_thousand_solves_do_not_grow_memory(engine: str) -> None:
-    P, edges, n = laplacian(30)
-    b = torch.ones(n, dtype=torch.float64)
-
-    def step(k: int) -> None:
-        values = laplacian_values(
-            torch.rand(edges.shape[1], dtype=torch.float64) + 0.1, n
-        ).requires_grad_()
-        x = P.solve(values, b, engine=engine)
-        if k % 2:
-            x.sum().backward()
-
-    for k in range(100):
-        step(k)
-    before = resident_bytes()
-    for k in range(1000):
-        step(k)
-    factor = P.factorize(
-        laplacian_values(torch.ones(edges.shape[1], dtype=torch.float64), n), engine=engine
-    )
-    assert factor.info.factor_nnz is not None
-    assert (
-        resident_bytes() - before < 50 * 8 * factor.info.factor_nnz
-    )  # fifty factors of the thousand
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_hundred_live_factors_and_their_release(
-    engine: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_handle, "_IDLE_BYTES", 0)
-    P, edges, n = laplacian(60)
-    b = torch.ones(n, dtype=torch.float64)
-    values = laplacian_values(torch.ones(edges.shape[1], dtype=torch.float64), n).requires_grad_()
-    P.solve(values, b, engine=engine)
-    counts = count(monkeypatch)
-    before = resident_bytes()
-    solutions = [P.solve(values * k, b * k, engine=engine) for k in range(1, 101)]
-    grown = resident_bytes() - before
-    torch.stack(solutions).sum().backward()
-    for x in solutions:
-        torch.testing.assert_close(x, b)
-    assert counts["analyze"] == 0
-    del solutions, x
-    gc.collect()
-    assert resident_bytes() - before < grown / 2
-
-
-def resident_bytes() -> int:
-    ctypes.CDLL(None).malloc_trim(0)  # what the allocator keeps for later is not in use
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_the_number_of_threads_may_change_between_solves(engine: str) -> None:
-    """PARDISO gives wrong numbers, without an error, where a factorisation uses other threads than the analysis."""
-    P, edges, n = laplacian(60)
-    b = torch.ones(3, n, dtype=torch.float64).mT
-    values = laplacian_values(torch.rand(edges.shape[1], dtype=torch.float64) + 0.1, n)
-    before = torch.get_num_threads()
-    try:
-        for kind in ("spd", "symmetric", "general"):
-            if engine not in installed(kind):
-                continue
-            for threads in (2, 1, 2, 3, 1):
-                torch.set_num_threads(threads)
-                F = P.factorize(values, assume=kind, engine=engine)  # type: ignore[arg-type]
-                torch.set_num_threads(3 - min(threads, 2))
-                torch.testing.assert_close(F.solve(b), b)
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_inputs_are_left_alone() -> None:
@@ -467,26 +250,10 @@ def test_results_do_not_alias_each_other() -> None:
     assert torch.equal(F.solve(b), b)
 
 
-def test_at_exit_nothing_crashes() -> None:
-    script = textwrap.dedent(
-        """
-        import sys, torch, sparse_solver as ss
-        n = 50
-        A = (torch.eye(n, dtype=torch.float64) * 2).to_sparse().requires_grad_()
-        kept = [ss.factorize(A, engine=e) for e in sys.argv[1:]]
-        x = ss.solve(A, torch.ones(n, dtype=torch.float64))
-        """
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, *ENGINES], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-
-
 def test_general_matrices_with_zeros_on_the_diagonal() -> None:
     dense = general(200, torch.float64)
     assert (dense.diagonal() == 0).any()
-    for engine in installed("general"):
+    for engine in installed_engines("general"):
         b = rhs(200, dtype=torch.float64)
         torch.testing.assert_close(
             ss.solve(dense.to_sparse(), b, engine=engine), torch.linalg.solve(dense, b)
@@ -528,7 +295,7 @@ def test_the_default_device_does_not_matter(engine: str) -> None:
     b = rhs(p.n, dtype=torch.float64)
     for assume in (
         "auto",
-        *(kind for kind in ("spd", "symmetric", "general") if engine in installed(kind)),
+        *(kind for kind in ("spd", "symmetric", "general") if engine in installed_engines(kind)),
     ):
         ss.clear_cache()
         values = p.values.clone().requires_grad_()
@@ -576,38 +343,6 @@ def test_patterns_that_are_first_seen_inside_of_a_transform() -> None:
     values = p.values.clone().requires_grad_()
     for layout in (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc):
         ss.solve(P.tensor(values, layout=layout), b).sum().backward()
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_a_fork_while_another_thread_works_on_a_structure() -> None:
-    """A lock that some thread holds at the fork stays locked in the child, unless it is renewed."""
-    held, release = threading.Event(), threading.Event()
-    structure = ss.Pattern(torch.arange(3), torch.arange(3), (3, 3))._structure
-
-    def work() -> None:
-        structure.remember("something slow", lambda: (held.set(), release.wait(30)))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    assert held.wait(10)
-    child = os.fork()
-    if child == 0:
-        torch.set_num_threads(1)
-        x = ss.solve(torch.eye(3).to_sparse(), torch.ones(3))
-        structure.transpose_map  # noqa: B018
-        os._exit(0 if torch.equal(x, torch.ones(3)) else 1)
-    release.set()
-    thread.join()
-    for _ in range(300):
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            break
-        time.sleep(0.1)
-    else:
-        os.kill(child, 9)
-        pytest.fail("the child hangs")
-    assert status == 0
 
 
 def test_overflow_in_a_derivative_is_passed_on() -> None:
