@@ -15,118 +15,137 @@ from .._sparse.structure import Structure
 from .._sparse.values import probe_vector
 from ..errors import NotPositiveDefiniteError, SingularMatrixError
 from .implicit_diff import Equations
-from .line_search import Stuck
-from .report import Matrix
+from .report import MatrixKind
+from .stopping import StopReason, Stuck
 
-_SHIFTS = 25  # how many shifts are tried, each ten times the one before
-
-
+# How many shifts are tried, each larger than the one before by this factor.
+_SHIFTS = 25
+_GROWTH = 10
+# Steps of inverse iteration, which find a curvature well enough to judge its sign.
 _INVERSE_ITERATIONS = 12
 
 
 @dataclass(frozen=True, eq=False)
 class Direction:
-    """d = −H⁻¹ g, zero at fixed entries, with a positive definite H, and how that was found.
+    """d = −H⁻¹ g with a positive definite H, zero at fixed entries.
 
     hessian, values : (nnz,) H before and after the shift
+    matrix : how H was made
     """
 
     d: Tensor
     hessian: Tensor
     values: Tensor
     factors: Factors
-    matrix: Matrix
+    matrix: MatrixKind
     shift: float
 
+    @property
+    def is_true(self) -> bool:
+        """Whether H is the true Hessian."""
+        return self.matrix == "true"
 
-class Hessians:
-    """Finds directions in which the energy falls."""
+    @property
+    def is_changed(self) -> bool:
+        """Whether H is a changed Hessian, by which the step was taken."""
+        return self.matrix in ("projected", "shifted")
+
+
+class HessianModifier:
+    """Finds directions of descent, with the true Hessian or a positive definite one in its place.
+
+    compute : the Hessian's values at X; takes ``project=`` if there is a `projection`
+    factorizations : the number of factorisations, failed ones included
+    changed : for how many iterations in a row the Hessian was changed
+    """
 
     def __init__(
-        self, values: Callable[..., Tensor], equations: Equations, project: Projection | None
+        self, compute: Callable[..., Tensor], equations: Equations, projection: Projection | None
     ):
-        self.values, self.equations, self.project = values, equations, project
-        self.factorizations = 0
+        self.compute, self.equations, self.projection = compute, equations, projection
+        self.factorizations = self.changed = 0
         self._shift = 0.0
-        self._last: tuple[Tensor, Tensor] | None = None  # an X, and the true Hessian there
-        self.changed = 0  # iterations in a row in which the Hessian was
+        self._last: tuple[Tensor, Tensor] | None = None  # a point X, and the true Hessian there
 
-    def direction(self, X: Tensor, g: Tensor, cautious: bool) -> Direction:
-        """With the true Hessian if that is positive definite (if `cautious`, it is not tried), else with one that is."""
-        found = None if cautious else self.true(X, g)
-        if found is None and self.project is not None:
-            values = self.values(X, project=self.project)
-            found = self.solved(values, g, "projected")
-            found = self._shifted(values, g) if found is None else found
+    def find_direction(self, X: Tensor, g: Tensor, cautious: bool) -> Direction:
+        """Use the true Hessian if it is positive definite, otherwise a changed one.
+
+        If `cautious`, the true Hessian is not tried.
+        """
+        found = None if cautious else self.try_true(X, g)
+        if found is None and self.projection is not None:
+            values = self.compute(X, project=self.projection)
+            found = self._try(values, g, "projected") or self._try_shifts(values, g)
         elif found is None:
-            found = self._shifted(self._true_values(X), g)
-        self.changed = 0 if found.matrix == "true" else self.changed + 1
+            found = self._try_shifts(self._compute_once(X), g)
+        self.changed = 0 if found.is_true else self.changed + 1
         return found
 
-    def true(self, X: Tensor, g: Tensor) -> Direction | None:
-        """The direction by the true Hessian; None if it is not positive definite."""
-        return self.solved(self._true_values(X), g, "true")
+    def try_true(self, X: Tensor, g: Tensor) -> Direction | None:
+        """Use the true Hessian; None if it is not positive definite."""
+        return self._try(self._compute_once(X), g, "true")
 
-    def _true_values(self, X: Tensor) -> Tensor:
-        """The Hessian at X, which is computed once, however often it is asked for there."""
-        if self._last is None or self._last[0] is not X:
-            self._last = X, self.values(X)
-        return self._last[1]
+    def find_lowest_curvature(self, X: Tensor, g: Tensor) -> tuple[Tensor, bool]:
+        """The eigenvector for the Hessian's lowest eigenvalue, and whether that is negative.
 
-    def lowest_curvature(self, X: Tensor, g: Tensor) -> tuple[Tensor, bool]:
-        """The eigenvector of the Hessian's lowest eigenvalue, downhill if there is a slope, and whether that is negative, by more
-        than rounding errors may do; by inverse iteration with the shifted Hessian."""
-        values = self._true_values(X)
-        found = self._shifted(values, g)
+        The eigenvector points downhill if the gradient has a component along it. The eigenvalue
+        counts as negative if it is lower than rounding errors explain. Both come from inverse
+        iteration with a shifted Hessian.
+        """
+        values = self._compute_once(X)
+        found = self._try_shifts(values, g)
         submatrix = self.equations.problem.submatrix
         v: Tensor = probe_vector(g.numel(), g.dtype, 0.0).squeeze(0).to(g.device)
         v = v if submatrix is None else v.index_fill(0, submatrix.removed, 0.0)
         curvature = math.inf
         for _ in range(_INVERSE_ITERATIONS):
             v = v / v.norm()
-            w = self.equations.solve(found.values, v, found.factors)
+            w = self.equations.apply_inverse(found.values, v, found.factors)
             if not float(v @ w) > 0:
-                raise Stuck(
-                    "the Hessian is too small, or too large, to be inverted; has the energy a minimum?"
-                )
+                raise Stuck(StopReason.NOT_INVERTIBLE)
             curvature, v = 1 / float(v @ w) - found.shift, w
         size = -float(v.norm()) if float(g @ v) > 0 else float(v.norm())
         return v / size, curvature < -self._smallest_shift(values)
 
-    def solved(
-        self, values: Tensor, g: Tensor, matrix: Matrix, shift: float = 0.0
+    def _compute_once(self, X: Tensor) -> Tensor:
+        """The true Hessian's values at X, computed at the first call for this tensor."""
+        if self._last is None or self._last[0] is not X:
+            self._last = X, self.compute(X)
+        return self._last[1]
+
+    def _try(
+        self, values: Tensor, g: Tensor, matrix: MatrixKind, shift: float = 0.0
     ) -> Direction | None:
-        """The direction with this Hessian plus a multiple of the identity; None if it is not positive definite."""
+        """Use this Hessian plus `shift` times the identity; None if not positive definite."""
         problem, hessian = self.equations.problem, values
         if shift:
-            values = values.index_add(
-                0,
-                problem.structure.remember(_find_diagonal_entries),
-                values.new_full((g.numel(),), shift),
-            )
+            diagonal = problem.structure.remember(_find_diagonal_entries)
+            values = values.index_add(0, diagonal, values.new_full((g.numel(),), shift))
         factors = Factors(problem)
         self.factorizations += 1
         try:
-            return Direction(
-                self.equations.solve(values, -g, factors), hessian, values, factors, matrix, shift
-            )
+            d = self.equations.apply_inverse(values, -g, factors)
         except (NotPositiveDefiniteError, SingularMatrixError):
             return None
+        return Direction(d, hessian, values, factors, matrix, shift)
 
-    def _shifted(self, values: Tensor, g: Tensor) -> Direction:
-        # Those that worked last time are tried again, but a smaller one first. (J. Nocedal and S. J. Wright, "Numerical
-        # optimization", 2006, algorithm 3.3.)
-        shift = max(self._shift / 10, self._smallest_shift(values))
+    def _try_shifts(self, values: Tensor, g: Tensor) -> Direction:
+        """Use this Hessian plus the first multiple of the identity that makes it definite.
+
+        The first shift is smaller than the last one that succeeded. (J. Nocedal and S. J. Wright,
+        "Numerical optimization", 2006, algorithm 3.3.)
+        """
+        shift = max(self._shift / _GROWTH, self._smallest_shift(values))
         for _ in range(_SHIFTS):
-            found = self.solved(values, g, "shifted", shift)
+            found = self._try(values, g, "shifted", shift)
             if found is not None:
                 self._shift = shift
                 return found
-            shift *= 10
-        raise Stuck("no multiple of the identity makes the Hessian positive definite")
+            shift *= _GROWTH
+        raise Stuck(StopReason.NOT_SHIFTABLE)
 
     def _smallest_shift(self, values: Tensor) -> float:
-        """More than rounding errors, beside the largest diagonal entry."""
+        """A shift that exceeds rounding errors of the largest diagonal entry."""
         structure = self.equations.problem.structure
         largest = float(structure.diagonal_of(structure.canonical(values)).abs().max())
         return math.sqrt(torch.finfo(values.dtype).eps) * (largest if largest > 0 else 1.0)

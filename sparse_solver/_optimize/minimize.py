@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,16 +14,15 @@ from torch import Tensor
 from .._energy.energy import Energy, fixed_numbers, parameters_of, with_diagonal
 from .._energy.psd_projection import Projection, projection_of
 from .._factor.options import Options
-from .._factor.problem import Problem
-from .._solve.pattern import Pattern
-from .._sparse.submatrix import remove_rows
 from .._torch.dynamo import disable_dynamo
 from ..errors import NonFiniteError, OptionError, ShapeError
-from .hessian_modification import Hessians
-from .implicit_diff import Equations, differentiable
-from .line_search import LargestStep, check_start
-from .newton_minimizer import Descent, energy_at
-from .report import Iteration, Report, telling
+from .hessian_modification import HessianModifier
+from .implicit_diff import Equations, attach_derivatives
+from .line_search import LargestStep, Limits
+from .newton_minimizer import NewtonMinimizer, energy_at
+from .report import Iteration, Report, report_progress
+from .start import check_start, make_problem, set_fixed_values
+from .stopping import StopReason
 
 
 @disable_dynamo
@@ -30,8 +30,9 @@ def minimize(
     energy: Energy | Callable[..., Energy],
     x0: Tensor,
     *,
-    fixed: Tensor | None = None,
     params: Iterable[Tensor] | None = None,
+    fixed: Tensor | None = None,
+    fixed_values: Tensor | None = None,
     rtol: float = 1e-20,
     atol: float = 0.0,
     max_iterations: int = 200,
@@ -41,39 +42,101 @@ def minimize(
     progress: bool = False,
     engine: str | None = None,
 ) -> tuple[Tensor, Report]:
-    """A local minimiser X of an energy, and a `Report`, by Newton's method; X is differentiable.
+    """Find a local minimiser X of an energy by Newton's method; X is differentiable.
 
-    energy : an `IndexedSum`, or whatever has `value`, `gradient`, `hessian_values` and `pattern` as that has; or with params,
-        a function that makes one from them
-    x0 : where to begin, float32 or float64, of the shape that the energy takes; it also holds the fixed values
-    fixed : (p,) int64 or int32 vertices (rows of x0), or a bool mask: of vertices, or of x0's shape; None: none
-    params : the tensors in which X shall be differentiable; None: those that the energy has for `parameters()`
-    rtol, atol : on the Newton decrement ½λ² = ½ gᵀH⁻¹g, an estimate of E(X) − min E: iterations end where the Hessian is
-        positive definite, and it is at most atol (in units of the energy), or rtol times what E has fallen in the last ten
-        iterations; or the Newton step is at most √rtol of how far X is from x0; or where the gradient is as small as rounding
-        errors allow
-    max_iterations : of Newton's method
-    project : how a Hessian that is not positive definite is made so, if the energy's `hessian_values` takes ``project=``: True
-        or "zero", "absolute", or False for not at all. If that does not do, a multiple of the identity is added
-    largest_step : a function of X and the step d that returns the largest t for which the energy is defined on [X, X + t d], to
-        keep elements from inverting, and bodies from passing through each other. Steps to where the energy is NaN or
-        infinite are not taken in any case
-    callback : is called with X and the `Iteration` after each
-    progress : show a progress bar (needs tqdm)
-    engine : as for `solve`
+    Parameters
+    ----------
+    energy : Energy or callable
+        An `IndexedSum`, or another object with the members of `Energy`. With `params`, a function
+        that makes the energy from them.
+    x0 : Tensor
+        The start, float32 or float64, of the shape that the energy takes. It also holds the fixed
+        values, unless they are given by `fixed_values`.
+    params : iterable of Tensor, optional
+        The tensors in which X shall be differentiable. By default those that the energy's method
+        ``parameters()`` lists.
+    fixed : Tensor, optional
+        (p,) vertices (rows of x0), int64 or int32, or a bool mask, of vertices or of x0's shape.
+        These entries of X stay.
+    fixed_values : Tensor, optional
+        The values of the fixed entries, of the dtype and on the device of x0: (p,) for variables
+        (vertices,) and (p, dim) for (vertices, dim), in the order of `fixed`, or (count,) in
+        row-major order if `fixed` is a mask of x0's shape. The entries of x0 at these places are
+        then ignored.
+    rtol, atol : float
+        Tolerances for the Newton decrement ½ λ² = ½ gᵀ H⁻¹ g, an estimate of E(X) − min E.
+        Iterations end where the Hessian is positive definite and
 
-    The pattern is analysed once, and a Hessian is factored once an iteration; once or several times more in those where it is
-    not positive definite. The derivatives of X in the energy's parameters, in params, and in the fixed values are those of
-    the implicit function theorem, dX = −H⁻¹ (∂g/∂θ) dθ, and cost a substitution with the last factor and a derivative of
-    the gradient; they can be differentiated again. They are not available in forward mode, nor inside of `torch.func`.
+        - the decrement is at most `atol`, in units of the energy, or `rtol` times what E fell in
+          the last ten iterations, or
+        - the Newton step is at most √rtol times the distance of X from x0, or
+        - the gradient is as small as rounding errors allow.
+    max_iterations : int
+        The limit of the number of steps.
+    project : bool or {"zero", "absolute"}
+        How each term's Hessian is made positive semidefinite where the Hessian is not positive
+        definite, if the energy's `hessian_values` takes ``project=``: by setting negative
+        eigenvalues to zero (True or "zero"), by their moduli ("absolute"), or not at all (False).
+        If that does not suffice, a multiple of the identity is added to the Hessian.
+    largest_step : callable, optional
+        Returns, from X and the step d, the largest t for which the energy is defined on
+        [X, X + t d], for example to keep elements from inverting. Steps to where the energy is NaN
+        or infinite are rejected in any case.
+    callback : callable, optional
+        Is called with X and the `Iteration` after each iteration.
+    progress : bool
+        Show the iterations on stderr: on a terminal in a progress bar, which needs tqdm, and
+        otherwise in one line each.
+    engine : str, optional
+        As for `solve`.
 
-    Raises `ConvergenceError`, with the last iterate `x` and the `report`, if no minimum is found: a stationary point where
-    the Hessian is indefinite is none, and is left along its negative curvature. A minimum that is not the only one nearby (a
-    structure that is not held) is returned, but has no derivatives: ``report.unique`` is False, and a backward raises
-    `SingularMatrixError`. Raises `NonFiniteError` if the energy or its gradient is NaN or infinite at x0, `ValueChangedError`
-    in a backward if what the energy depends on was overwritten meanwhile, and `NotSymmetricError`, `ShapeError`,
-    `DtypeError`, `DeviceError`, `OptionError`, `TransformError`.
+    Returns
+    -------
+    X : Tensor
+        The minimiser, of the shape of x0.
+    report : Report
+        How it was found. ``report.unique`` is False if the Hessian at X is singular, as for a
+        structure that is not supported; X has no derivatives then.
 
+    Raises
+    ------
+    ConvergenceError
+        If no minimum is found; `error.x` is the last iterate, and `error.report` the report.
+    NonFiniteError
+        If the energy or its gradient is NaN or infinite at x0.
+    NotSymmetricError
+        If the values of the Hessian are not symmetric.
+    ValueChangedError
+        In a backward pass, if a tensor on which the energy depends was changed in place meanwhile.
+    SingularMatrixError
+        In a backward pass, if the Hessian at X is singular.
+    ShapeError, DtypeError, DeviceError, LayoutError, IndexRangeError
+        If tensors are not as described, or do not fit each other.
+    OptionError
+        If an option has no valid value, or if the energy depends on tensors that require gradients
+        and are not among its parameters.
+    TransformError
+        In forward mode and inside of the transforms of `torch.func`.
+
+    Notes
+    -----
+    The pattern is analysed once, and the Hessian is factored once per iteration, or several times
+    where it is not positive definite [1]_ [3]_. Saddle points are escaped along directions of
+    negative curvature. If no minimum is found, `ConvergenceError` is raised.
+
+    The derivatives of X in the parameters and in the fixed values are given by the implicit
+    function theorem [2]_, dX = −H⁻¹ (∂g/∂θ) dθ. They cost one substitution with the last factor
+    and one derivative of the gradient, and can be differentiated again.
+
+    References
+    ----------
+    .. [1] J. Nocedal and S. J. Wright, "Numerical optimization", 2006, chapter 3.
+    .. [2] A. L. Dontchev and R. T. Rockafellar, "Implicit functions and solution mappings", 2014.
+    .. [3] A. Longva et al., "Pitfalls of projection: a study of Newton-type solvers for
+       incremental potentials", 2023, on projecting only where it is needed.
+
+    Examples
+    --------
     >>> import torch, sparse_solver as ss
     >>> def spring(x, k):
     ...     return k / 2 * ((x[1] - x[0]).norm() - 1) ** 2
@@ -86,70 +149,76 @@ def minimize(
     >>> x[1, 0].backward()
     >>> k.grad
     tensor([-0.3750,  0.1250], dtype=torch.float64)
-
-    (J. Nocedal and S. J. Wright, "Numerical optimization", 2006, chapter 3; the implicit function theorem: A. L. Dontchev and
-    R. T. Rockafellar, "Implicit functions and solution mappings", 2014. Projecting only where it is needed: A. Longva et al.,
-    "Pitfalls of projection: a study of Newton-type solvers for incremental potentials", 2023.)
     """
-    how = projection_of(project)
-    parameters, made = _parametric(energy, params)
-    check_start(x0, parameters, rtol, atol, max_iterations)
-    own: Any = energy if params is None else made(*parameters)
+    projection = projection_of(project)
+    parameters, make = _find_parameters(energy, params)
+    check_start(x0, parameters)
+    limits = Limits(rtol, atol, max_iterations, largest_step)
+    own: Any = energy if params is None else make(*parameters)
     missing = [name for name in ("value", "gradient", "hessian_values") if not hasattr(own, name)]
     if missing:
         raise OptionError(f"an energy that is a {type(own).__name__} has no {', '.join(missing)}")
-    value = energy_at(own, x0.detach())
+    numbers = fixed_numbers(fixed, x0.shape)
+    start = set_fixed_values(x0, fixed, fixed_values)
+    value = energy_at(own, start.detach())
     if not math.isfinite(value):
         raise NonFiniteError(f"the energy is {value} at x0", argument="x0", index=None)
-    numbers = fixed_numbers(fixed, x0.shape)
     if numbers.numel() == x0.numel():
-        return x0.clone(), Report(
-            True, "no variable is free", (Iteration(value, 0.0, 0.0, "true", 0.0, 0),), True
-        )
-    problem, padding = _problem(own.pattern, numbers, x0, engine)
+        only = Iteration(value, 0.0, 0.0, "true", 0.0, 0)
+        return start.clone(), Report(True, StopReason.ALL_FIXED.value, (only,), True)
 
-    def values_of(energy: Any, X: Tensor, **options: Any) -> Tensor:
-        values: Tensor = energy.hessian_values(X, **options)
-        return torch.cat((values, values.new_zeros(padding))) if padding else values
-
-    equations = Equations(
-        lambda X, *parameters: made(*parameters).gradient(X),
-        lambda X, *parameters: values_of(made(*parameters), X),
-        parameters,
-        problem,
+    hessian_values, equations = _make_equations(own, make, parameters, numbers, x0, engine)
+    takes_projection = "project" in inspect.signature(own.hessian_values).parameters
+    hessians = HessianModifier(
+        partial(hessian_values, own), equations, projection if takes_projection else None
     )
-    if "project" not in inspect.signature(own.hessian_values).parameters:
-        how = None
-    hessians = Hessians(lambda X, **options: values_of(own, X, **options), equations, how)
-    with telling(callback, progress, "minimize") as tell:
-        descent = Descent(own, hessians, (rtol, atol), max_iterations, largest_step, tell)
-        solution, report = descent.run(x0, value)
-    hint = "them as params=, and as energy a function that makes it from them"
-    x = differentiable(solution, x0, equations, "the energy", "the energy's gradient", hint)
-    return x, report
+    with report_progress(callback, progress, "minimize") as report_iteration:
+        search = NewtonMinimizer(own, hessians, limits, report_iteration)
+        solution, report = search.run(start, value)
+    return attach_derivatives(solution, start, equations), report
 
 
-def _parametric(
+def _find_parameters(
     energy: Any, params: Iterable[Tensor] | None
 ) -> tuple[tuple[Tensor, ...], Callable[..., Any]]:
     """The parameters, and the function that makes the energy from them."""
     if params is None:
         return parameters_of(energy)
     if hasattr(energy, "hessian_values") and not isinstance(energy, type):
-        raise OptionError(
-            f"with params=, energy is a function that makes one from them, not a {type(energy).__name__}"
-        )
+        expected = "expected a function that makes the energy from the parameters"
+        raise OptionError(f"with params=, energy is a {type(energy).__name__}; {expected}")
     return tuple(params), energy
 
 
-def _problem(
-    pattern: Pattern, fixed: Tensor, x0: Tensor, engine: str | None
-) -> tuple[Problem, int]:
-    """What is solved in each iteration, and how many zeros the values of the pattern lack for it."""
-    if pattern.shape != (x0.numel(), x0.numel()):
-        raise ShapeError(
-            f"the energy's pattern has shape {pattern.shape}, and x0 has {x0.numel()} entries"
-        )
+def _make_equations(
+    own: Any,
+    make: Callable[..., Any],
+    parameters: tuple[Tensor, ...],
+    fixed: Tensor,
+    x0: Tensor,
+    engine: str | None,
+) -> tuple[Callable[..., Tensor], Equations]:
+    """The function that computes an energy's Hessian, and the equations "gradient = 0".
+
+    The Hessian has values on the energy's pattern, and zeros on the diagonal where the pattern
+    does not store it.
+    """
+    pattern, n = own.pattern, x0.numel()
+    if pattern.shape != (n, n):
+        raise ShapeError(f"the energy's pattern has shape {pattern.shape}; x0 has {n} entries")
     structure = with_diagonal(pattern._structure)
-    submatrix = remove_rows(structure, fixed) if fixed.numel() else None
-    return Problem(structure, Options("spd", engine=engine), submatrix), structure.nnz - pattern.nnz
+    padding = structure.nnz - pattern.nnz
+
+    def hessian_values(energy: Any, X: Tensor, **options: Any) -> Tensor:
+        values: Tensor = energy.hessian_values(X, **options)
+        return torch.cat((values, values.new_zeros(padding))) if padding else values
+
+    equations = Equations(
+        residual=lambda X, *tensors: make(*tensors).gradient(X),
+        jacobian_values=lambda X, *tensors: hessian_values(make(*tensors), X),
+        parameters=parameters,
+        problem=make_problem(structure, fixed, Options("spd", engine=engine), x0.device),
+        name="the energy's gradient",
+        hint="them as params=, and as energy a function that makes it from them",
+    )
+    return hessian_values, equations

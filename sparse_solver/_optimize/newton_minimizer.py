@@ -1,4 +1,4 @@
-"""Newton's descent to a minimum: how far to go in a direction, when to stop, and what was found."""
+"""Newton's method for a minimum: which step to take at an iterate, and when to stop."""
 
 from __future__ import annotations
 
@@ -12,33 +12,38 @@ from torch import Tensor
 
 from .._sparse.values import probe_vector
 from ..errors import NonFiniteError, ShapeError
-from .hessian_modification import Direction, Hessians
+from .hessian_modification import Direction, HessianModifier
 from .implicit_diff import Equations, Solution
-from .line_search import LargestStep, Step, Stuck, backtrack, longest_step, not_converged
+from .line_search import Limits, backtrack
 from .report import Iteration, Report
+from .stopping import Decision, Step, StopReason, Stuck, make_convergence_error
 
-_NOISE = 10  # rounding errors of the energy, in units of ε times its size
-
-
-_EXACT = 16  # decrements, in units of one that rounding errors of X make
-
-
-_PATIENCE = 5  # changed Hessians in a row, after which negative curvature is looked for
-
-
-_LATELY = 10  # iterations, in which Newton's method divides x⁻ᵖ and eˣ by e¹⁰ at most
-
-
-_DOUBLINGS = 20  # of the first step along it
-
-
-_SHORT = "the Newton step is short enough"
-
-
-_ENOUGH = "the decrement is small enough"
-
-
-_ROUNDING = "rounding errors are all that is left of the gradient"
+# Rounding errors of the energy, in units of ε times its size.
+_NOISE = 10
+# Rounding errors explain a decrement up to this multiple of one that rounding errors of X cause.
+_EXACT = 16
+# A decrement above this fraction of `hidden_noise`, which is never too small, is no rounding error.
+_SUSPICIOUS = 1e-3
+# A decrement that fell to this fraction of the one before shows progress.
+_PROGRESS = 1 / 4
+# Changed Hessians in a row, after which a negative curvature is looked for.
+_PATIENCE = 5
+# The tolerance is relative to what the energy fell in this many iterations, in which Newton's
+# method divides x⁻ᵖ and eˣ by e¹⁰ at most. Near a pole, the energy falls by orders of magnitude far
+# from any minimum.
+_LATELY = 10
+# Near an inflection, or where the slope flattens, the decrement falls more slowly than to this
+# fraction; then these multiples of the Newton step are tried, which would leave a minimum behind.
+_CONVERGENCE = 1e-6
+_FAR = (16.0, 1e3, 1e5)
+# The lengths of the first step along a negative curvature, in units of the size of X, and how often
+# it is doubled.
+_FIRST_LENGTHS = tuple(1e-3 * 8.0**k for k in (0, -1, -2, -3, 1, 2, 3))
+_DOUBLINGS = 20
+# The search by slopes accepts a rise of the energy by this multiple of its noise, within so many
+# halvings of the step.
+_RISE = 1e3
+_HALVINGS = 20
 
 
 def energy_at(energy: Any, X: Tensor) -> float:
@@ -51,260 +56,278 @@ def energy_at(energy: Any, X: Tensor) -> float:
 
 
 class _Point:
-    """An iterate X: the energy, the gradient as a vector (zero at fixed entries), and a direction with its derivatives.
+    """An iterate X with its energy, its gradient as a vector, and a direction of descent.
 
     slope, decrement : gᵀ d, and ½ λ² = −½ gᵀ d
-    noise : rounding errors that the energy's value shows
-    hidden_noise : those of terms that may cancel in it, which are as large as |X|ᵀ|H||X| / 2; mostly much too large
+    noise : a bound of the rounding errors of the energy's value
+    hidden_noise : a bound that includes terms which cancel in the value, and which are as large as
+        |X|ᵀ|H||X| / 2; mostly much too large
     """
 
-    def __init__(self, X: Tensor, value: float, g: Tensor, found: Direction, equations: Equations):
-        self.X, self.value, self.g, self.found = X, value, g, found
-        self.slope = float(g @ found.d)
+    def __init__(
+        self, X: Tensor, value: float, g: Tensor, direction: Direction, equations: Equations
+    ):
+        self.X, self.value, self.g, self.direction = X, value, g, direction
+        self.d = direction.d.reshape(X.shape)
+        self.slope = float(g @ direction.d)
         self.decrement = -self.slope / 2
         eps = torch.finfo(X.dtype).eps
-        size = float(X.reshape(-1).abs() @ equations.sizes(found.hessian, X)) / 2
+        terms = equations.multiply_moduli(direction.hessian, X)
+        size = float(X.reshape(-1).abs() @ terms) / 2
         self.noise = _NOISE * eps * abs(value)
         self.hidden_noise = _NOISE * eps * (abs(value) + size)
 
 
-class Descent:
-    """A run of the method."""
+class NewtonMinimizer:
+    """One run of Newton's method for a minimum."""
 
     def __init__(
-        self, energy: Any, hessians: Hessians, tolerances: tuple[float, float], max_iterations: int,
-        largest_step: LargestStep | None, tell: Callable[[Tensor, Iteration], None],
-    ):  # fmt: skip
-        self.energy, self.hessians = energy, hessians
-        self.rtol, self.atol = tolerances
-        self.max_iterations, self.largest_step, self.tell = max_iterations, largest_step, tell
+        self,
+        energy: Any,
+        hessians: HessianModifier,
+        limits: Limits,
+        report: Callable[[Tensor, Iteration], None],
+    ):
+        self.energy, self.hessians, self.limits, self.report = energy, hessians, limits, report
         self.iterations: list[Iteration] = []
-        self._before: float | None = None  # the decrement of the iteration before
+        self._last_decrement: float | None = None
 
     @torch.no_grad()
     def run(self, x0: Tensor, value: float) -> tuple[Solution, Report]:
-        """The solution and the report, from x0 and its energy."""
-        X = x0.detach().clone()
-        self._start, cautious = X, False
+        """Iterate from x0, where the energy has this value; raise ConvergenceError on failure."""
+        X = self._start = x0.detach().clone()
+        cautious = False
         while True:
-            self.hessians.factorizations = 0
-            try:
-                g = self._gradient(X)
-                point = _Point(
-                    X, value, g, self.hessians.direction(X, g, cautious), self.hessians.equations
-                )
-                is_last = len(self.iterations) == self.max_iterations
-                point, step, reason = self._next(point, is_last)
-            except (NonFiniteError, Stuck) as error:
-                if not self.iterations and isinstance(error, NonFiniteError):
-                    raise
-                raise not_converged("the minimisation", X, str(error), self.iterations) from error
-            found = point.found
-            made = Iteration(
-                value, point.decrement, 0.0 if step is None else step.fraction, found.matrix, found.shift,
-                self.hessians.factorizations,
-            )  # fmt: skip
-            self.iterations.append(made)
-            self.tell(X, made)
-            if step is not None:
-                _, X, value = step
-                if not bool(torch.isfinite(X).all()):
-                    raise not_converged(
-                        "the minimisation", X, "the variables overflow", self.iterations
-                    )
-                cautious = found.matrix in ("projected", "shifted") and made.step < 1
-            elif not reason:
-                reason = f"max_iterations={self.max_iterations} is reached"
-                raise not_converged("the minimisation", X, reason, self.iterations)
-            else:
-                unique = found.matrix == "true"
-                if not unique:
-                    reason += "; the Hessian is singular there to working precision: the minimum is not unique, or none"
-                solution = Solution(X, g, found.values, found.factors if unique else None)
-                return solution, Report(True, reason, tuple(self.iterations), unique)
+            decision = self._decide_at(X, value, cautious)
+            point, action = decision.at, decision.action
+            fraction = action.fraction if isinstance(action, Step) else 0.0
+            self._record(point, fraction)
+            if isinstance(action, StopReason):
+                return self._finish(point, action)
+            X, value = action.x, action.value
+            if not bool(torch.isfinite(X).all()):
+                raise self._error(X, StopReason.OVERFLOW.value)
+            cautious = point.direction.is_changed and fraction < 1
 
-    def _next(self, point: _Point, is_last: bool) -> tuple[_Point, Step | None, str]:
-        """The point, perhaps with a better direction, the step to be taken, or why none is needed; neither at the last one."""
-        is_true = point.found.matrix == "true"
-        reason, step, stuck = self._reason_to_stop(point), None, None
-        if is_true and reason:
-            step = self._beyond(point)
-            reason = reason if step is None else ""
-        elif not reason and not is_last:
+    def _decide_at(self, X: Tensor, value: float, cautious: bool) -> Decision[_Point]:
+        """Decide at X, within the limit of iterations; raise ConvergenceError if stuck."""
+        is_last = len(self.iterations) >= self.limits.max_iterations
+        self.hessians.factorizations = 0
+        try:
+            g = self._gradient(X)
+            direction = self.hessians.find_direction(X, g, cautious)
+            decision = self._decide(self._point(X, value, g, direction), is_last)
+        except (NonFiniteError, Stuck) as error:
+            if not self.iterations and isinstance(error, NonFiniteError):
+                raise
+            raise self._error(X, str(error)) from error
+        if is_last and isinstance(decision.action, Step):
+            return Decision(decision.at, StopReason.MAX_ITERATIONS)
+        return decision
+
+    def _point(self, X: Tensor, value: float, g: Tensor, direction: Direction) -> _Point:
+        return _Point(X, value, g, direction, self.hessians.equations)
+
+    def _record(self, point: _Point, fraction: float) -> None:
+        found, factorizations = point.direction, self.hessians.factorizations
+        iteration = Iteration(
+            point.value, point.decrement, fraction, found.matrix, found.shift, factorizations
+        )
+        self.iterations.append(iteration)
+        self.report(point.X, iteration)
+
+    def _error(self, X: Tensor, message: str) -> Exception:
+        return make_convergence_error("the minimisation", X, message, self.iterations)
+
+    def _finish(self, point: _Point, reason: StopReason) -> tuple[Solution, Report]:
+        """The result at a point, where the method stops."""
+        message, found = reason.value, point.direction
+        if reason is StopReason.MAX_ITERATIONS:
+            limit = f"max_iterations={self.limits.max_iterations}"
+            raise self._error(point.X, f"{message}: {limit}")
+        if not found.is_true:
+            message += (
+                "; the Hessian is singular to working precision there, so that the minimum is not "
+                "unique, or not a minimum"
+            )
+        factors = found.factors if found.is_true else None
+        solution = Solution(point.X, point.g, found.values, factors)
+        return solution, Report(True, message, tuple(self.iterations), found.is_true)
+
+    def _decide(self, point: _Point, is_last: bool) -> Decision[_Point]:
+        """Decide at a point; the decision may rest on another direction there."""
+        if not point.direction.is_true:
+            return self._decide_without_true_hessian(point, is_last)
+        action: Step | StopReason | None = self._find_reason_to_stop(point)
+        if action is not None:
+            action = self._step_far(point) or action
+        elif is_last:
+            action = StopReason.MAX_ITERATIONS
+        else:
+            action = self._find_step(point) or StopReason.ROUNDING
+        self._last_decrement = point.decrement
+        return Decision(point, action)
+
+    def _decide_without_true_hessian(self, point: _Point, is_last: bool) -> Decision[_Point]:
+        """Decide at a point whose direction comes from a changed Hessian."""
+        reason, step, stuck = self._find_reason_to_stop(point), None, None
+        self._last_decrement = point.decrement
+        if reason is None and is_last:
+            return Decision(point, StopReason.MAX_ITERATIONS)
+        if reason is None:
             try:
-                step = self._step(point)
-                reason = "" if step is not None else _ROUNDING
+                step = self._find_step(point)
+                reason = StopReason.ROUNDING if step is None else None
             except Stuck as error:
-                if is_true:
-                    raise
                 stuck = error
-        self._before = point.decrement
-        if is_true or (is_last and not reason):
-            return point, None if is_last else step, reason
-        if reason:  # by a Hessian that was changed: the gradient vanishes, but is this a minimum?
-            true = self.hessians.true(point.X, point.g)
+        if reason is not None:  # the gradient vanishes, but perhaps not at a minimum
+            true = self.hessians.try_true(point.X, point.g)
             if true is not None:
-                return self._next(
-                    _Point(point.X, point.value, point.g, true, self.hessians.equations), is_last
-                )
+                return self._decide(self._point(point.X, point.value, point.g, true), is_last)
         if step is None or self.hessians.changed % _PATIENCE == 0:
-            point, step, reason = self._leave_saddle(point, step, reason)
-        if step is None and stuck is not None:
+            escape = self._escape_saddle(point, step)
+            if escape is not None:
+                point.direction = replace(point.direction, matrix="curvature")
+                return Decision(point, escape)
+        action = step or reason
+        if action is None:
+            assert stuck is not None
             raise stuck
-        return point, step, reason
+        return Decision(point, action)
 
-    def _reason_to_stop(self, point: _Point) -> str:
-        if point.found.matrix == "true":
-            if point.decrement <= self._enough(point.value):
-                return _ENOUGH
-            if float(point.found.d.abs().max()) <= self.rtol**0.5 * float(
-                (point.X - self._start).abs().max()
-            ):
-                return _SHORT
+    def _find_reason_to_stop(self, point: _Point) -> StopReason | None:
+        is_true = point.direction.is_true
+        if is_true:
+            if point.decrement <= self._tolerance(point.value):
+                return StopReason.SMALL_DECREMENT
+            distance = float((point.X - self._start).abs().max())
+            if float(point.d.abs().max()) <= self.limits.rtol**0.5 * distance:
+                return StopReason.SHORT_STEP
         if not bool(point.g.any()):
-            return _ROUNDING
+            return StopReason.ROUNDING
         if not point.slope < 0:
             if self._is_rounding(point):
-                return _ROUNDING
-            raise Stuck(
-                "the Newton direction does not lead downhill: the Hessian is too ill-conditioned"
-            )
-        falls = self._before is not None and point.decrement <= self._before / 4
-        # A shift makes soft directions stiff, in which there may be a long way to go: then a step is tried first.
-        return (
-            _ROUNDING
-            if point.found.matrix == "true" and not falls and self._is_rounding(point)
-            else ""
-        )
+                return StopReason.ROUNDING
+            raise Stuck(StopReason.NOT_DOWNHILL)
+        before = self._last_decrement
+        falls = before is not None and point.decrement <= _PROGRESS * before
+        # A shift makes soft directions stiff, along which the minimum may be far away. With a
+        # shift, a step is tried first.
+        is_rounding = is_true and not falls and self._is_rounding(point)
+        return StopReason.ROUNDING if is_rounding else None
 
     def _is_rounding(self, point: _Point) -> bool:
-        """Whether the decrement is what rounding errors of X make of one: those of X + δ, with δ as large as they are."""
-        eps = torch.finfo(point.X.dtype).eps
-        if point.decrement > 1e-3 * point.hidden_noise:  # which is never too small for that
+        """Whether rounding errors of X, in X + δ, make decrements as large as this one."""
+        X, equations = point.X, self.hessians.equations
+        if point.decrement > _SUSPICIOUS * point.hidden_noise:
             return False
-        signs = (
-            probe_vector(point.X.numel(), point.X.dtype, 0.0)
-            .sign()
-            .reshape(point.X.shape)
-            .to(point.X.device)
-        )
-        moved = self._gradient(point.X + eps * point.X * signs) - point.g
-        equations, found = self.hessians.equations, point.found
-        noise = float(moved @ equations.solve(found.values, moved, found.factors)) / 2
+        signs = probe_vector(X.numel(), X.dtype, 0.0).sign().reshape(X.shape).to(X.device)
+        moved = self._gradient(X + torch.finfo(X.dtype).eps * X * signs) - point.g
+        found = point.direction
+        noise = float(moved @ equations.apply_inverse(found.values, moved, found.factors)) / 2
         return point.decrement <= _EXACT * noise
 
-    def _enough(self, value: float) -> float:
-        # What it has fallen lately: near a pole, say, it falls by orders of magnitude, without being near a minimum.
+    def _tolerance(self, value: float) -> float:
+        """The decrement that is small enough."""
         lately = [iteration.objective for iteration in self.iterations[-_LATELY:]]
-        return max(self.atol, self.rtol * (lately[0] - value) if lately else 0.0)
+        return max(self.limits.atol, self.limits.rtol * (lately[0] - value) if lately else 0.0)
 
-    def _step(self, point: _Point) -> Step | None:
-        """A step that makes the energy fall, or where that is too inexact, the slope; None where rounding errors are all."""
-        X, d = point.X, point.found.d.reshape(point.X.shape)
-        longest = longest_step(self.largest_step, X, d)
-        step = backtrack(
-            lambda trial: energy_at(self.energy, trial), X, d, point.value, point.slope, longest
-        )
-        step = self._by_slope(point, d, longest) if step is None else step
+    def _find_step(self, point: _Point) -> Step | None:
+        """A step that makes the energy fall or, if its value is too inexact, the slope.
+
+        None if rounding errors allow no step.
+        """
+        X, d, value, slope = point.X, point.d, point.value, point.slope
+        longest = self.limits.longest_step(X, d)
+        step = backtrack(lambda trial: energy_at(self.energy, trial), X, d, value, slope, longest)
+        step = step or self._search_by_slope(point, longest)
         if step is None:
-            eps, is_true = torch.finfo(X.dtype).eps, point.found.matrix == "true"
-            if not (
-                is_true and point.decrement <= eps**1.5 * abs(point.value)
-            ) and not self._is_rounding(point):
-                raise Stuck(
-                    "no step along the descent direction makes the energy fall; are its derivatives right, and has it a minimum?"
-                )
+            tiny = torch.finfo(X.dtype).eps ** 1.5 * abs(value)
+            is_tiny = point.direction.is_true and point.decrement <= tiny
+            if not is_tiny and not self._is_rounding(point):
+                raise Stuck(StopReason.ENERGY_NOT_FALLING)
         return step
 
-    def _by_slope(self, point: _Point, d: Tensor, longest: float) -> Step | None:
-        """The first of the steps t = longest · 2⁻ᵏ with which the slope falls as it should, if the energy does not rise by more
-        than rounding errors may make of it.
+    def _search_by_slope(self, point: _Point, longest: float) -> Step | None:
+        """The first of the steps t = longest · 2⁻ᵏ after which the slope has fallen enough.
 
-        (W. W. Hager and H. Zhang, "A new conjugate gradient method with guaranteed descent", 2005, on the same idea.)
+        The energy may rise by what rounding errors explain. (The idea is in W. W. Hager and
+        H. Zhang, "A new conjugate gradient method with guaranteed descent", 2005.)
         """
-        rise = max(1e3 * point.noise, min(point.hidden_noise, 10 * point.decrement))
+        rise = max(_RISE * point.noise, min(point.hidden_noise, 10 * point.decrement))
         fraction = longest
-        for _ in range(20):
-            trial = point.X + fraction * d
-            there = energy_at(self.energy, trial)
-            if math.isfinite(there) and there <= point.value + rise:
-                slope = float(self._gradient(trial) @ point.found.d)
+        for _ in range(_HALVINGS):
+            trial = point.X + fraction * point.d
+            value = energy_at(self.energy, trial)
+            if math.isfinite(value) and value <= point.value + rise:
+                slope = float(self._gradient(trial) @ point.direction.d)
                 if abs(slope) <= (1 - fraction / 4) * -point.slope:
-                    return Step(fraction, trial, there)
+                    return Step(fraction, trial, value)
             fraction /= 2
         return None
 
-    def _beyond(self, point: _Point) -> Step | None:
-        """Many Newton steps at once, if that lowers the energy: a minimum would be behind X by then, but an inflection, to which
-        the method creeps, or a slope that becomes ever flatter, is not. Where it converges as to a minimum, there is no need.
-        """
-        d, step = point.found.d.reshape(point.X.shape), None
-        if (
-            self.largest_step is None
-            and self._before is not None
-            and point.decrement > 1e-6 * self._before
-        ):
-            for many in (16.0, 1e3, 1e5):
-                step = (
-                    self._lower(point.X, d, many, point.value - point.noise)
-                    if step is None
-                    else step
-                )
-        return step
+    def _step_far(self, point: _Point) -> Step | None:
+        """Many Newton steps at once, if that lowers the energy.
 
-    def _lower(self, X: Tensor, d: Tensor, fraction: float, than: float) -> Step | None:
-        """The step X + fraction · d, if the energy is lower there than that."""
+        Newton's method creeps towards an inflection, and along a slope that becomes ever flatter.
+        Far along its direction, the energy is lower there, but not beyond a minimum. Where the
+        method converges as it does to a minimum, nothing is tried.
+        """
+        before = self._last_decrement
+        is_slow = before is not None and point.decrement > _CONVERGENCE * before
+        if self.limits.largest_step is None and is_slow:
+            for fraction in _FAR:
+                step = self._step_if_lower(point.X, point.d, fraction, point.value - point.noise)
+                if step is not None:
+                    return step
+        return None
+
+    def _step_if_lower(self, X: Tensor, d: Tensor, fraction: float, bound: float) -> Step | None:
+        """The step X + fraction · d, if the energy there is lower than the bound."""
         trial = X + fraction * d
-        there = energy_at(self.energy, trial)
-        return Step(fraction, trial, there) if -math.inf < there < than else None
+        value = energy_at(self.energy, trial)
+        return Step(fraction, trial, value) if -math.inf < value < bound else None
 
-    def _leave_saddle(
-        self, point: _Point, step: Step | None, reason: str
-    ) -> tuple[_Point, Step | None, str]:
-        """A saddle, which attracts Newton's method, is left along its lowest curvature, if that lowers the energy more than `step`.
+    def _escape_saddle(self, point: _Point, step: Step | None) -> Step | None:
+        """A step along the lowest curvature, if it lowers the energy more than `step` does.
 
-        (J. J. Moré and D. C. Sorensen, "On the use of directions of negative curvature in a modified Newton method", 1979.)
+        Saddle points attract Newton's method. (J. J. Moré and D. C. Sorensen, "On the use of
+        directions of negative curvature in a modified Newton method", 1979.)
         """
-        v, is_negative = self.hessians.lowest_curvature(point.X, point.g)
-        away = self._along(point, v.reshape(point.X.shape))
-        if away is not None and (step is None or away.value < step.value):
-            point.found = replace(point.found, matrix="curvature")
-            return point, away, ""
+        v, is_negative = self.hessians.find_lowest_curvature(point.X, point.g)
+        escape = self._search_along(point, v.reshape(point.X.shape))
+        if escape is not None and (step is None or escape.value < step.value):
+            return escape
         if step is None and is_negative:
-            raise Stuck(
-                "no minimum: the gradient is small where the Hessian is indefinite, and along its lowest curvature, the energy is "
-                "not found to be lower"
-            )
-        return point, step, reason
+            raise Stuck(StopReason.SADDLE)
+        return None
 
-    def _along(self, point: _Point, v: Tensor) -> Step | None:
-        """The step along v, or against it, that lowers the energy, doubled as long as that lowers it further."""
-        X = point.X
+    def _search_along(self, point: _Point, v: Tensor) -> Step | None:
+        """A step along v or −v that lowers the energy, doubled as long as that lowers it."""
+        X, limits = point.X, self.limits
         size = max(float((X - X.mean(0)).abs().max()), float((X - self._start).abs().max())) or 1.0
-        best: Step | None = None
         for unit in (v * (size / v.abs().max()), v * (-size / v.abs().max())):
-            longest = (
-                math.inf if self.largest_step is None else longest_step(self.largest_step, X, unit)
-            )
-            for fraction in (1e-3 * 8.0**k for k in (0, -1, -2, -3, 1, 2, 3)):
+            longest = math.inf if limits.largest_step is None else limits.longest_step(X, unit)
+            best: Step | None = None
+            for fraction in _FIRST_LENGTHS:
                 if best is None and fraction <= longest:
-                    best = self._lower(X, unit, fraction, point.value - point.noise)
+                    best = self._step_if_lower(X, unit, fraction, point.value - point.noise)
+            if best is None:
+                continue
             for _ in range(_DOUBLINGS):
-                if best is None or 2 * best.fraction > longest:
+                if 2 * best.fraction > longest:
                     break
-                further = self._lower(X, unit, 2 * best.fraction, best.value)
+                further = self._step_if_lower(X, unit, 2 * best.fraction, best.value)
                 if further is None:
                     break
                 best = further
-            if best is not None:
-                break
-        return best
+            return best
+        return None
 
     def _gradient(self, X: Tensor) -> Tensor:
         """The gradient as a vector, zero at fixed entries."""
-        g = self.hessians.equations.free(self.energy.gradient(X), "the energy's gradient")
+        g = self.hessians.equations.flatten(self.energy.gradient(X))
         if not bool(torch.isfinite(g).all()):
-            raise NonFiniteError(
-                "the gradient of the energy is not finite", argument="gradient", index=None
-            )
+            message = "the gradient of the energy is not finite"
+            raise NonFiniteError(message, argument="gradient", index=None)
         return g

@@ -1,39 +1,58 @@
-"""What Newton's method has to tell: to its caller afterwards, and while it runs."""
+"""What Newton's method reports: afterwards to its caller, and while it runs."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import count
 from typing import Literal
 
 from torch import Tensor
 
 from ..errors import OptionError
 
-# What gave the step: the "true" matrix, the Hessian "projected" term by term, one of them plus a multiple of the identity,
-# "shifted", or the negative "curvature" of the true one.
-Matrix = Literal["true", "projected", "shifted", "curvature"]
+# The matrix of a step: the true one, the Hessian projected term by term, or one of these two plus a
+# multiple of the identity. "curvature" marks a step along a negative curvature of the true one.
+MatrixKind = Literal["true", "projected", "shifted", "curvature"]
 
 
 @dataclass(frozen=True)
 class Iteration:
     """One iteration of Newton's method.
 
-    objective : the energy E, or ‖r‖ of a residual, before the step
-    decrement : ½ λ², by how much the objective would fall if the energy were quadratic; ‖r‖, as if the residual were linear
-    step : the fraction of the Newton step that was taken; 0 in the last iteration, which takes none. Along negative curvature:
-        how far the variable that moves farthest does, in units of the size of X
-    matrix : "true"; "projected", "shifted" or "curvature" if the Hessian was not positive definite, and was changed, or a
-        saddle point was left along a direction of negative curvature
-    shift : the multiple of the identity that was added
-    factorizations : how many there were, failed ones included
+    Attributes
+    ----------
+    objective : float
+        The energy E, or the norm ‖r‖₂ of a residual, before the step.
+    decrement : float
+        For an energy ½ λ² = ½ gᵀ H⁻¹ g, by which the energy would fall if it were quadratic; for a
+        residual ‖r‖₂, by which the norm would fall if the residual were linear.
+    step : float
+        The fraction of the Newton step that was taken; 0 in the last iteration, which takes none.
+        For a step along negative curvature, the distance that the variable which moves farthest
+        covers, in units of the size of X.
+    matrix : {"true", "projected", "shifted", "curvature"}
+        "true" for the Jacobian or the Hessian itself; "projected" or "shifted" if the Hessian was
+        not positive definite and was changed; "curvature" if a saddle point was left along a
+        direction of negative curvature.
+    shift : float
+        The multiple of the identity that was added to the Hessian.
+    factorizations : int
+        How many factorisations were made, failed ones included.
+
+    Examples
+    --------
+    >>> import sparse_solver as ss
+    >>> print(ss.Iteration(1.5, 0.25, 1.0, "shifted", 1e-3, 2))
+     1.5000000e+00   2.50e-01   1.00e+00  shifted by 1.0e-03
     """
 
     objective: float
     decrement: float
     step: float
-    matrix: Matrix
+    matrix: MatrixKind
     shift: float
     factorizations: int
 
@@ -43,14 +62,35 @@ class Iteration:
         return f"{self.objective:14.7e}  {self.decrement:9.2e}  {self.step:9.2e}{matrix}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
-    """How a solution was found, or why it was not.
+    """How a solution was found, or why none was found; prints as a table of the iterations.
 
-    converged : whether it was
-    reason : why the iteration ended, in words
-    iterations : each `Iteration`; the last one belongs to the result, or to the last iterate, and took no step
-    unique : whether the matrix at the result is regular, so that the solution is the only one nearby; None if not converged
+    Attributes
+    ----------
+    converged : bool
+        Whether a solution was found.
+    reason : str
+        Why the iterations ended, as a message.
+    iterations : tuple of Iteration
+        All iterations; the last one describes the result, or the last iterate, and took no step.
+    unique : bool or None
+        Whether the matrix at the result is regular, so that no other solution is arbitrarily
+        close; None if no solution was found.
+
+    Examples
+    --------
+    >>> import sparse_solver as ss
+    >>> first = ss.Iteration(2.0, 1.5, 1.0, "true", 0.0, 1)
+    >>> last = ss.Iteration(0.5, 0.0, 0.0, "true", 0.0, 1)
+    >>> report = ss.Report(True, "the decrement is small enough", (first, last), True)
+    >>> report
+    Report(converged=True, unique=True, steps=1, factorizations=2, objective=0.5)
+    >>> print(report)
+    converged after 1 steps, 2 factorisations: the decrement is small enough
+         objective  decrement       step
+     2.0000000e+00   1.50e+00   1.00e+00
+     5.0000000e-01   0.00e+00   0.00e+00
     """
 
     converged: bool
@@ -60,57 +100,72 @@ class Report:
 
     @property
     def objective(self) -> float:
-        """The energy, or ‖r‖, of the result."""
+        """The energy, or ‖r‖₂, of the result; NaN without an iteration."""
         return self.iterations[-1].objective if self.iterations else float("nan")
 
     @property
+    def steps(self) -> int:
+        """The number of steps that were taken."""
+        return sum(iteration.step > 0 for iteration in self.iterations)
+
+    @property
     def factorizations(self) -> int:
-        """How many there were in all."""
+        """The number of factorisations in all iterations together."""
         return sum(iteration.factorizations for iteration in self.iterations)
 
     @property
     def fallbacks(self) -> int:
-        """In how many iterations the Hessian was not positive definite, and was projected or shifted."""
+        """The number of iterations whose Hessian was not positive definite."""
         return sum(iteration.matrix != "true" for iteration in self.iterations)
 
+    def __repr__(self) -> str:
+        names = ("converged", "unique", "steps", "factorizations")
+        known = ", ".join(f"{name}={getattr(self, name)}" for name in names)
+        return f"Report({known}, objective={self.objective:.6g})"
+
     def __str__(self) -> str:
-        steps, each = (
-            sum(iteration.step > 0 for iteration in self.iterations),
-            "\n".join(map(str, self.iterations)),
-        )
         ended = "converged" if self.converged else "did not converge"
-        return (
-            f"{ended} after {steps} steps, {self.factorizations} factorisations: {self.reason}\n"
-            f"     objective  decrement       step\n{each}"
-        )
+        counts = f"{self.steps} steps, {self.factorizations} factorisations"
+        head = f"{ended} after {counts}: {self.reason}"
+        return "\n".join((head, "     objective  decrement       step", *map(str, self.iterations)))
 
 
 @contextmanager
-def telling(
-    callback: Callable[[Tensor, Iteration], object] | None, progress: bool, what: str
+def report_progress(
+    callback: Callable[[Tensor, Iteration], object] | None, progress: bool, name: str
 ) -> Iterator[Callable[[Tensor, Iteration], None]]:
-    """The function that tells the caller of `what` about each iteration, with a copy of X, and moves the bar, if that is wanted."""
+    """Yield the function that passes each iteration of `name`, and a copy of X, to the callback.
 
-    def tell(X: Tensor, iteration: Iteration) -> None:
-        if callback is not None:
-            callback(X.clone(), iteration)
+    With `progress`, it also shows the iteration on stderr.
+    """
+    display = _open_display(name) if progress else nullcontext()
+    with display as show:
 
-    if not progress:
-        yield tell
+        def report(X: Tensor, iteration: Iteration) -> None:
+            if show is not None:
+                show(f"objective {iteration.objective:.6g}, decrement {iteration.decrement:.1e}")
+            if callback is not None:
+                callback(X.clone(), iteration)
+
+        yield report
+
+
+@contextmanager
+def _open_display(name: str) -> Iterator[Callable[[str], None]]:
+    """Yield the function that shows the text of an iteration: in a bar, or as a line of a log."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        numbers = count(1)
+        yield lambda text: print(f"{name}: iteration {next(numbers)}, {text}", file=sys.stderr)
         return
     try:
         from tqdm.auto import tqdm
     except ImportError:
-        raise OptionError(
-            "progress=True needs tqdm: python -m pip install tqdm, or sparse-solver[progress]"
-        ) from None
-    with tqdm(desc=what, unit="step") as bar:
+        hint = "python -m pip install tqdm, or sparse-solver[progress]"
+        raise OptionError(f"progress=True needs tqdm on a terminal: {hint}") from None
+    with tqdm(desc=name, unit="step") as bar:
 
-        def tell_and_show(X: Tensor, iteration: Iteration) -> None:
-            bar.set_postfix_str(
-                f"{iteration.objective:.6g}, decrement {iteration.decrement:.1e}", refresh=False
-            )
+        def show(text: str) -> None:
+            bar.set_postfix_str(text, refresh=False)
             bar.update()
-            tell(X, iteration)
 
-        yield tell_and_show
+        yield show

@@ -1,4 +1,4 @@
-"""`find_root`: roots of unsymmetric systems, their derivatives, and what it says where there are none."""
+"""`find_root`: roots of unsymmetric systems, their derivatives, and errors without a root."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def problem(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_finds_roots(dtype: torch.dtype) -> None:
     x0, a, b = problem(dtype)
-    x, report = ss.find_root(residual, jacobian_values, PATTERN, x0, (a, b))
+    x, report = ss.find_root(residual, jacobian_values, PATTERN, x0, params=(a, b))
     assert residual(x, a, b).abs().max() < (1e-5 if dtype == torch.float32 else 1e-12)
     assert report.converged
     assert report.unique
@@ -45,7 +45,7 @@ def test_derivatives() -> None:
     x0, a, b = problem()
 
     def root(a: Tensor, b: Tensor) -> Tensor:
-        return ss.find_root(residual, jacobian_values, PATTERN, x0, (a, b))[0]
+        return ss.find_root(residual, jacobian_values, PATTERN, x0, params=(a, b))[0]
 
     torch.autograd.gradcheck(root, (a.requires_grad_(), b.requires_grad_()))
     torch.autograd.gradgradcheck(root, (a, b))
@@ -57,7 +57,12 @@ def test_fixed_entries() -> None:
 
     def root(a: Tensor, b: Tensor, y: Tensor) -> Tensor:
         return ss.find_root(
-            residual, jacobian_values, PATTERN, x0.index_copy(0, fixed, y), (a, b), fixed=fixed
+            residual,
+            jacobian_values,
+            PATTERN,
+            x0.index_copy(0, fixed, y),
+            params=(a, b),
+            fixed=fixed,
         )[0]
 
     y = torch.tensor([0.3, -1.0], dtype=torch.double)
@@ -69,7 +74,7 @@ def test_fixed_entries() -> None:
     torch.autograd.gradcheck(root, (a.requires_grad_(), b.requires_grad_(), y.requires_grad_()))
     torch.autograd.gradgradcheck(root, (a, b, y))
     x, report = ss.find_root(
-        residual, jacobian_values, PATTERN, x0, (a, b), fixed=torch.ones(N, dtype=torch.bool)
+        residual, jacobian_values, PATTERN, x0, params=(a, b), fixed=torch.ones(N, dtype=torch.bool)
     )
     assert torch.equal(x, x0)
     assert report.converged
@@ -78,8 +83,8 @@ def test_fixed_entries() -> None:
 def test_one_analysis_and_one_factorisation_an_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = count(monkeypatch)
     x0, a, b = problem()
-    pattern = ss.Pattern(PATTERN.rows, PATTERN.cols, PATTERN.shape)  # nobody has analysed this one
-    x, report = ss.find_root(residual, jacobian_values, pattern, x0, (a.requires_grad_(), b))
+    pattern = ss.Pattern(PATTERN.rows, PATTERN.cols, PATTERN.shape)  # not analysed yet
+    x, report = ss.find_root(residual, jacobian_values, pattern, x0, params=(a.requires_grad_(), b))
     assert counts["factor"] == report.factorizations == len(report.iterations) > 2
     assert counts["analyze"] == 1
     x.sum().backward()
@@ -89,7 +94,7 @@ def test_one_analysis_and_one_factorisation_an_iteration(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
 def test_units_do_not_matter(scale: float) -> None:
     x0, a, b = problem()
-    expected, _ = ss.find_root(residual, jacobian_values, PATTERN, x0, (a, b))
+    expected, _ = ss.find_root(residual, jacobian_values, PATTERN, x0, params=(a, b))
     x, _ = ss.find_root(
         lambda x: scale * residual(x, a, b), lambda x: scale * jacobian_values(x, a, b), PATTERN, x0
     )
@@ -142,8 +147,8 @@ def test_the_line_search_helps() -> None:
 
 def test_a_start_at_the_root_is_found_out() -> None:
     x0, a, b = problem()
-    x, _ = ss.find_root(residual, jacobian_values, PATTERN, x0, (a, b))
-    again, report = ss.find_root(residual, jacobian_values, PATTERN, x, (a, b))
+    x, _ = ss.find_root(residual, jacobian_values, PATTERN, x0, params=(a, b))
+    again, report = ss.find_root(residual, jacobian_values, PATTERN, x, params=(a, b))
     assert torch.allclose(again, x, atol=1e-13)
     assert len(report.iterations) <= 4
     assert report.converged
@@ -174,7 +179,7 @@ def test_a_root_with_a_singular_jacobian_has_no_derivatives() -> None:
         lambda x, c: torch.tensor([1.0, 1.0, 2.0, 2.0], dtype=torch.double),
         two,
         torch.tensor([0.5, 0.5], dtype=torch.double),
-        (c,),
+        params=(c,),
     )
     assert report.unique is False
     with pytest.raises(ss.SingularMatrixError, match="not unique"):
@@ -192,11 +197,15 @@ def test_parameters_that_are_not_listed_are_noticed() -> None:
             lambda x, _, b: jacobian_values(x, a, b),
             PATTERN,
             x0,
-            (a, b),
+            params=(a, b),
         )
     with pytest.raises(ss.OptionError, match="params="):
         ss.find_root(
-            lambda x, b: residual(x, a, b), lambda x, b: jacobian_values(x, a, b), PATTERN, x0, (b,)
+            lambda x, b: residual(x, a, b),
+            lambda x, b: jacobian_values(x, a, b),
+            PATTERN,
+            x0,
+            params=(b,),
         )
 
 
@@ -216,8 +225,12 @@ def test_parameters_that_are_not_listed_are_noticed() -> None:
 def test_what_is_wrong_is_said(change: dict[str, Any], error: type[Exception]) -> None:
     x0, a, b = problem()
     arguments: dict[str, Any] = {
-        "residual": residual, "jacobian_values": jacobian_values, "pattern": PATTERN, "x0": x0, "params": (a, b)
-    }  # fmt: skip
+        "residual": residual,
+        "jacobian_values": jacobian_values,
+        "pattern": PATTERN,
+        "x0": x0,
+        "params": (a, b),
+    }
     with pytest.raises(error):
         ss.find_root(**(arguments | change))
 
@@ -225,10 +238,9 @@ def test_what_is_wrong_is_said(change: dict[str, Any], error: type[Exception]) -
 def test_callback_largest_step_and_progress(capsys: pytest.CaptureFixture[str]) -> None:
     x0, a, b = problem()
     seen: list[Any] = []
-    _, report = ss.find_root(
-        residual, jacobian_values, PATTERN, x0, (a, b), callback=lambda x, iteration: seen.append(iteration),
-        largest_step=lambda x, d: 0.25, progress=True,
-    )  # fmt: skip
+    options: dict[str, Any] = {"largest_step": lambda x, d: 0.25, "progress": True}
+    options["callback"] = lambda x, iteration: seen.append(iteration)
+    _, report = ss.find_root(residual, jacobian_values, PATTERN, x0, params=(a, b), **options)
     assert tuple(seen) == report.iterations
     assert {iteration.step for iteration in seen[:-1]} == {0.25}
     assert "find_root" in capsys.readouterr().err

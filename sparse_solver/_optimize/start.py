@@ -1,0 +1,72 @@
+"""Where Newton's method starts: validation of x0, and the values of its fixed entries."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._factor.options import Options
+from .._factor.problem import Problem
+from .._sparse.index_checks import describe_type
+from .._sparse.structure import Structure
+from .._sparse.submatrix import remove_rows
+from .._torch.modes import is_transformed
+from ..errors import DeviceError, DtypeError, LayoutError, OptionError, ShapeError, TransformError
+
+
+def check_start(x0: Tensor, parameters: tuple[Tensor, ...]) -> None:
+    """Raise unless Newton's method can start at x0, and be differentiated in the parameters."""
+    if not isinstance(x0, Tensor) or x0.layout != torch.strided:
+        is_tensor = isinstance(x0, Tensor)
+        what = f"has layout {x0.layout}" if is_tensor else f"is {describe_type(x0)}"
+        raise LayoutError(f"x0 {what}; expected a dense torch tensor")
+    for parameter in parameters:
+        if not isinstance(parameter, Tensor):
+            raise LayoutError(f"params holds {describe_type(parameter)}; expected torch tensors")
+    if x0.dtype not in (torch.float32, torch.float64):
+        raise DtypeError(f"x0 has dtype {x0.dtype}; expected float32 or float64")
+    if is_transformed(x0, *parameters):
+        raise TransformError(
+            "Newton's method branches on numbers that torch.func and forward mode hide; call it "
+            "outside of them, and differentiate its result by torch.autograd"
+        )
+
+
+def set_fixed_values(x0: Tensor, fixed: Tensor | None, values: Tensor | None) -> Tensor:
+    """x0 with `values` at the fixed entries; differentiable in both.
+
+    fixed : as for `minimize`, and valid
+    values : in the order of `fixed` (p, ...) like rows of x0, or (count,) in row-major order if
+        `fixed` is a mask of x0's shape; None for the values in x0
+    """
+    if values is None:
+        return x0
+    if fixed is None:
+        raise OptionError("fixed_values are given without fixed=, which says where they belong")
+    if not isinstance(values, Tensor) or values.layout != torch.strided:
+        is_tensor = isinstance(values, Tensor)
+        what = f"have layout {values.layout}" if is_tensor else f"are {describe_type(values)}"
+        raise LayoutError(f"fixed_values {what}; expected a dense torch tensor")
+    is_mask = fixed.dtype == torch.bool
+    entries = x0.reshape(-1) if is_mask and fixed.shape == x0.shape else x0
+    places = torch.nonzero(fixed.reshape(-1)).squeeze(-1) if is_mask else fixed.to(torch.int64)
+    expected = (places.numel(), *entries.shape[1:])
+    if values.shape != expected:
+        shape = tuple(values.shape)
+        raise ShapeError(f"fixed_values have shape {shape}; expected {expected}, as fixed= selects")
+    if values.dtype != x0.dtype:
+        message = f"fixed_values have dtype {values.dtype}, x0 has {x0.dtype}"
+        raise DtypeError(f"{message}; convert one of them")
+    if values.device != x0.device:
+        message = f"fixed_values are on {values.device}, x0 is on {x0.device}"
+        raise DeviceError(f"{message}; move them to one device")
+    return entries.index_copy(0, places.to(x0.device), values).reshape(x0.shape)
+
+
+def make_problem(
+    structure: Structure, fixed: Tensor, options: Options, device: torch.device
+) -> Problem:
+    """The linear problem of a Newton step on `device`, in which the entries `fixed` (p,) stay."""
+    structure = structure.on(device)
+    submatrix = remove_rows(structure, fixed.to(device)) if fixed.numel() else None
+    return Problem(structure, options, submatrix)
