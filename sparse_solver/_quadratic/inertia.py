@@ -1,10 +1,18 @@
-"""How many eigenvalues of a symmetric (Hermitian) matrix are negative, where its factorisation does not tell.
+"""How many eigenvalues of a KKT matrix are negative, where its factorisation does not count them.
 
-Eigenvalues keep their signs if the matrix is scaled from both sides alike, S K S, or changed by less than the distance to
-the nearest singular one, which is the smallest singular value. So: scale until all rows have the same size; measure that
-distance by inverse iteration, for which there is a factor; and count the signs for a matrix that is nearer, and that can be
-factored without exchanging rows. (J. J. Sylvester, 1852, and H. Weyl, 1912; D. Ruiz, "A scaling algorithm to equilibrate
-both rows and columns norms in matrices", RAL-TR-2001-034.)
+S K S has as many negative eigenvalues as K, and so has every Hermitian matrix that is closer to it
+than the nearest singular one, at a distance of the smallest singular value [1, 2]. So K is scaled
+until all rows have the same size [3], that distance is estimated by inverse iteration with the
+factor of K, and the negative pivots are counted for a matrix within that distance that can be
+factored without exchanges of rows.
+
+[1] J. J. Sylvester, "A demonstration of the theorem that every homogeneous quadratic polynomial is
+reducible by real orthogonal substitutions to the form of a sum of positive and negative squares",
+Philosophical Magazine 4, 1852.
+[2] H. Weyl, "Das asymptotische Verteilungsgesetz der Eigenwerte linearer partieller
+Differentialgleichungen", Mathematische Annalen 71, 1912.
+[3] D. Ruiz, "A scaling algorithm to equilibrate both rows and columns norms in matrices",
+RAL-TR-2001-034, 2001.
 """
 
 from __future__ import annotations
@@ -21,36 +29,48 @@ if TYPE_CHECKING:
 from .._factor.ladder import factor_matrix
 from .._factor.options import Options
 from .._sparse.structure import Structure
-from .._sparse.triangle import Arrangement, Coverage, arrangement_of
-from .._sparse.values import probe_vector, to_double
+from .._sparse.triangle import Arrangement, arrangement_of
+from .._sparse.values import CPU, probe_vector, to_double
 from ..errors import NotPositiveDefiniteError, SingularMatrixError
 
-_SAFE = 0.1  # of the distance: it is estimated
+# Of the distance to singularity: how far the matrix may be changed, the distance being estimated.
+_SAFE = 0.1
+# Each step of the scaling halves the exponents of the sizes of rows; 2^6 covers most of doubles.
+_SCALING_STEPS = 6
+# Steps of inverse iteration; each multiplies the ratio of the components by that of eigenvalues.
+_ITERATIONS = 5
+# A distance is rounding errors below this many eps of the factor, or of double precision.
+_FACTOR_ERRORS, _DOUBLE_ERRORS = 10, 1e3
 
 
-def whole(arrangement: Arrangement, values: Tensor) -> csr_matrix:
-    """The Hermitian matrix with these entries, or with these in its upper triangle, in double precision, on the host."""
+def assemble_hermitian(arrangement: Arrangement, values: Tensor) -> csr_matrix:
+    """The Hermitian matrix whose upper triangle has these entries, in double precision, on the CPU.
+
+    Entries below the diagonal are ignored.
+    """
     from scipy.sparse import csr_matrix, diags, triu
 
     n = arrangement.crow.numel() - 1
     parts = (part.cpu().numpy() for part in (to_double(values), arrangement.col, arrangement.crow))
-    triangle = csr_matrix(tuple(parts), shape=(n, n))
-    upper = triu(triangle, format="csr")
+    upper = triu(csr_matrix(tuple(parts), shape=(n, n)), format="csr")
     return (upper + upper.conj().T - diags(upper.diagonal(), shape=(n, n))).tocsr()
 
 
-def equilibrating(K: csr_matrix) -> Any:
-    """(n,) powers of two s for which the largest entries in the rows of s_i K_ij s_j are near one; one for empty rows."""
+def equilibrate(K: csr_matrix) -> Any:
+    """(n,) powers of two s for which the largest entry in each row of s_i K_ij s_j is near one.
+
+    Empty rows have s = 1.
+    """
     import numpy as np
 
     s = np.ones(K.shape[0])
-    for _ in range(6):
-        s /= np.exp2(np.round(np.log2(_largest(K, s)) / 2))
+    for _ in range(_SCALING_STEPS):
+        s /= np.exp2(np.round(np.log2(_find_largest(K, s)) / 2))
     return s
 
 
-def _largest(K: csr_matrix, s: Any) -> Any:
-    """(n,) the largest modulus in each row of s_i K_ij s_j, one for empty rows."""
+def _find_largest(K: csr_matrix, s: Any) -> Any:
+    """(n,) the largest modulus in each row of s_i K_ij s_j; one for empty rows."""
     import numpy as np
     from scipy.sparse import diags
 
@@ -59,63 +79,67 @@ def _largest(K: csr_matrix, s: Any) -> Any:
     return np.where(largest > 0, largest, 1.0)
 
 
-def _scalings(K: csr_matrix, is_constraint: Any) -> Iterator[Any]:
-    """Two that make all rows of K as large: all at once, or for Q first, and then for the constraints. Neither is always
-    the better one, since constraints can be scaled against unknowns without changing C."""
+def _find_scalings(K: csr_matrix, is_constraint: Any) -> Iterator[Any]:
+    """Two scalings that give all rows of K the same size.
+
+    The first scales all rows together, the second those of Q and then the constraints. Neither is
+    always the better one, since constraints can be scaled against unknowns without changing C.
+    """
     import numpy as np
     from scipy.sparse import diags
 
-    yield equilibrating(K)
+    yield equilibrate(K)
     chosen = diags((~is_constraint).astype(float))
-    s = equilibrating((chosen @ K @ chosen).tocsr())
-    yield np.where(is_constraint, s / np.exp2(np.round(np.log2(_largest(K, s)))), s)
+    s = equilibrate((chosen @ K @ chosen).tocsr())
+    yield np.where(is_constraint, s / np.exp2(np.round(np.log2(_find_largest(K, s)))), s)
 
 
-def negative_eigenvalues(
-    K: csr_matrix, solve: Callable[[Tensor], Tensor], eps: float, objective: Objective
+def count_negative_eigenvalues(
+    K: csr_matrix, apply_inverse: Callable[[Tensor], Tensor], eps: float, objective: Objective
 ) -> int | None:
-    """How many there are, where K = [[Q, Cᴴ], [C, 0]] up to the order of rows; None if that cannot be told.
-    Raises SingularMatrixError.
+    """Count the negative eigenvalues of K = [[Q, Cᴴ], [C, 0]]; None if they cannot be determined.
 
-    `solve` applies K⁻¹ to the rows of (1, n) numbers, with rounding errors of `eps`.
+    `apply_inverse` applies K⁻¹ to the rows of (1, n) numbers, with rounding errors of `eps`. Raises
+    SingularMatrixError.
     """
     candidates = [
-        (_distance_to_singularity(s, solve, eps), s)
-        for s in _scalings(K, objective.is_constraint.numpy())
+        (_estimate_distance(s, apply_inverse, eps), s)
+        for s in _find_scalings(K, objective.is_constraint.numpy())
     ]
     distance, s = max(candidates, key=lambda candidate: candidate[0])
     if not distance > 0:
-        raise SingularMatrixError(
-            "once rows have the same size, rounding errors make it singular", engine=None, row=None
-        )
-    # Most Q are semidefinite. Where Q + δ is definite, K with Q + δ has one negative eigenvalue a constraint; so has K.
+        message = "it is singular up to rounding errors once all rows have the same size"
+        raise SingularMatrixError(message, engine=None, row=None)
+    # Most Q are semidefinite. If Q + δ is definite, K with Q + δ for Q has one negative eigenvalue
+    # per constraint, and so has K.
     if objective.is_definite(s, _SAFE * distance):
         return objective.constraints
-    return _counted(K, s, distance, objective)
+    return _count_by_pivots(K, s, distance, objective)
 
 
 class Objective:
-    """Q, as a part of the upper triangle of K with this arrangement and these values; `blocks` of equal K, perhaps.
+    """Q as a submatrix of K, whose upper triangle has the values `upper`.
 
-    `structure`, `stored` : that of K, which remembers the places, and the triangle that it holds, if it is one only
+    constraints : how many there are in all blocks
+    is_constraint : (n,) which rows of K are constraints
+
+    K consists of `blocks` equal diagonal blocks. `structure` is that of K, of which all entries are
+    stored, or only one `triangle`.
     """
 
     def __init__(
         self,
-        arrangement: Arrangement,
-        values: Tensor,
-        constraints: int,
-        blocks: int,
         structure: Structure,
         triangle: str | None,
+        upper: Tensor,
+        constraints: int,
+        blocks: int,
     ):
         self.constraints = blocks * constraints
-        self._values = values.cpu()  # where all of this is computed
-        self.is_constraint = _is_constraint(structure.shape[0], blocks, constraints)
-
-        coverage = arrangement.coverage
+        self._values = upper.cpu()
+        self.is_constraint = _find_constraints(structure.shape[0], blocks, constraints)
         self._entries, self._rows, self._shifted = structure.remember(
-            _find_objective, coverage, triangle, blocks, constraints
+            _find_objective, triangle, blocks, constraints
         )
 
     def is_definite(self, s: Any, shift: float) -> bool:
@@ -123,7 +147,7 @@ class Objective:
         scale, count = torch.from_numpy(s)[self._rows], self._entries.numel()
         rows, cols = self._shifted.rows[:count], self._shifted.cols[:count]
         scaled = to_double(self._values).index_select(0, self._entries) * scale[rows] * scale[cols]
-        if scaled.is_complex():  # to rounding errors of the caller's numbers it is
+        if scaled.is_complex():  # the diagonal is real up to rounding errors
             scaled = torch.where(rows == cols, scaled.real.to(scaled.dtype), scaled)
         shifts = scaled.new_full((self._rows.numel(),), shift)
         try:
@@ -134,11 +158,11 @@ class Objective:
 
 
 def _find_objective(
-    structure: Structure, coverage: Coverage, triangle: str | None, blocks: int, constraints: int
+    structure: Structure, triangle: str | None, blocks: int, constraints: int
 ) -> tuple[Tensor, Tensor, Structure]:
-    """Which entries of an arrangement of K are Q's, which rows, and the structure of Q + δ."""
-    arrangement = arrangement_of(structure, coverage, triangle)
-    kept = ~_is_constraint(structure.shape[0], blocks, constraints)
+    """Which entries of the upper triangle of K are Q's, which rows, and the structure of Q + δ."""
+    arrangement = arrangement_of(structure, "upper", triangle)
+    kept = ~_find_constraints(structure.shape[0], blocks, constraints)
     places = arrangement.rows.cpu(), arrangement.col.cpu()
     rows, entries = torch.nonzero(kept).squeeze(-1), kept[places[0]] & kept[places[1]]
     number, chosen = kept.cumsum(0) - 1, torch.nonzero(entries).squeeze(-1)
@@ -146,27 +170,32 @@ def _find_objective(
     return chosen, rows, Structure(row, col, (len(rows), len(rows)))
 
 
-def _is_constraint(n: int, blocks: int, constraints: int) -> Tensor:
-    """(n,) which rows of K, with equal blocks, are constraints."""
+def _find_constraints(n: int, blocks: int, constraints: int) -> Tensor:
+    """(n,) which rows of K, with so many equal blocks, are constraints."""
     size = n // blocks
-    return torch.arange(n, device="cpu") % max(size, 1) >= size - constraints
+    return torch.arange(n, device=CPU) % max(size, 1) >= size - constraints
 
 
-def _distance_to_singularity(s: Any, solve: Callable[[Tensor], Tensor], eps: float) -> float:
-    """The smallest singular value of S K S, or hardly more; zero where that is below the rounding errors of `solve`."""
+def _estimate_distance(s: Any, apply_inverse: Callable[[Tensor], Tensor], eps: float) -> float:
+    """The smallest singular value of S K S, or slightly more; zero if it is rounding errors."""
     scale = torch.from_numpy(s)
     right = probe_vector(scale.numel(), torch.float64, 0.0)
     growth = float("nan")
-    for _ in range(5):
+    for _ in range(_ITERATIONS):
         right = right / torch.linalg.vector_norm(right)
-        right = to_double(solve(right / scale)) / scale
+        right = to_double(apply_inverse(right / scale)) / scale
         growth = float(torch.linalg.vector_norm(right))
     distance = 1 / growth if growth > 0 else 0.0
-    return distance if distance > max(10 * eps, 1e3 * torch.finfo(torch.float64).eps) else 0.0
+    errors = max(_FACTOR_ERRORS * eps, _DOUBLE_ERRORS * torch.finfo(torch.float64).eps)
+    return distance if distance > errors else 0.0
 
 
-def _counted(K: csr_matrix, s: Any, distance: float, objective: Objective) -> int | None:
-    """The signs of the pivots of S K S with δ added for unknowns and subtracted for constraints, against zero pivots."""
+def _count_by_pivots(K: csr_matrix, s: Any, distance: float, objective: Objective) -> int | None:
+    """Count the negative pivots of S K S ± δ, with + for unknowns and − for constraints.
+
+    The shift, which is below the distance to singularity, avoids pivots of zero. None if there are
+    some nevertheless, or if the factors without exchanges of rows are too inaccurate.
+    """
     import numpy as np
     from scipy.sparse import diags
     from scipy.sparse.linalg import splu
@@ -180,7 +209,8 @@ def _counted(K: csr_matrix, s: Any, distance: float, objective: Objective) -> in
         return None
     if not np.array_equal(lu.perm_r, lu.perm_c):
         return None
-    # Without exchanges pivots may have been small, and errors large: how large, scattered numbers of order one tell.
+    # Small pivots make errors large; their size is that of (L U − shifted) v for generic v with
+    # entries of order one.
     v = np.sqrt(3) * probe_vector(K.shape[0], torch.float64, 0.0).numpy()[0]
     permuted = np.empty_like(v)
     permuted[lu.perm_c] = v

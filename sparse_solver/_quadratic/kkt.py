@@ -1,4 +1,4 @@
-"""The KKT matrix of a minimisation: what its factorisation has to show, and what is wrong otherwise.
+"""The KKT matrix of a minimisation: its factorisation, and what is wrong where that fails.
 
 x minimises ½ xᴴ Q x − Re bᴴ x subject to C x = d, with C of m independent rows, if and only if
 
@@ -37,12 +37,15 @@ from ..errors import (
     SingularMatrixError,
     SparseSolverError,
 )
-from .dependent_constraints import Dependences
-from .inertia import Objective, equilibrating, negative_eigenvalues, whole
+from .dependent_constraints import Dependences, describe_dependence
+from .inertia import Objective, assemble_hermitian, count_negative_eigenvalues, equilibrate
+
+# Q is semidefinite if Q plus this many eps is definite, in its precision and in that of the test.
+_DTYPE_ERRORS, _DOUBLE_ERRORS = 64, 1e4
 
 
 class _Upper(NamedTuple):
-    """The upper triangle of K."""
+    """The upper triangle of K; entries below the diagonal, if there are some, are ignored."""
 
     arrangement: Arrangement
     values: Tensor
@@ -60,27 +63,29 @@ class _Diagnosis:
         self.unknowns = structure.shape[0] // blocks - constraints
         self._where = " on the null space of the constraints" if constraints else ""
 
-    def upper(self, values: Tensor) -> _Upper:
-        """The upper triangle of K; raise NonFiniteError where it is not finite."""
+    def gather_upper(self, values: Tensor) -> _Upper:
+        """The upper triangle of K; raises NonFiniteError where it is not finite."""
         matrix = Matrix(self.structure, values)
         arrangement = arrangement_of(self.structure, "upper", self.triangle)
         matrix.check_finite()
         hermitian = is_hermitian("hermitian", values.dtype)
         return _Upper(arrangement, arrangement.gather(matrix.canonical, hermitian))
 
-    def objective(self, upper: _Upper) -> Objective:
-        return Objective(*upper, self.constraints, self.blocks, self.structure, self.triangle)
+    def find_objective(self, upper: _Upper) -> Objective:
+        """Q, as a submatrix of K."""
+        count, blocks = self.constraints, self.blocks
+        return Objective(self.structure, self.triangle, upper.values, count, blocks)
 
     def explain(
         self, error: NotPositiveDefiniteError | SingularMatrixError, upper: _Upper
     ) -> SparseSolverError:
-        """The error that says what it means for the minimisation that there is no factor."""
+        """The error that a failed factorisation means for the minimisation."""
         is_of_Q = error.row is not None and error.row < self.unknowns
         row = self.structure.label(error.row) if is_of_Q and error.row is not None else None
         if isinstance(error, NotPositiveDefiniteError):
             # Rounding errors may make a pivot of a singular matrix negative.
             if not self._is_semidefinite(upper):
-                return self.no_minimum(row, error.engine)
+                return self.explain_no_minimum(row, error.engine)
             place = "" if row is None else f", at row {row}"
             reason = f"a pivot of its factorisation is zero{place}"
         elif error.row is None:
@@ -88,10 +93,10 @@ class _Diagnosis:
         else:
             reason = f"row {row} has no entry among the free entries"
         if self.constraints:
-            C = whole(*upper)[self.unknowns :, : self.unknowns]
-            rows = Dependences(C, torch.finfo(upper.values.dtype).eps).rows()
+            C = assemble_hermitian(*upper)[self.unknowns :, : self.unknowns]
+            rows = Dependences(C, torch.finfo(upper.values.dtype).eps).find_rows()
             if rows:
-                return RedundantConstraintsError(_describe_dependence(rows), rows=rows)
+                return RedundantConstraintsError(describe_dependence(rows), rows=rows)
         return SingularMatrixError(
             f"Q is singular{self._where}, so that the minimum is not unique: fix entries of x with "
             f"fixed=, or add a constraint on what is not determined, or a multiple of the identity "
@@ -114,7 +119,8 @@ class _Diagnosis:
             )
         return NotSymmetricError(message, **place._asdict())
 
-    def no_minimum(self, row: int | None, engine: str | None) -> NotPositiveDefiniteError:
+    def explain_no_minimum(self, row: int | None, engine: str | None) -> NotPositiveDefiniteError:
+        """The error for Q that is not positive definite on the null space of C."""
         place = "" if row is None else f" (found at row {row})"
         return NotPositiveDefiniteError(
             f"Q is not positive definite{self._where}{place}: the energy is not bounded below, and "
@@ -125,8 +131,10 @@ class _Diagnosis:
 
     def _is_semidefinite(self, upper: _Upper) -> bool:
         eps, eps_double = (torch.finfo(t).eps for t in (upper.values.dtype, torch.float64))
-        shift = max(1e4 * eps_double, 64 * eps)  # the rounding errors of both precisions
-        return self.objective(upper).is_definite(equilibrating(whole(*upper)), shift)
+        shift = max(_DTYPE_ERRORS * eps, _DOUBLE_ERRORS * eps_double)
+        return self.find_objective(upper).is_definite(
+            equilibrate(assemble_hermitian(*upper)), shift
+        )
 
 
 class KktFactor:
@@ -174,7 +182,7 @@ def factor_kkt(
     except (NotPositiveDefiniteError, SingularMatrixError) as error:
         if blocks > 1:
             raise
-        raise diagnosis.explain(error, diagnosis.upper(values)) from None
+        raise diagnosis.explain(error, diagnosis.gather_upper(values)) from None
     if isinstance(checked, EmptyFactor):
         return checked
     if constraints:
@@ -187,14 +195,15 @@ def _check_minimum(checked: CheckedFactor, diagnosis: _Diagnosis, values: Tensor
     factor, count = checked.factor, diagnosis.blocks * diagnosis.constraints
     negative, engine = factor.negative_eigenvalues, checked.record.engine
     if negative is None:
-        upper, dtype = diagnosis.upper(values), values.dtype
+        upper, dtype = diagnosis.gather_upper(values), values.dtype
 
         def apply_inverse(v: Tensor) -> Tensor:
             return factor.substitute(v.to(values.device, dtype), False).cpu()
 
-        eps, objective = torch.finfo(dtype).eps, diagnosis.objective(upper)
+        eps, objective = torch.finfo(dtype).eps, diagnosis.find_objective(upper)
         try:
-            negative = negative_eigenvalues(whole(*upper), apply_inverse, eps, objective)
+            K = assemble_hermitian(*upper)
+            negative = count_negative_eigenvalues(K, apply_inverse, eps, objective)
         except SingularMatrixError as error:
             if diagnosis.blocks > 1:
                 raise
@@ -211,7 +220,7 @@ def _check_minimum(checked: CheckedFactor, diagnosis: _Diagnosis, values: Tensor
             f"too inaccurate to count them",
             engine=engine,
         )
-    raise diagnosis.no_minimum(None, engine)
+    raise diagnosis.explain_no_minimum(None, engine)
 
 
 def _explain_non_finite(
@@ -247,22 +256,3 @@ register_method(_NAME, _build_method)
 def method_name(constraints: int) -> str:
     """The name of the method that factors a KKT matrix with so many constraints."""
     return f"{_NAME}:{constraints}"
-
-
-def list_constraints(rows: tuple[int, ...]) -> str:
-    """Name constraints by their rows."""
-    if len(rows) == 1:
-        return f"constraint {rows[0]}"
-    if len(rows) > 10:
-        more = len(rows) - 10
-        return f"constraints {', '.join(map(str, rows[:10]))} and {more} more"
-    return f"constraints {', '.join(map(str, rows[:-1]))} and {rows[-1]}"
-
-
-def _describe_dependence(rows: tuple[int, ...]) -> str:
-    if len(rows) == 1:
-        return f"{list_constraints(rows)} involves no free entry of x: leave it out"
-    return (
-        f"{list_constraints(rows)} depend on each other on the free entries of x: if they do not "
-        f"contradict each other, leave out one at a time until the rest is independent"
-    )

@@ -1,436 +1,400 @@
-"""Quadratic energies with known entries and linear constraints: `minimize_quadratic` and `QuadraticProgram`.
+"""Quadratic energies with fixed entries and linear constraints.
 
-x is where the Lagrangian ½ xᴴ Q x − Re bᴴ x + Re νᴴ (x_known − y) + Re μᴴ (C x − d) is stationary. The known entries are
-moved to the right-hand side, and what is left is a solve with the rows and columns of the others. All of it is made of
-differentiable operations: x and the multipliers have derivatives in everything, to any order.
+x is where the Lagrangian
+
+    ½ xᴴ Q x − Re bᴴ x + Re νᴴ (x_fixed − fixed_values) + Re μᴴ (C x − d)
+
+is stationary. The fixed entries are moved to the right-hand side, and the rest is a solve with the
+rows and columns of the free ones. All steps are differentiable operations, so that x and the
+multipliers have derivatives of any order in all values.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
-from typing import Any, Literal, NamedTuple, TypeVar, overload
+from functools import partial
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
-from .._factor.options import Assume, Options, Triangle
+from .._factor.options import Options, Triangle
 from .._factor.problem import Problem
 from .._solve.pattern import Pattern
-from .._solve.shapes import check_rhs, check_values, is_vector, solve_values
-from .._sparse.index_checks import check_device, select_indices
-from .._sparse.kernels import Places, apply
-from .._sparse.structure import Structure, structure_of
-from .._sparse.submatrix import Submatrix, remove_rows
+from .._solve.shapes import check_rhs, check_values, solve_values
+from .._sparse.index_checks import describe_type
 from .._sparse.torch_tensors import split_tensor
-from .._sparse.values import CPU, largest_modulus, raise_non_finite, to_double
 from .._torch.dynamo import disable_dynamo
-from .._torch.modes import is_transformed, outside_transforms
 from .._torch.tensor_cache import TensorCache
-from ..errors import (
-    IndexRangeError,
-    InfeasibleConstraintsError,
-    OptionError,
-    RedundantConstraintsError,
-    ShapeError,
-)
-from .dependent_constraints import conflicting_rows
-from .kkt import list_constraints, method_name
-
-T = TypeVar("T")
+from ..errors import IndexRangeError, OptionError, RedundantConstraintsError, ShapeError
+from .dependent_constraints import check_feasible
+from .kkt import method_name
+from .kkt_indices import find_indices, join_values
+from .right_hand_sides import broadcast_shapes, stack_as_rows, unstack_rows
 
 
 class Multipliers(NamedTuple):
-    """The Lagrange multipliers of a minimisation, of the shapes of y and d.
+    """The Lagrange multipliers of a minimisation.
 
-    known : ν = (b − Q x − Cᴴ μ) at the known entries: the forces that hold them; the minimum changes by −νᴴ dy with y
-    constraints : μ with Q x + Cᴴ μ = b at the others; the minimum changes by −μᴴ dd with d
+    Attributes
+    ----------
+    fixed : Tensor
+        ν = b − Q x − Cᴴ μ at the fixed entries, of the shape of their values: the forces that hold
+        them. The minimum changes by −Re νᴴ δ if the values change by δ.
+    constraints : Tensor
+        μ with Q x + Cᴴ μ = b at the free entries, of the shape of d. The minimum changes by
+        −Re μᴴ δ if d changes by δ.
     """
 
-    known: Tensor
+    fixed: Tensor
     constraints: Tensor
 
 
-class _Entries(NamedTuple):
-    """Some entries of a matrix: which they are, and where."""
-
-    which: Tensor
-    rows: Tensor
-    cols: Tensor
-
-    @classmethod
-    def where(cls, chosen: Tensor, structure: Structure) -> _Entries:
-        which = torch.nonzero(chosen).squeeze(-1)
-        return cls(which, structure.rows[which], structure.cols[which])
-
-    def times(self, values: Tensor, x: Tensor, mirror: str | None) -> Tensor:
-        """Their product, of the matrix with these values, with the rows of x."""
-        return apply(values.index_select(-1, self.which), x, Places(self.rows, self.cols, mirror))
-
-
 class QuadraticProgram:
-    """Minimises ½ xᵀ Q x − bᵀ x subject to x[known] = y and C x = d, for one pattern and many values.
+    """Minimise ½ xᵀ Q x − bᵀ x subject to x[fixed] = fixed_values and C x = d, for many values.
 
-    Q : (n, n) `Pattern` of a symmetric (complex: Hermitian) matrix
-    known : (p,) int64 or int32 indices, or (n,) bool: which entries of x are known; None: none
-    C : (m, n) `Pattern` of the constraints; None: there are none
-    triangle : "lower" or "upper" if Q stores one triangle only
+    Everything that depends on the places of the entries alone is computed once. A program has no
+    device: it is solved where the values are.
 
-    What depends on the places alone is done once. Without C, the unknown part of Q is factored by Cholesky; with C, the
-    matrix [[Q, Cᴴ], [C, 0]] as an indefinite one, and Q need be positive definite on the null space of C only.
+    Parameters
+    ----------
+    Q : Pattern
+        (n, n), of a symmetric (complex: Hermitian) matrix.
+    fixed : Tensor, optional
+        (p,) int64 or int32 indices, or an (n,) bool mask: the entries of x with given values.
+    C : Pattern, optional
+        (m, n), of the constraints.
+    triangle : {"lower", "upper"}, optional
+        The triangle that Q stores, if it stores only one.
 
-    Raises `ShapeError`, `IndexRangeError` (known indices that are none or are there twice), `DeviceError`, `OptionError`.
+    Raises
+    ------
+    ShapeError
+        If Q is not square, or C or a mask does not fit it.
+    IndexRangeError
+        For indices in `fixed` that are out of range, or listed twice.
+    DeviceError
+        For indices on a device without numbers.
+    OptionError
+        If Q or C is not a Pattern, or `triangle` does not exist.
 
+    Notes
+    -----
+    Without C, the submatrix of Q for the free entries must be positive definite, and is factored by
+    Cholesky. With C, the matrix [[Q, Cᴴ], [C, 0]] of the free entries is factored as an indefinite
+    one, and Q need be positive definite on the null space of C only [1]_.
+
+    References
+    ----------
+    .. [1] J. Nocedal and S. J. Wright, "Numerical Optimization", 2nd ed., section 16.1, 2006.
+
+    Examples
+    --------
     >>> import torch, sparse_solver as ss
-    >>> i = torch.arange(4)
-    >>> Q = ss.Pattern(torch.cat([i, i[:-1], i[1:]]), torch.cat([i, i[1:], i[:-1]]), (4, 4))  # a chain of springs
-    >>> program = ss.QuadraticProgram(Q, known=torch.tensor([0, 3]))
-    >>> program.solve(torch.tensor([1.0, 2, 2, 1, -1, -1, -1, -1, -1, -1]), y=torch.tensor([0.0, 3]))
+    >>> i = torch.arange(4)  # a chain of springs
+    >>> Q = ss.Pattern(torch.cat([i, i[:-1], i[1:]]), torch.cat([i, i[1:], i[:-1]]), (4, 4))
+    >>> program = ss.QuadraticProgram(Q, fixed=torch.tensor([0, 3]))
+    >>> values = torch.tensor([1.0, 2, 2, 1, -1, -1, -1, -1, -1, -1])
+    >>> program.solve(values, fixed_values=torch.tensor([0.0, 3]))
     tensor([0., 1., 2., 3.])
     """
 
     def __init__(
         self,
         Q: Pattern,
-        known: Tensor | None = None,
-        C: Pattern | None = None,
         *,
+        fixed: Tensor | None = None,
+        C: Pattern | None = None,
         triangle: Triangle | None = None,
     ):
         for name, pattern in (("Q", Q), ("C", C)):
             if not isinstance(pattern, Pattern) and not (name == "C" and pattern is None):
-                raise OptionError(f"{name} is a {type(pattern).__name__}; expected a Pattern")
+                raise OptionError(f"{name} is {describe_type(pattern)}; expected a Pattern")
         n = Q.shape[0]
         if Q.shape[1] != n:
             raise ShapeError(f"Q has shape {Q.shape}; expected a square one, (n, n)")
         if C is not None and C.shape[1] != n:
             raise ShapeError(f"C has shape {C.shape}, Q has {Q.shape}; expected (m, {n})")
-        self._n, self._m = n, 0 if C is None else C.shape[0]
-        self._Q, self._C, self._triangle = (
-            Q._structure,
-            None if C is None else C._structure,
-            triangle,
-        )
         Options("spd", triangle).check(torch.float64)
-        self._submatrix: Submatrix | None = None
-        if isinstance(known, Tensor):
-            check_device(Q.rows, known)
-        if C is not None:
-            check_device(Q.rows, C.rows)
-        with outside_transforms():
-            self._known = None if known is None else select_indices("known", known, n, "rows")
-            self._structure = self._joined()
-            self._find_neighbours()
-
-    def _joined(self) -> Structure:
-        """The structure of [[Q, Cᴴ], [C, 0]]; its entries are those of Q, of C, and if both triangles are stored, of Cᴴ."""
-        Q, C = self._Q, self._C
-        if C is None:
-            return Q
-        n, N = self._n, self._n + self._m
-        below = C.rows + n, C.cols
-        parts = self._stored(below, below[::-1])
-        rows = torch.cat((Q.rows, *(part[0] for part in parts)))
-        cols = torch.cat((Q.cols, *(part[1] for part in parts)))
-        return structure_of(rows, cols, (N, N))
-
-    def _stored(self, below: T, right: T) -> list[T]:
-        """What there is of C, below Q, and of Cᴴ, to its right."""
-        return [
-            part for part, other in ((below, "upper"), (right, "lower")) if self._triangle != other
-        ]
-
-    def _find_neighbours(self) -> None:
-        """Which entries lead from known entries to unknown ones, and which lead to known ones."""
-        if self._known is None:
-            return
-        structure = self._structure
-        self._submatrix = remove_rows(structure, self._known.sort()[0])
-        is_known = torch.zeros(structure.shape[0], dtype=torch.bool, device=structure.device)
-        is_known[self._known] = True
-        from_known, to_known = is_known[structure.cols], is_known[structure.rows]
-        if self._triangle is None:
-            coupling, reaction = from_known & ~to_known, to_known
-        else:
-            coupling, reaction = from_known ^ to_known, from_known | to_known
-        self._coupling, self._reaction = (
-            _Entries.where(coupling, structure),
-            _Entries.where(reaction, structure),
-        )
+        self._n, self._m, self._triangle = n, 0 if C is None else C.shape[0], triangle
+        self._Q, self._C = Q._structure, None if C is None else C._structure
+        self._indices = find_indices(self._Q, self._C, fixed, triangle)
 
     @overload
     def solve(
-        self, Q_values: Tensor, b: Tensor | None = None, y: Tensor | None = None, C_values: Tensor | None = None,
-        d: Tensor | None = None, *, return_multipliers: Literal[False] = False, engine: str | None = None,
+        self, Q_values: Tensor, b: Tensor | None = None, *, fixed_values: Tensor | None = None,
+        C_values: Tensor | None = None, d: Tensor | None = None,
+        return_multipliers: Literal[False] = False, engine: str | None = None,
     ) -> Tensor: ...  # fmt: skip
 
     @overload
     def solve(
-        self, Q_values: Tensor, b: Tensor | None = None, y: Tensor | None = None, C_values: Tensor | None = None,
-        d: Tensor | None = None, *, return_multipliers: Literal[True], engine: str | None = None,
+        self, Q_values: Tensor, b: Tensor | None = None, *, fixed_values: Tensor | None = None,
+        C_values: Tensor | None = None, d: Tensor | None = None,
+        return_multipliers: Literal[True], engine: str | None = None,
     ) -> tuple[Tensor, Multipliers]: ...  # fmt: skip
 
     def solve(
-        self, Q_values: Tensor, b: Tensor | None = None, y: Tensor | None = None, C_values: Tensor | None = None,
-        d: Tensor | None = None, *, return_multipliers: bool = False, engine: str | None = None,
-    ) -> Tensor | tuple[Tensor, Multipliers]:  # fmt: skip
-        """The minimiser x, and on request the `Multipliers`; differentiable in all five tensors, to any order.
+        self,
+        Q_values: Tensor,
+        b: Tensor | None = None,
+        *,
+        fixed_values: Tensor | None = None,
+        C_values: Tensor | None = None,
+        d: Tensor | None = None,
+        return_multipliers: bool = False,
+        engine: str | None = None,
+    ) -> Tensor | tuple[Tensor, Multipliers]:
+        """Return the minimiser x; differentiable in all five tensors, to any order.
 
-        Q_values, C_values : (nnz,) in the order of the patterns, or (..., nnz) for a batch
-        b, y, d : (n,), (p,), (m,), or with columns (n, k), (p, k), (m, k), or batched; None: zeros
-        returns : x of shape (n,), or with columns (n, k), or batched; as for `torch.linalg.solve`. Vectors beside others
-            with columns are the same for all columns; what may be a batch of vectors or columns is, beside others with
-            columns, columns.
+        Parameters
+        ----------
+        Q_values : Tensor
+            (nnz,) in the order of the pattern of Q, or (..., nnz) for a batch; float32, float64,
+            complex64 or complex128.
+        b : Tensor, optional
+            (n,), (n, k) or batched; zeros by default.
+        fixed_values : Tensor, optional
+            (p,), (p, k) or batched: the values of the fixed entries, in the order of `fixed` (of a
+            mask: in increasing order); zeros by default.
+        C_values : Tensor, optional
+            (nnz,) or (..., nnz), in the order of the pattern of C; required if there is one.
+        d : Tensor, optional
+            (m,), (m, k) or batched; zeros by default.
+        return_multipliers : bool
+            Whether to return the Lagrange multipliers, too.
+        engine : str, optional
+            As for `sparse_solver.solve`.
 
-        The stored entries of Q are independent variables of Q x = …, as in `solve`: −λ_i conj(x_j) is the gradient of one.
-        Costs one factorisation and one substitution a column, and the backward one substitution. With C, the engine's count
-        of negative eigenvalues tells whether there is a minimum; where it does not count them (complex numbers, SuperLU, and
-        PARDISO where pivots are bad) that costs ten substitutions and a Cholesky factorisation of Q more, or, if Q is not
-        semidefinite, one by SuperLU.
+        Returns
+        -------
+        Tensor or (Tensor, Multipliers)
+            x, of shape (n,), (n, k) or batched as for `torch.linalg.solve`, or x and the
+            multipliers. A vector beside right-hand sides with columns is the same for all columns,
+            and a tensor that may be a batch of vectors or columns is columns beside others with
+            columns.
 
-        Raises `NotPositiveDefiniteError` where there is no minimum, `SingularMatrixError` where it is not unique,
-        `RedundantConstraintsError` and `InfeasibleConstraintsError` with the `rows` of C that depend on or contradict each
-        other, `NotSymmetricError`, and what `Pattern.solve` raises. Inside of `torch.compile` and the transforms of
-        `torch.func`, where b, y and d cannot be looked at, infeasible constraints raise `RedundantConstraintsError`, too.
+        Raises
+        ------
+        NotPositiveDefiniteError
+            If there is no minimum.
+        SingularMatrixError
+            If the minimum is not unique.
+        InfeasibleConstraintsError, RedundantConstraintsError
+            If constraints contradict each other, or depend on each other; `rows` are those of C.
+            Inside of `torch.compile` and the transforms of `torch.func`, which hide the numbers,
+            constraints that contradict each other raise `RedundantConstraintsError`, too.
+        NotSymmetricError
+            If Q is not symmetric (complex: Hermitian).
+        SparseSolverError
+            As for `sparse_solver.solve`.
 
+        Notes
+        -----
+        The stored entries of Q are independent variables, as in `sparse_solver.solve`: the gradient
+        of one is −λ_i conj(x_j), λ being the adjoint solution.
+
+        Costs one factorisation and one substitution a column, and the backward pass one
+        substitution. With C, the number of negative eigenvalues of the factored matrix shows
+        whether there is a minimum. If the engine does not count them (complex numbers, SuperLU, and
+        PARDISO where pivots are bad), that costs ten more substitutions and a Cholesky
+        factorisation of Q, or, if Q is not semidefinite, a factorisation by SuperLU.
+
+        Examples
+        --------
         >>> import torch, sparse_solver as ss
-        >>> i = torch.arange(3)
-        >>> program = ss.QuadraticProgram(ss.Pattern(i, i, (3, 3)), C=ss.Pattern(0 * i, i, (1, 3)))  # Σ x = 6
-        >>> ones = torch.ones(3)
-        >>> x, multipliers = program.solve(ones, None, None, ones, torch.tensor([6.0]), return_multipliers=True)
+        >>> i, ones = torch.arange(3), torch.ones(3)
+        >>> C = ss.Pattern(0 * i, i, (1, 3))  # Σ x = 6
+        >>> program = ss.QuadraticProgram(ss.Pattern(i, i, (3, 3)), C=C)
+        >>> d = torch.tensor([6.0])
+        >>> x, multipliers = program.solve(ones, C_values=ones, d=d, return_multipliers=True)
         >>> x, multipliers.constraints
         (tensor([2., 2., 2.]), tensor([-2.]))
         """
         n, m = self._n, self._m
-        values, given = self._values(Q_values, C_values), {"b": b, "y": y, "d": d}
-        right, flat = self._right_hand_sides(values, given)
-        indefinite: Assume = "hermitian" if values.is_complex() else "symmetric"
-        options = Options(indefinite if m else "spd", self._triangle, engine)
-        problem = Problem(self._structure, options, self._submatrix, method_name(m))
+        values = self._join_values(Q_values, C_values)
+        right, is_flat = self._stack_right_hand_sides(values, b, fixed_values, d)
+        options = Options("hermitian" if m else "spd", self._triangle, engine)
         options.check(values.dtype)
-        mirror = options.mirror(values.dtype)
+        mirror, indices = options.mirror(values.dtype), self._indices.on(values.device)
+        problem = Problem(indices.structure, options, indices.submatrix, method_name(m))
+        fixed = indices.fixed
 
-        both, known = torch.cat((right["b"], right["d"]), -1), self._known
-        rhs, held = both, None
-        if known is not None:
-            held = torch.zeros_like(both).index_add(-1, known, right["y"])
-            rhs = both - self._coupling.times(values, held, mirror)
+        both, given = torch.cat((right["b"], right["d"]), -1), None
+        rhs = both
+        if fixed is not None:
+            given = torch.zeros_like(both).index_add(-1, fixed.indices, right["fixed_values"])
+            rhs = both - fixed.coupling.apply(values, given, mirror)
         try:
             z = solve_values(problem, values, rhs.mT).mT
         except RedundantConstraintsError as error:
-            self._refuse_infeasible(error, C_values, right)
+            if self._C is not None and C_values is not None:
+                at = None if fixed is None else fixed.indices
+                check_feasible(self._C, C_values, at, right, error)
             raise
-        z = z if held is None else z + held
-        x = _shaped(z[..., :n], flat)
+        z = z if given is None else z + given
+        x = unstack_rows(z[..., :n], is_flat)
         if not return_multipliers:
             return x
         forces = z[..., :0]
-        if known is not None:
-            forces = both - self._reaction.times(values, z, mirror)
-            forces = forces.index_select(-1, known)
-        return x, Multipliers(_shaped(forces, flat), _shaped(z[..., n:], flat))
+        if fixed is not None:
+            forces = both - fixed.reaction.apply(values, z, mirror)
+            forces = forces.index_select(-1, fixed.indices)
+        return x, Multipliers(unstack_rows(forces, is_flat), unstack_rows(z[..., n:], is_flat))
 
     def __repr__(self) -> str:
-        known = 0 if self._known is None else self._known.numel()
-        return f"QuadraticProgram(n={self._n}, known={known}, constraints={self._m})"
+        fixed = self._indices.fixed_count
+        return f"QuadraticProgram(n={self._n}, fixed={fixed}, constraints={self._m})"
 
     def __reduce__(self) -> tuple[Any, ...]:
+        fixed = None if self._indices.fixed is None else self._indices.fixed.indices
         C = None if self._C is None else Pattern._of(self._C)
-        return (_restored, (Pattern._of(self._Q), self._known, C, self._triangle))
+        Q, triangle = Pattern._of(self._Q), self._triangle
+        return partial(QuadraticProgram, Q, fixed=fixed, C=C, triangle=triangle), ()
 
     def __copy__(self) -> QuadraticProgram:
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QuadraticProgram:
-        return self  # nothing about a program can change
+        return self  # a program is immutable
 
-    def _values(self, Q_values: Tensor, C_values: Tensor | None) -> Tensor:
+    def _join_values(self, Q_values: Tensor, C_values: Tensor | None) -> Tensor:
+        """The values of the KKT matrix; raises where they do not fit."""
         check_values(Q_values, self._Q.nnz, "Q_values")
         if self._C is None:
             if C_values is not None:
-                raise OptionError(
-                    "there are values of C, but no C: the program was made without constraints"
-                )
+                raise OptionError("C_values were passed, but the program has no C=")
             return Q_values
         if C_values is None:
             raise OptionError("the program has constraints: pass C_values")
         check_values(C_values, self._C.nnz, "C_values")
         check_rhs("C_values", C_values, Q_values)
-        batch = _broadcast({"Q_values": Q_values.shape[:-1], "C_values": C_values.shape[:-1]})
+        batch = broadcast_shapes({"Q_values": Q_values.shape[:-1], "C_values": C_values.shape[:-1]})
         Q_values, C_values = Q_values.expand(*batch, -1), C_values.expand(*batch, -1)
-        return torch.cat((Q_values, *self._stored(C_values, C_values.conj().resolve_conj())), -1)
+        return join_values(Q_values, C_values, self._triangle)
 
-    def _right_hand_sides(
-        self, values: Tensor, given: dict[str, Tensor | None]
+    def _stack_right_hand_sides(
+        self, values: Tensor, b: Tensor | None, fixed_values: Tensor | None, d: Tensor | None
     ) -> tuple[dict[str, Tensor], bool]:
-        """b, y and d as rows (..., k, size), with equal leading dimensions, and whether all of them were vectors."""
-        n, m = self._n, self._m
-        sizes = {"b": n, "y": 0 if self._known is None else self._known.numel(), "d": m}
-        for name, what in (("y", "known"), ("d", "C")):
-            if given[name] is not None and (self._known if name == "y" else self._C) is None:
-                raise OptionError(f"there is {name}, but no {what}=")
-        batch, flat = values.shape[:-1], True
-        rows: dict[str, Tensor] = {}
-        for name, tensor in given.items():
-            if tensor is not None:
-                check_rhs(name, tensor, values)
-
-        def has_columns(name: str) -> bool:
-            """Whether it cannot be a vector, or a batch of them."""
-            tensor = given[name]
-            return (
-                tensor is not None
-                and tensor.dim() > 1
-                and not is_vector(tensor, batch, sizes[name])
-            )
-
-        columns = any(map(has_columns, sizes))
-        for name, tensor in given.items():
-            if tensor is None:
-                continue
-            # What may be a batch of vectors as well as columns is what torch.linalg.solve takes it for, or the others are.
-            vector = is_vector(tensor, batch, sizes[name])
-            if columns and tensor.dim() > 1 and tensor.shape[-2] == sizes[name]:
-                vector = False
-            row = tensor.unsqueeze(-2) if vector else tensor.mT if tensor.dim() >= 2 else tensor
-            if tensor.dim() == 0 or row.shape[-1] != sizes[name]:
-                raise ShapeError(
-                    f"{name} has shape {tuple(tensor.shape)}; expected (..., {sizes[name]}) or (..., {sizes[name]}, k)"
-                )
-            looked_at = not torch.compiler.is_compiling() and not is_transformed(tensor)
-            if looked_at and row.numel() and not largest_modulus(row.detach()) < math.inf:
-                raise_non_finite(name, row.detach())
-            rows[name], flat = row, flat and vector
-        lead = _broadcast(
-            {name: row.shape[:-1] for name, row in rows.items()} | {"the values": (*batch, 1)}
-        )
-        zeros = values.new_zeros(())
-        return {
-            name: rows.get(name, zeros).expand(*lead, size) for name, size in sizes.items()
-        }, flat
-
-    @disable_dynamo
-    def _refuse_infeasible(
-        self, error: RedundantConstraintsError, C_values: Tensor | None, right: dict[str, Tensor]
-    ) -> None:
-        """Raises InfeasibleConstraintsError if the constraints, some of which are known to be dependent, contradict each
-        other."""
-        C = self._C
-        if C is None or C_values is None or is_transformed(C_values, *right.values()):
-            return
-        eps = torch.finfo(C_values.dtype).eps
-        known = torch.empty(0, dtype=torch.int64) if self._known is None else self._known.cpu()
-        y, d = (to_double(right[name].detach().resolve_conj().cpu()) for name in ("y", "d"))
-        values, C = to_double(C_values.detach().resolve_conj().cpu()), C.on(CPU)
-        lead = d.shape[:-2] if values.dim() > 1 else ()
-        if not lead:  # all right-hand sides are columns for one C
-            count = math.prod(d.shape[:-1])
-            y, d = y.reshape(count, known.numel()), d.reshape(count, self._m)
-        values = values.expand(*lead, -1)
-        for at in itertools.product(*map(range, lead)):
-            rows = conflicting_rows(C, values[at], known, y[at], d[at], eps)
-            if rows:
-                clash = (
-                    "asks of known entries, or of none, what they are not"
-                    if len(rows) == 1
-                    else "contradict each other"
-                )
-                raise InfeasibleConstraintsError(
-                    f"{list_constraints(rows)} of C {clash}: no x satisfies all of them", rows=rows
-                ) from error
-
-
-def _restored(
-    Q: Pattern, known: Tensor | None, C: Pattern | None, triangle: Triangle | None
-) -> QuadraticProgram:
-    return QuadraticProgram(Q, known, C, triangle=triangle)
+        """See `stack_as_rows`."""
+        if fixed_values is not None and self._indices.fixed is None:
+            raise OptionError("fixed_values were passed, but no fixed=: pass both or neither")
+        if d is not None and self._C is None:
+            raise OptionError("d was passed, but no C=: pass both or neither")
+        sizes = {"b": self._n, "fixed_values": self._indices.fixed_count, "d": self._m}
+        return stack_as_rows({"b": b, "fixed_values": fixed_values, "d": d}, sizes, values)
 
 
 @overload
 def minimize_quadratic(
-    Q: Tensor, b: Tensor | None = None, known: Tensor | None = None, y: Tensor | None = None, C: Tensor | None = None,
-    d: Tensor | None = None, *, triangle: Triangle | None = None, return_multipliers: Literal[False] = False,
+    Q: Tensor, b: Tensor | None = None, *, fixed: Tensor | None = None,
+    fixed_values: Tensor | None = None, C: Tensor | None = None, d: Tensor | None = None,
+    triangle: Triangle | None = None, return_multipliers: Literal[False] = False,
     engine: str | None = None,
 ) -> Tensor: ...  # fmt: skip
 
 
 @overload
 def minimize_quadratic(
-    Q: Tensor, b: Tensor | None = None, known: Tensor | None = None, y: Tensor | None = None, C: Tensor | None = None,
-    d: Tensor | None = None, *, triangle: Triangle | None = None, return_multipliers: Literal[True],
+    Q: Tensor, b: Tensor | None = None, *, fixed: Tensor | None = None,
+    fixed_values: Tensor | None = None, C: Tensor | None = None, d: Tensor | None = None,
+    triangle: Triangle | None = None, return_multipliers: Literal[True],
     engine: str | None = None,
 ) -> tuple[Tensor, Multipliers]: ...  # fmt: skip
 
 
 def minimize_quadratic(
-    Q: Tensor, b: Tensor | None = None, known: Tensor | None = None, y: Tensor | None = None, C: Tensor | None = None,
-    d: Tensor | None = None, *, triangle: Triangle | None = None, return_multipliers: bool = False,
+    Q: Tensor,
+    b: Tensor | None = None,
+    *,
+    fixed: Tensor | None = None,
+    fixed_values: Tensor | None = None,
+    C: Tensor | None = None,
+    d: Tensor | None = None,
+    triangle: Triangle | None = None,
+    return_multipliers: bool = False,
     engine: str | None = None,
-) -> Tensor | tuple[Tensor, Multipliers]:  # fmt: skip
-    """The minimiser x of ½ xᵀ Q x − bᵀ x subject to x[known] = y and C x = d; differentiable in all of them.
+) -> Tensor | tuple[Tensor, Multipliers]:
+    """Minimise ½ xᵀ Q x − bᵀ x subject to x[fixed] = fixed_values and C x = d.
 
-    Q : (n, n) torch sparse COO, CSR or CSC tensor, symmetric (complex: Hermitian), positive definite on the null space of
-        the constraints; or a batch of CSR or CSC matrices; float32, float64, complex64 or complex128
-    b : (n,), (n, k), or batched; None: zero
-    known : (p,) int64 or int32 indices, or (n,) bool: which entries of x are known
-    y : (p,), (p, k), or batched: their values; None: zero
-    C : (m, n) sparse tensor of independent constraints
-    d : (m,), (m, k), or batched; None: zero
-    triangle, engine : as for `solve`, for Q
-    return_multipliers : return (x, `Multipliers`)
+    Differentiable in Q, b, fixed_values, C and d, to any order. For complex numbers, the energy is
+    ½ xᴴ Q x − Re bᴴ x.
 
-    For complex numbers the energy is ½ xᴴ Q x − Re bᴴ x. The index work is remembered for the places that were used last;
-    a `QuadraticProgram` has it done once, takes values instead of sparse tensors, works with `torch.func` and
-    `torch.compile`, and says more about shapes, gradients, costs and errors.
+    Parameters
+    ----------
+    Q : Tensor
+        (n, n) sparse COO, CSR or CSC tensor, symmetric (complex: Hermitian) and positive definite
+        on the null space of the constraints; or a batch of CSR or CSC matrices that share one
+        pattern; float32, float64, complex64 or complex128.
+    b : Tensor, optional
+        (n,), (n, k) or batched; zeros by default.
+    fixed : Tensor, optional
+        (p,) int64 or int32 indices, or an (n,) bool mask: the entries of x with given values.
+    fixed_values : Tensor, optional
+        (p,), (p, k) or batched: the values of the fixed entries; zeros by default.
+    C : Tensor, optional
+        (m, n) sparse tensor, or a batch, of independent constraints.
+    d : Tensor, optional
+        (m,), (m, k) or batched; zeros by default.
+    triangle : {"lower", "upper"}, optional
+        The triangle that Q stores, if it stores only one.
+    return_multipliers : bool
+        Whether to return the Lagrange multipliers, too.
+    engine : str, optional
+        As for `solve`.
 
+    Returns
+    -------
+    Tensor or (Tensor, Multipliers)
+        The minimiser x, or x and the multipliers.
+
+    Raises
+    ------
+    LayoutError
+        If Q or C is not a sparse tensor.
+    SparseSolverError
+        As for `QuadraticProgram` and its `solve`.
+
+    Notes
+    -----
+    The index work is remembered for the places that were used last. A `QuadraticProgram` keeps it,
+    takes values instead of sparse tensors, and works with `torch.func` and `torch.compile`; its
+    documentation has shapes, gradients and costs.
+
+    Examples
+    --------
     >>> import torch, sparse_solver as ss
-    >>> Q = torch.tensor([[1.0, -1, 0, 0], [-1, 2, -1, 0], [0, -1, 2, -1], [0, 0, -1, 1]]).to_sparse()  # a chain of springs
-    >>> ss.minimize_quadratic(Q, known=torch.tensor([0]), C=torch.tensor([[0.0, 0, 0, 1]]).to_sparse(), d=torch.tensor([3.0]))
+    >>> Q = torch.tensor([[1.0, -1, 0, 0], [-1, 2, -1, 0], [0, -1, 2, -1], [0, 0, -1, 1]])
+    >>> C, d = torch.tensor([[0.0, 0, 0, 1]]), torch.tensor([3.0])  # a chain of springs
+    >>> ss.minimize_quadratic(Q.to_sparse(), fixed=torch.tensor([0]), C=C.to_sparse(), d=d)
     tensor([0., 1., 2., 3.])
     """
-    program, Q_values, C_values = _program(Q, known, C, triangle)
+    program, Q_values, C_values = _find_program(Q, fixed, C, triangle)
+    solve = partial(program.solve, fixed_values=fixed_values, C_values=C_values, d=d, engine=engine)
     if return_multipliers:
-        return program.solve(Q_values, b, y, C_values, d, return_multipliers=True, engine=engine)
-    return program.solve(Q_values, b, y, C_values, d, engine=engine)
+        return solve(Q_values, b, return_multipliers=True)
+    return solve(Q_values, b)
 
 
 # As many as there are structures to be remembered.
-programs: TensorCache[QuadraticProgram] = TensorCache(capacity=16)
+_programs: TensorCache[QuadraticProgram] = TensorCache(capacity=16)
 
 
 @disable_dynamo
-def _program(
-    Q: Tensor, known: Tensor | None, C: Tensor | None, triangle: Triangle | None
+def _find_program(
+    Q: Tensor, fixed: Tensor | None, C: Tensor | None, triangle: Triangle | None
 ) -> tuple[QuadraticProgram, Tensor, Tensor | None]:
-    """The program for these places, and the values there."""
+    """The program for the places of these tensors, and their values."""
     Q_places, Q_values = split_tensor(Q, "Q")
     C_places, C_values = (None, None) if C is None else split_tensor(C, "C")
+    if fixed is not None and not (isinstance(fixed, Tensor) and fixed.layout == torch.strided):
+        what = f"of layout {fixed.layout}" if isinstance(fixed, Tensor) else describe_type(fixed)
+        raise IndexRangeError(f"fixed is {what}; expected a dense tensor of indices, or a mask")
 
-    def build(*known: Tensor) -> QuadraticProgram:
+    def build(*fixed: Tensor) -> QuadraticProgram:
         C_pattern = None if C_places is None else Pattern._of(C_places)
-        return QuadraticProgram(
-            Pattern._of(Q_places), known[0] if known else None, C_pattern, triangle=triangle
-        )
+        chosen = fixed[0] if fixed else None
+        return QuadraticProgram(Pattern._of(Q_places), fixed=chosen, C=C_pattern, triangle=triangle)
 
-    if known is not None and not (isinstance(known, Tensor) and known.layout == torch.strided):
-        raise IndexRangeError(
-            f"known is a {type(known).__name__}; expected a dense tensor of indices, or a mask"
-        )
-    indices = () if known is None else (known,)
-    program = programs.find((Q_places, C_places, triangle), indices, build)
+    indices = () if fixed is None else (fixed,)
+    program = _programs.find((Q_places, C_places, triangle), indices, build)
     return program, Q_values, C_values
-
-
-def _broadcast(shapes: dict[str, torch.Size | tuple[int, ...]]) -> torch.Size:
-    try:
-        shape: torch.Size = torch.broadcast_shapes(*shapes.values())
-        return shape
-    except RuntimeError:
-        listed = ", ".join(f"{tuple(shape)} of {name}" for name, shape in shapes.items())
-        raise ShapeError(
-            f"the leading dimensions (and number of columns) do not broadcast: {listed}"
-        ) from None
-
-
-def _shaped(rows: Tensor, flat: bool) -> Tensor:
-    return rows.squeeze(-2) if flat else rows.mT
