@@ -105,20 +105,6 @@ class _Diagnosis:
             row=row,
         )
 
-    def explain_asymmetry(self, error: NotSymmetricError, dtype: torch.dtype) -> NotSymmetricError:
-        """The error that names Q instead of ``assume=``."""
-        what = "Hermitian" if dtype.is_complex else "symmetric"
-        place = Asymmetry(error.row, error.col, error.difference)
-        if place.row == place.col:
-            message = f"Q is not Hermitian: the diagonal entry of row {place.row} is not real"
-        else:
-            message = (
-                f"Q is not {what}: {describe_asymmetry(place, dtype.is_complex)}; the energy "
-                f"depends on the symmetric part (Q + Qᵀ) / 2 only (complex: Qᴴ): pass that, or "
-                f"triangle= if one triangle is stored"
-            )
-        return NotSymmetricError(message, **place._asdict())
-
     def explain_no_minimum(self, row: int | None, engine: str | None) -> NotPositiveDefiniteError:
         """The error for Q that is not positive definite on the null space of C."""
         place = "" if row is None else f" (found at row {row})"
@@ -170,15 +156,13 @@ def factor_kkt(
 ) -> KktFactor | EmptyFactor:
     """Factor K, whose last `constraints` rows are those of C; without constraints, factor Q.
 
-    Raises NotPositiveDefiniteError where there is no minimum, SingularMatrixError or
-    RedundantConstraintsError where it is not unique, EngineUnsupportedError where that cannot be
-    determined, and `BlockInDoubt`.
+    Raises NotPositiveDefiniteError if there is no minimum, SingularMatrixError or
+    RedundantConstraintsError if it is not unique, EngineUnsupportedError if that cannot be
+    determined, and BlockInDoubt.
     """
     diagnosis = _Diagnosis(structure, options, blocks, constraints)
     try:
         checked = factor_matrix(structure, values, options, blocks)
-    except NotSymmetricError as error:
-        raise diagnosis.explain_asymmetry(error, values.dtype) from None
     except (NotPositiveDefiniteError, SingularMatrixError) as error:
         if blocks > 1:
             raise
@@ -223,13 +207,15 @@ def _check_minimum(checked: CheckedFactor, diagnosis: _Diagnosis, values: Tensor
     raise diagnosis.explain_no_minimum(None, engine)
 
 
-def _explain_non_finite(
-    error: NonFiniteError, structure: Structure, matrices: Tensor, *, constraints: int
+def _explain_values(
+    error: SparseSolverError, structure: Structure, matrices: Tensor, *, constraints: int
 ) -> None:
-    """Raise an error that names the entry of Q or C that is not finite, if there is one.
+    """Raise an error in terms of Q and C, if they explain `error`.
 
     `matrices` (batch, nnz) are the values of K, in which the entries of Q come first, then C's.
     """
+    if isinstance(error, NotSymmetricError):
+        raise _explain_asymmetry(error, matrices.dtype) from None
     bad = torch.nonzero(~torch.isfinite(matrices))
     if not bad.numel():
         return
@@ -242,11 +228,25 @@ def _explain_non_finite(
     raise NonFiniteError(message, argument=name, index=index) from error
 
 
+def _explain_asymmetry(error: NotSymmetricError, dtype: torch.dtype) -> NotSymmetricError:
+    """The error that names Q instead of ``assume=``."""
+    what = "Hermitian" if dtype.is_complex else "symmetric"
+    place = Asymmetry(error.row, error.col, error.difference)
+    if place.row == place.col:
+        message = f"Q is not Hermitian: the diagonal entry of row {place.row} is not real"
+    else:
+        message = (
+            f"Q is not {what}: {describe_asymmetry(place, dtype.is_complex)}; the energy depends "
+            f"on the symmetric part (Q + Qᵀ) / 2 only (complex: Qᴴ): pass that, or triangle= if "
+            f"one triangle is stored"
+        )
+    return NotSymmetricError(message, **place._asdict())
+
+
 def _build_method(constraints: str) -> Method:
     count = int(constraints)
-    return Method(
-        partial(factor_kkt, constraints=count), partial(_explain_non_finite, constraints=count)
-    )
+    explain = partial(_explain_values, constraints=count)
+    return Method(partial(factor_kkt, constraints=count), explain)
 
 
 _NAME = "minimum"
