@@ -1,27 +1,58 @@
 """The engines by name.
 
-To add one, implement `protocol.Engine` in a file of this folder, add a line to `_ENGINES`, and,
-for the engine to be chosen by default, a place in `select.select`.
+To add one, implement `protocol.Engine` in a file of this folder, add a function that imports it and
+a line to `_ENGINES`, and, for the engine to be chosen by default, a place in `select.select`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
-from importlib import import_module
 
 import torch
 
 from ..errors import EngineUnavailableError, EngineUnsupportedError, OptionError
 from .protocol import Availability, Engine, KeepsMemory, Kind
 
-# The module and the object of each engine, in the order in which `engines()` lists them. Modules
-# are imported, and libraries loaded, on first use.
-_ENGINES = {
-    "pardiso": (".mkl.pardiso", "ENGINE"),
-    "qdldl": (".qdldl", "ENGINE"),
-    "superlu": (".superlu", "ENGINE"),
-    "cudss": (".cudss.engine", "ENGINE"),
-    "cudss_hybrid": (".cudss.engine", "HYBRID"),
+
+def _pardiso() -> Engine:
+    from .mkl.pardiso import ENGINE
+
+    return ENGINE
+
+
+def _qdldl() -> Engine:
+    from .qdldl import ENGINE
+
+    return ENGINE
+
+
+def _superlu() -> Engine:
+    from .superlu import ENGINE
+
+    return ENGINE
+
+
+def _cudss() -> Engine:
+    from .cudss.engine import ENGINE
+
+    return ENGINE
+
+
+def _cudss_hybrid() -> Engine:
+    from .cudss.engine import HYBRID
+
+    return HYBRID
+
+
+# In the order in which `engines()` lists them. A module is imported, and its library loaded, when
+# the engine is first used.
+_ENGINES: dict[str, Callable[[], Engine]] = {
+    "pardiso": _pardiso,
+    "qdldl": _qdldl,
+    "superlu": _superlu,
+    "cudss": _cudss,
+    "cudss_hybrid": _cudss_hybrid,
 }
 
 
@@ -36,9 +67,7 @@ def engine_named(name: str) -> Engine:
     if name not in _ENGINES:
         names = ", ".join(map(repr, _ENGINES))
         raise OptionError(f"engine={name!r}: there is no such engine; the engines are {names}")
-    module, attribute = _ENGINES[name]
-    engine: Engine = getattr(import_module(module, __package__), attribute)
-    return engine
+    return _ENGINES[name]()
 
 
 def available_engines() -> dict[str, Availability]:
