@@ -113,6 +113,9 @@ class QdldlSymbolic:
 
 
 class QdldlFactor:
+    nnz: int | None
+    flops: int | None
+    memory_bytes: int | None
     perturbed_pivots: int | None = 0
     negative_eigenvalues: int | None = 0
     stable = True
@@ -158,7 +161,7 @@ class QdldlFactor:
 
 class Qdldl:
     name = "qdldl"
-    device_types = ("cpu",)
+    device_types: tuple[str, ...] = ("cpu",)
 
     def availability(self) -> Availability:
         return _availability()

@@ -88,8 +88,8 @@ class SuperluFactor:
     def __init__(self, decomposition: Any, arrangement: Arrangement, values: Tensor, spd: bool):
         self._decomposition, self.arrangement, self.values = decomposition, arrangement, values
         self.negative_eigenvalues: int | None = 0 if spd else None
-        self.nnz: int = int(decomposition.nnz)
-        self.memory_bytes: int | None = self.nnz * (values.element_size() + 4)
+        self.nnz: int | None = int(decomposition.nnz)
+        self.memory_bytes: int | None = int(decomposition.nnz) * (values.element_size() + 4)
         smallest = self._find_smallest_spd_pivot() if spd else self._find_smallest_pivot()
         self.doubtful = is_doubtful(smallest, values.dtype)
 
@@ -118,7 +118,7 @@ class SuperluFactor:
 
 class Superlu:
     name = "superlu"
-    device_types = ("cpu",)
+    device_types: tuple[str, ...] = ("cpu",)
 
     def availability(self) -> Availability:
         return _availability()

@@ -231,8 +231,7 @@ def _explain_values(
 def _explain_asymmetry(error: NotSymmetricError, dtype: torch.dtype) -> NotSymmetricError:
     """The error that names Q instead of ``assume=``."""
     what = "Hermitian" if dtype.is_complex else "symmetric"
-    assert error.row is not None and error.col is not None and error.difference is not None
-    place = Asymmetry(error.row, error.col, error.difference)
+    place = Asymmetry(error.row or 0, error.col or 0, error.difference or 0.0)
     if place.row == place.col:
         message = f"Q is not Hermitian: the diagonal entry of row {place.row} is not real"
     else:

@@ -232,7 +232,7 @@ class PardisoFactor:
 
 class Pardiso:
     name = "pardiso"
-    device_types = ("cpu",)
+    device_types: tuple[str, ...] = ("cpu",)
 
     def availability(self) -> Availability:
         return Availability.of(mkl_library())
