@@ -52,7 +52,8 @@ class SuperluSymbolic:
 
     def factor_nnz(self, matrix: Matrix) -> int | None:
         try:
-            return (self.factor(matrix).nnz + self._shape[0]) // 2
+            found = self.factor(matrix).nnz
+            return None if found is None else (found + self._shape[0]) // 2
         except (NotPositiveDefiniteError, SingularMatrixError):
             return None
 
