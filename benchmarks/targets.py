@@ -74,6 +74,10 @@ def _is_large(row: Row) -> bool:
     return row.n >= LARGE.get(row.workload, math.inf)
 
 
+def _is_chain(low: float, high: float) -> Callable[[Row], bool]:
+    return lambda row: row.workload == "chain" and low <= row.n <= high
+
+
 def _only(name: str, value: float | None) -> dict[str, float]:
     return {} if value is None else {name: value}
 
@@ -88,9 +92,6 @@ def targets(
     ) -> dict[str, float]:
         pairs = {row.name: (row.of(ours), other(row)) for row in rows if chosen(row)}
         return {name: a / b for name, (a, b) in pairs.items() if a is not None and b is not None}
-
-    def chain(low: float, high: float) -> Callable[[Row], bool]:
-        return lambda row: row.workload == "chain" and low <= row.n <= high
 
     def bare(row: Row) -> float | None:
         return row.bare
@@ -115,9 +116,9 @@ def targets(
         ("`solve(A, b)` with COO over the bare engine, the same", 1.30,
          ratios(_is_large, "solve(COO)", bare)),
         ("chain, n ≤ 4096: step over the bare engine, or over 250 µs if that is more", 2.0,
-         ratios(chain(0, 4096), step, bare_or_250_us)),
+         ratios(_is_chain(0, 4096), step, bare_or_250_us)),
         ("chain, 2¹⁶ … 2²⁰: step over the bare engine", 1.5,
-         ratios(chain(2**16, 2**20), step, bare)),
+         ratios(_is_chain(2**16, 2**20), step, bare)),
         ("chain, 2¹⁰ … 2²⁰: growth exponent of the time of a step", 1.05, _only("chain", growth)),
         ("all workloads: step over that of the fastest other with the right gradient", 0.5,
          ratios(lambda row: True, step, fastest)),

@@ -88,17 +88,24 @@ def measure(
         else:
             taking_part[make.name] = contender
 
+    _sample(problem, taking_part, found, seconds)
+    for contender in taking_part.values():
+        contender.close()
+    return found
+
+
+def _sample(
+    problem: Problem, contenders: dict[str, Contender], found: dict[str, Timed], seconds: float
+) -> None:
+    """Add samples of all contenders, for at least three rounds."""
     began, rounds, order = time.perf_counter(), 0, random.Random(0)
-    names = list(taking_part)
+    names = list(contenders)
     while rounds < 3 or (rounds < 200 and time.perf_counter() - began < seconds):
         theta = problem.fresh()
         order.shuffle(names)
         for name in names:
-            found[name].milliseconds.append(1e3 * _run(taking_part[name], theta)[0])
+            found[name].milliseconds.append(1e3 * _run(contenders[name], theta)[0])
         rounds += 1
-    for contender in taking_part.values():
-        contender.close()
-    return found
 
 
 def _run(contender: Contender, theta: Tensor) -> tuple[float, object]:
