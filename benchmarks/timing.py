@@ -68,13 +68,10 @@ def measure(
             contender = make(problem)
             elapsed, result = _run(contender, theta)
             answer = contender.answer(theta, result)
-        except Absent as reason:
-            timed.absent = str(reason)
-            continue
         except Exception as error:
-            if make not in others:
+            if make not in others and not isinstance(error, Absent):
                 raise
-            timed.absent = f"failed: {type(error).__name__}: {error}"
+            timed.absent = _explain(error)
             continue
         if expected is None:
             expected = answer if make in bare else reference(problem, theta)
@@ -89,15 +86,18 @@ def measure(
             taking_part[make.name] = contender
 
     _sample(problem, taking_part, found, seconds)
-    for contender in taking_part.values():
-        contender.close()
     return found
+
+
+def _explain(error: Exception) -> str:
+    failure = f"failed: {type(error).__name__}: {error}"
+    return str(error) if isinstance(error, Absent) else failure
 
 
 def _sample(
     problem: Problem, contenders: dict[str, Contender], found: dict[str, Timed], seconds: float
 ) -> None:
-    """Add samples of all contenders, for at least three rounds."""
+    """Add samples of all contenders for at least three rounds, then close the contenders."""
     began, rounds, order = time.perf_counter(), 0, random.Random(0)
     names = list(contenders)
     while rounds < 3 or (rounds < 200 and time.perf_counter() - began < seconds):
@@ -106,6 +106,8 @@ def _sample(
         for name in names:
             found[name].milliseconds.append(1e3 * _run(contenders[name], theta)[0])
         rounds += 1
+    for contender in contenders.values():
+        contender.close()
 
 
 def _run(contender: Contender, theta: Tensor) -> tuple[float, object]:
