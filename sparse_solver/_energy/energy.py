@@ -1,4 +1,4 @@
-"""What an energy is to `minimize`, and an energy some of whose variables are fixed."""
+"""The interface of an energy, and which of its variables are fixed."""
 
 from __future__ import annotations
 
@@ -14,37 +14,75 @@ from .._sparse.structure import Structure, structure_of
 
 
 class Energy(Protocol):
-    """A function of X, with two derivatives. Methods take X in the shape that it was given to `minimize`.
+    """The interface of a function of X with two derivatives, which `minimize` requires.
 
-    For a minimiser that is differentiable, `gradient` and `hessian_values` are differentiable in X and in the tensors that
-    ``parameters()`` lists, and ``with_parameters(*tensors)`` is the same energy with others in their place.
+    All methods take X in the shape that was passed to `minimize`.
+
+    Notes
+    -----
+    For a minimiser that is differentiable, `gradient` and `hessian_values` are differentiable in X
+    and in the tensors that a method ``parameters()`` lists, and ``with_parameters(*tensors)``
+    returns the same energy with other tensors in their place.
     """
 
     @property
     def pattern(self) -> Pattern:
-        """The places of the Hessian, both triangles, for variables in the order of X.reshape(-1)."""
+        """The places of the Hessian, both triangles, in the order of X.reshape(-1)."""
 
     def value(self, X: Tensor, /) -> Any:
-        """The energy, a number or a scalar tensor; NaN or infinite where it is not defined."""
+        """Evaluate the energy.
+
+        Parameters
+        ----------
+        X : Tensor
+            The variables.
+
+        Returns
+        -------
+        float or Tensor
+            A number or a scalar tensor; NaN or infinity where the energy is not defined.
+        """
 
     def gradient(self, X: Tensor, /) -> Tensor:
-        """Its gradient, of the shape of X."""
+        """Evaluate the gradient.
+
+        Parameters
+        ----------
+        X : Tensor
+            The variables.
+
+        Returns
+        -------
+        Tensor
+            ∂E/∂X, of the shape of X.
+        """
 
     def hessian_values(self, X: Tensor, /) -> Tensor:
-        """(nnz,) the values of its Hessian on the pattern. May take ``project=``, as that of an `IndexedSum`."""
+        """Evaluate the Hessian. May take ``project=``, as `IndexedSum.hessian_values` does.
+
+        Parameters
+        ----------
+        X : Tensor
+            The variables.
+
+        Returns
+        -------
+        Tensor
+            (nnz,) the values of ∂²E/∂X² on `pattern`.
+        """
 
 
 def parameters_of(energy: Any) -> tuple[tuple[Tensor, ...], Callable[..., Any]]:
-    """The tensors that an energy says it depends on, and the function that makes the energy with others."""
+    """The tensors that an energy depends on, and the function that makes the energy with others."""
     if hasattr(energy, "parameters") and hasattr(energy, "with_parameters"):
         return tuple(energy.parameters()), energy.with_parameters
     return (), lambda: energy
 
 
 def fixed_numbers(fixed: Tensor | None, shape: torch.Size) -> Tensor:
-    """(p,) sorted: which entries of X.reshape(-1) are fixed.
+    """(p,) sorted: which entries of X.reshape(-1) are fixed, X being of this shape.
 
-    `fixed` : (p,) int64 or int32 vertices (rows of X), or a bool mask, of vertices or of X's shape; None: none
+    `fixed` is (p,) int64 or int32 vertices (rows of X), or a bool mask of vertices or of X's shape.
     """
     n = shape.numel()
     if fixed is None:
@@ -57,10 +95,9 @@ def fixed_numbers(fixed: Tensor | None, shape: torch.Size) -> Tensor:
 
 
 def with_diagonal(structure: Structure) -> Structure:
-    """The structure, with entries added where the diagonal is not stored; its values are those, and zeros."""
+    """The structure with the missing entries of the diagonal after its own."""
     missing = torch.nonzero(structure.diagonal < 0).squeeze(-1)
     if missing.numel() == 0:
         return structure
-    return structure_of(
-        torch.cat((structure.rows, missing)), torch.cat((structure.cols, missing)), structure.shape
-    )
+    rows, cols = (torch.cat((index, missing)) for index in (structure.rows, structure.cols))
+    return structure_of(rows, cols, structure.shape)

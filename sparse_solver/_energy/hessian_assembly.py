@@ -1,7 +1,8 @@
-"""Where the derivatives of a sum of small terms go: computed once for the indices of the terms.
+"""The assembly of a sparse Hessian from those of small terms: index maps, computed once.
 
-Variables X (vertices,) or (vertices, dim) are numbered as X.reshape(-1) is. A term that reads `locals` vertices depends on
-d = locals · dim of these numbers; its Hessian (d, d) adds to the matrix at all pairs of them.
+Variables X (vertices,) or (vertices, dim) are numbered in the order of X.reshape(-1). A term that
+reads `locals` vertices depends on d = locals · dim of these numbers; its Hessian (d, d) is added to
+the matrix at all pairs of them.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from .._torch.tensor_cache import TensorCache
 
 
 @dataclass(frozen=True)
-class Stencil:
-    """The pattern of the Hessian of a sum over some groups of terms, and the way to it.
+class HessianAssembly:
+    """The pattern of the Hessian of a sum over some groups of terms, and the index maps to it.
 
-    places : for each group (terms · d²,), where the entries of its terms' Hessians add to one triangle of the matrix
-    halves : of the triangle's entries: ½ off the diagonal, where H_ab and H_ba of a term add to the same entry, and 1 on it
-    expand : (nnz,) which of the triangle's entries each entry of the pattern is
-    pattern : the matrix, both triangles, sorted, every place once; the diagonal is stored everywhere
+    Hessians are added up in one triangle of the matrix, which is then expanded.
+
+    places : for each group (terms · d²,), to which entries of the triangle the Hessians are added
+    halves : of the entries of the triangle: 1 on the diagonal and ½ off it, where the entries ab
+        and ba of a Hessian are added to the same entry
+    expand : (nnz,) which entry of the triangle each entry of the pattern is
+    pattern : the matrix, both triangles, sorted, without duplicates, with the whole diagonal
     """
 
     places: tuple[Tensor, ...]
@@ -32,27 +36,30 @@ class Stencil:
     expand: Tensor
     pattern: Pattern
 
-    def add(self, group: int, start: int, hessians: Tensor, total: Tensor) -> Tensor:
-        """`total`, a triangle, plus the symmetric parts of the Hessians (t, d, d) of the terms of a group from `start` on."""
+    def add(self, group: int, start: int, hessians: Tensor, triangle: Tensor) -> Tensor:
+        """`triangle` plus the Hessians (t, d, d) of the terms of a group from `start` on."""
         each = hessians.shape[-1] ** 2
         places = self.places[group][start * each : (start + hessians.shape[0]) * each]
-        return total.index_add(0, places, hessians.reshape(-1))
+        return triangle.index_add(0, places, hessians.reshape(-1))
 
-    def values(self, total: Tensor) -> Tensor:
-        """The values of the pattern."""
-        return (total * self.halves).index_select(0, self.expand)
+    def expand_triangle(self, triangle: Tensor) -> Tensor:
+        """(nnz,) the values of the pattern."""
+        return (triangle * self.halves).index_select(0, self.expand)
 
 
 # As many as there are structures to be remembered.
-stencils: TensorCache[Stencil] = TensorCache(capacity=16)
+_assemblies: TensorCache[HessianAssembly] = TensorCache(capacity=16)
 
 
-def stencil_of(indices: tuple[Tensor, ...], shape: torch.Size) -> Stencil:
-    """The stencil of terms that read the rows `indices` (terms, locals) int64, valid ones, of X (*shape,), group by group."""
-    return stencils.find(("stencil", shape), indices, lambda *known: _build(known, shape))
+def find_assembly(indices: tuple[Tensor, ...], shape: torch.Size) -> HessianAssembly:
+    """The assembly for X of this shape and terms that read its rows `indices`, group by group.
+
+    Each group is (terms, locals) int64, and within the range of X.
+    """
+    return _assemblies.find(shape, indices, lambda *known: _build_assembly(known, shape))
 
 
-def _build(indices: tuple[Tensor, ...], shape: torch.Size) -> Stencil:
+def _build_assembly(indices: tuple[Tensor, ...], shape: torch.Size) -> HessianAssembly:
     n, dim = math.prod(shape), math.prod(shape[1:])
     keys = []
     device = indices[0].device if indices else torch.device("cpu")
@@ -68,11 +75,11 @@ def _build(indices: tuple[Tensor, ...], shape: torch.Size) -> Stencil:
     both_rows, both_cols = torch.cat((rows, cols[off])), torch.cat((cols, rows[off]))
     order = row_major(both_rows, both_cols)
     expand = torch.cat((torch.arange(len(rows), device=device), off))[order]
-    # float32 holds both numbers exactly, and takes the dtype of what it is multiplied with.
+    # float32 represents both factors exactly, and products take the dtype of the Hessians.
     halves = torch.ones(len(rows), dtype=torch.float32, device=device)
     halves[off] = 0.5
-    # int32 where it does: these are the largest of all arrays.
+    # The places are the largest of all arrays, hence int32 where that suffices.
     small = torch.int32 if len(rows) < 2**31 else torch.int64
     places = at.to(small).split([*map(len, keys), n])[:-1]
     structure = structure_of(both_rows[order], both_cols[order], (n, n))
-    return Stencil(places, halves, expand, Pattern._of(structure))
+    return HessianAssembly(places, halves, expand, Pattern._of(structure))

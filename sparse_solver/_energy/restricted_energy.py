@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._solve.pattern import Pattern
+from .._sparse.index_checks import describe_type
 from .._sparse.submatrix import remove_rows
 from ..errors import ShapeError
 from .energy import fixed_numbers, parameters_of
@@ -15,66 +16,187 @@ from .psd_projection import Projection
 
 
 class RestrictedEnergy:
-    """An energy as a function of the variables that are not fixed: a vector x (free,). Made by `IndexedSum.restrict`.
+    """An energy as a function of its free variables, a vector x (free,).
 
-    It has all that an energy has: `value`, `gradient`, `hessian_values`, `pattern`, `parameters`. The fixed values
-    are those of X, and may require gradients.
+    Made by `IndexedSum.restrict`. It is an `Energy` itself.
 
+    Parameters
+    ----------
+    energy : Energy
+        The energy of all variables, whose `hessian_values` takes ``project=``.
+    X : Tensor
+        Holds the values of the fixed variables, which may require gradients. Its other entries do
+        not matter.
+    fixed : Tensor, optional
+        As for `IndexedSum.restrict`.
+
+    Attributes
+    ----------
+    pattern : Pattern
+        (free, free), of the Hessian.
+
+    Raises
+    ------
+    IndexRangeError, ShapeError
+        If `fixed` is not a valid selection of the variables.
+
+    Examples
+    --------
     >>> import torch, sparse_solver as ss
-    >>> spring = ss.IndexedSum(lambda x: (x[1] - x[0]) ** 2 / 2, torch.tensor([[0, 1], [1, 2]]))
-    >>> free = spring.restrict(torch.tensor([0, 2]), torch.tensor([0.0, 0.0, 2.0]))
-    >>> free.gradient(torch.tensor([0.0])), free.pattern, free.extend(torch.tensor([1.0]))
-    (tensor([-2.]), Pattern(shape=(1, 1), nnz=1), tensor([0., 1., 2.]))
+    >>> edges = torch.tensor([[0, 1], [1, 2]])
+    >>> springs = ss.IndexedSum(lambda x: (x[1] - x[0]) ** 2 / 2, edges)
+    >>> free = springs.restrict(torch.tensor([0.0, 0.0, 2.0]), fixed=torch.tensor([0, 2]))
+    >>> free
+    RestrictedEnergy(free=1, shape=(3,))
+    >>> free.gradient(torch.tensor([0.0])), free.extend(torch.tensor([1.0]))
+    (tensor([-2.]), tensor([0., 1., 2.]))
     """
 
-    def __init__(self, energy: Any, fixed: Tensor | None, X: Tensor):
+    def __init__(self, energy: Any, X: Tensor, *, fixed: Tensor | None):
         numbers = fixed_numbers(fixed, X.shape)
         self._energy, self._X = energy, X
         self._submatrix = remove_rows(energy.pattern._structure, numbers)
         self.pattern = Pattern._of(self._submatrix.structure)
 
     def select(self, X: Tensor) -> Tensor:
-        """(free,) the variables of X that are not fixed."""
+        """Select the free variables.
+
+        Parameters
+        ----------
+        X : Tensor
+            All variables.
+
+        Returns
+        -------
+        Tensor
+            (free,) the entries of X that are not fixed.
+        """
         return X.reshape(-1).index_select(0, self._submatrix.rows)
 
     def extend(self, x: Tensor) -> Tensor:
-        """X with the variables x and the fixed values."""
-        if not isinstance(x, Tensor) or x.shape != self._submatrix.rows.shape:
-            what = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ShapeError(
-                f"x is {what}; expected ({self._submatrix.rows.numel()},), the variables that are not fixed"
-            )
-        return self._X.reshape(-1).index_copy(0, self._submatrix.rows, x).reshape(self._X.shape)
+        """Put free variables and fixed values together; the inverse of `select`.
+
+        Parameters
+        ----------
+        x : Tensor
+            (free,) the free variables.
+
+        Returns
+        -------
+        Tensor
+            All variables.
+
+        Raises
+        ------
+        ShapeError
+            If `x` is not a vector of the free variables.
+        """
+        rows = self._submatrix.rows
+        if not isinstance(x, Tensor) or x.shape != rows.shape:
+            is_tensor = isinstance(x, Tensor)
+            what = f"has shape {tuple(x.shape)}" if is_tensor else f"is {describe_type(x)}"
+            raise ShapeError(f"x {what}; expected ({rows.numel()},), the free variables")
+        return self._X.reshape(-1).index_copy(0, rows, x).reshape(self._X.shape)
 
     def __call__(self, x: Tensor) -> Any:
-        """The energy; the same as `value`."""
+        """Evaluate the energy; the same as `value`."""
         return self.value(x)
 
     def value(self, x: Tensor) -> Any:
-        """The energy."""
+        """Evaluate the energy.
+
+        Parameters
+        ----------
+        x : Tensor
+            (free,) the free variables.
+
+        Returns
+        -------
+        float or Tensor
+            As `value` of the energy of all variables.
+        """
         return self._energy.value(self.extend(x))
 
     def gradient(self, x: Tensor) -> Tensor:
-        """(free,) its gradient."""
+        """Evaluate the gradient.
+
+        Parameters
+        ----------
+        x : Tensor
+            (free,) the free variables.
+
+        Returns
+        -------
+        Tensor
+            (free,) ∂E/∂x.
+        """
         return self.select(self._energy.gradient(self.extend(x)))
 
-    def hessian_values(self, x: Tensor, project: bool | Projection = False) -> Tensor:
-        """(nnz,) the values of its Hessian on the pattern."""
+    def hessian_values(self, x: Tensor, *, project: bool | Projection = False) -> Tensor:
+        """Evaluate the Hessian.
+
+        Parameters
+        ----------
+        x : Tensor
+            (free,) the free variables.
+        project : bool or {"zero", "absolute"}
+            As for `IndexedSum.hessian_values`.
+
+        Returns
+        -------
+        Tensor
+            (nnz,) the values of ∂²E/∂x² on `pattern`.
+        """
         values: Tensor = self._energy.hessian_values(self.extend(x), project=project)
         return values.index_select(0, self._submatrix.entries)
 
-    def hessian(self, x: Tensor, project: bool | Projection = False) -> Tensor:
-        """The Hessian as a sparse CSR tensor."""
-        return self.pattern.tensor(self.hessian_values(x, project), layout=torch.sparse_csr)
+    def hessian(self, x: Tensor, *, project: bool | Projection = False) -> Tensor:
+        """Evaluate the Hessian as a sparse tensor.
+
+        Parameters
+        ----------
+        x : Tensor
+            (free,) the free variables.
+        project : bool or {"zero", "absolute"}
+            As for `IndexedSum.hessian_values`.
+
+        Returns
+        -------
+        Tensor
+            (free, free) ∂²E/∂x², a sparse CSR tensor.
+        """
+        values = self.hessian_values(x, project=project)
+        return self.pattern.tensor(values, layout=torch.sparse_csr)
 
     def parameters(self) -> tuple[Tensor, ...]:
-        """The tensors that the energy depends on, besides x."""
+        """List the tensors that the energy depends on, besides x.
+
+        Returns
+        -------
+        tuple of Tensor
+            The parameters of the energy of all variables, and X with the fixed values.
+        """
         return (*parameters_of(self._energy)[0], self._X)
 
     def with_parameters(self, *tensors: Tensor) -> RestrictedEnergy:
-        """The same energy with these in place of its `parameters()`."""
+        """Replace the tensors that the energy depends on.
+
+        Parameters
+        ----------
+        *tensors : Tensor
+            As many as `parameters` lists, of the same shapes.
+
+        Returns
+        -------
+        RestrictedEnergy
+            The same energy with these tensors.
+        """
         *own, X = tensors
         energy = RestrictedEnergy.__new__(RestrictedEnergy)
         energy._energy, energy._X = parameters_of(self._energy)[1](*own), X
         energy._submatrix, energy.pattern = self._submatrix, self.pattern
         return energy
+
+    def __repr__(self) -> str:
+        free, shape = self._submatrix.rows.numel(), tuple(self._X.shape)
+        return f"RestrictedEnergy(free={free}, shape={shape})"
