@@ -1,6 +1,8 @@
 # `make demo` and `make test` need Python (3.10 or newer), make and git; everything else goes into .venv.
 PYTHON ?= python3
 RUN = .venv/bin/python
+# Side by side on all cores; each process then has one thread, unless a test asks for more.
+PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist worksteal
 
 .PHONY: demo examples test lint types tests without-pardiso clusters benchmark format clean
 
@@ -27,11 +29,13 @@ types: .venv/test-installed
 	$(RUN) -m mypy
 
 tests: .venv/test-installed
-	$(RUN) -m pytest -q
+	$(PYTEST)
 
-# The same tests as on a machine for which there is no MKL.
+# As on a machine for which there is no MKL: the tests in which the package chooses the engine. The
+# contract of each engine is tested above.
 without-pardiso: .venv/test-installed
-	SPARSE_SOLVER_MKL=/nowhere $(RUN) -m pytest -q
+	SPARSE_SOLVER_MKL=/nowhere $(PYTEST) tests/engines tests/factor tests/solve tests/quadratic \
+		tests/optimize tests/test_documents.py sparse_solver
 
 # Four ranks may be more than there are cores: slow, but right.
 clusters: .venv/test-installed
