@@ -1,7 +1,7 @@
-"""The limit: engines called directly on prepared arrays, with nothing around them. One factorisation, two solves.
+"""The limit: engines called directly on prepared arrays, for one factorisation and two solves.
 
-Everything that can be done once a pattern, and the conversion of the values, is done before the clock starts. None of
-this is shared with sparse_solver: what it would do wrong, this would not.
+What depends on the pattern alone, and the conversion of the values, is done before the clock
+starts. No code is shared with sparse_solver, so that an error there cannot hide here.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _TYPES = {"spd": (2, 4), "symmetric": (-2, 6), "general": (11, 13)}
 
 
 class Matrices:
-    """The values of a problem's matrices in the arrangement that an engine reads, through SciPy."""
+    """The values of a problem's matrices as engines read them: "full", or the "upper" triangle."""
 
-    def __init__(self, problem: Problem, part: str):
+    def __init__(self, problem: Problem, coverage: str):
         from scipy.sparse import coo_matrix
 
         self.problem = problem
         rows, cols, n = problem.rows.numpy(), problem.cols.numpy(), problem.n
-        keep = rows <= cols if part == "upper" else np.ones_like(rows, dtype=bool)
+        keep = rows <= cols if coverage == "upper" else np.ones_like(rows, dtype=bool)
         self._keep = torch.from_numpy(np.flatnonzero(keep))
         self._rows, self._cols, node = rows[keep], cols[keep], np.arange(n)
-        # PARDISO wants the diagonal of symmetric matrices stored, zeros included.
+        # PARDISO reads the whole diagonal of symmetric matrices, zeros included.
         places = (np.concatenate((self._rows, node)), np.concatenate((self._cols, node)))
         pattern = coo_matrix((np.ones(len(places[0])), places), shape=(n, n)).tocsr()
         pattern.sort_indices()
@@ -59,16 +59,10 @@ class BarePardiso:
         self._pardiso = _pardiso()
         self._pt = (ctypes.c_int64 * 64)()
         self._iparm = (ctypes.c_int64 * 64)()
-        # (1) no defaults, (2) parallel nested dissection, (10) small pivots, (21) 2×2 pivots, (24) two-level factorisation,
-        # (35) count from zero.
-        for number, value in (
-            (1, 1),
-            (2, 3),
-            (10, 13 if problem.kind == "general" else 8),
-            (21, 1),
-            (24, 1),
-            (35, 1),
-        ):
+        # (1) no defaults, (2) parallel nested dissection, (10) small pivots, (21) 2×2 pivots,
+        # (24) two-level factorisation, (35) count from zero.
+        small_pivots = 13 if problem.kind == "general" else 8
+        for number, value in {1: 1, 2: 3, 10: small_pivots, 21: 1, 24: 1, 35: 1}.items():
             self._iparm[number - 1] = value
         self._type = _TYPES[problem.kind][int(problem.rhs.is_complex())]
         self.b = problem.rhs_rows.contiguous()
@@ -76,9 +70,8 @@ class BarePardiso:
         self._call(11, None, None, None)
         example = self.fresh(problem.fresh()).reshape(-1, len(self._matrices.col))[0]
         self.factor(example)
-        if self._iparm[
-            13
-        ]:  # (14): perturbed pivots, which scaling (11) and matching (13) avoid, without (24)
+        # (14): perturbed pivots, which scaling (11) and matching (13) avoid, but not with (24).
+        if self._iparm[13]:
             self.close()
             self._iparm[10], self._iparm[12], self._iparm[23] = 1, 1, 0
             self._call(11, example, None, None)
@@ -87,13 +80,14 @@ class BarePardiso:
         def by(value: int) -> Any:
             return ctypes.byref(ctypes.c_int64(value))
 
-        error = ctypes.c_int64(0)
-        address = [None if t is None else ctypes.c_void_p(t.data_ptr()) for t in (values, b, x)]
+        error, matrices = ctypes.c_int64(0), self._matrices
+        address = [None if t is None else _pointer(t) for t in (values, b, x)]
+        indices = [ctypes.c_void_p(array.ctypes.data) for array in (matrices.crow, matrices.col)]
         self._pardiso(
-            self._pt, by(1), by(1), by(self._type), by(phase), by(self._problem.n), address[0],
-            ctypes.c_void_p(self._matrices.crow.ctypes.data), ctypes.c_void_p(self._matrices.col.ctypes.data), None,
-            by(self._k), self._iparm, by(0), address[1], address[2], ctypes.byref(error),
-        )  # fmt: skip
+            *(self._pt, by(1), by(1), by(self._type), by(phase), by(self._problem.n)),
+            *(address[0], *indices, None, by(self._k), self._iparm, by(0)),
+            *(address[1], address[2], ctypes.byref(error)),
+        )
         if error.value:
             raise RuntimeError(f"PARDISO: phase {phase}, error {error.value}")
 
@@ -103,12 +97,10 @@ class BarePardiso:
     def run(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """x = A⁻¹ b and y = A⁻ᵀ 2x̄, for each matrix."""
         x, y = torch.empty_like(self.b), torch.empty_like(self.b)
-        matrices = (
-            [(values, self.b, x, y)]
-            if values.dim() == 1
-            else zip(values, self.b, x, y, strict=True)
-        )
-        for matrix, b, one_x, one_y in matrices:
+        each = [(values, self.b, x, y)]
+        if values.dim() > 1:
+            each = list(zip(values, self.b, x, y, strict=True))
+        for matrix, b, one_x, one_y in each:
             self.factor(matrix)
             self.solve(b, one_x)
             self.solve(2 * one_x.conj() if one_x.is_complex() else 2 * one_x, one_y, transpose=True)
@@ -119,10 +111,9 @@ class BarePardiso:
         self._call(22, values, None, None)
 
     def solve(self, b: Tensor, x: Tensor, transpose: bool = False) -> Tensor:
-        """For the rows of `b`, into `x`."""
-        self._iparm[11] = (
-            2 if transpose and self._type in (11, 13) else 0
-        )  # (12): with the transpose
+        """Solve for the rows of `b`, and write to `x`."""
+        # (12): solve with the transpose, which equals a symmetric matrix.
+        self._iparm[11] = 2 if transpose and self._type in (11, 13) else 0
         self._call(33, self._values, b.resolve_conj(), x)
         return x
 
@@ -145,48 +136,43 @@ class BareQdldl:
         if problem.kind != "spd" or problem.rhs.is_complex():
             raise Absent("real symmetric matrices only")
         if problem.n > 2000 and problem.workload not in ("chain", "batch"):
-            raise Absent("far too slow where there is fill")
+            raise Absent("far too slow for matrices with fill")
         self._problem, n = problem, problem.n
         self._matrices = Matrices(problem, "upper")
-        col = self._matrices.col
         row = np.repeat(np.arange(n), np.diff(self._matrices.crow))
+        col = self._matrices.col
         identity = csc_matrix(((row == col) * 1.0, (row, col)), shape=(n, n))
         order = qdldl.Solver(identity, upper=True).factors()[2]
         place = np.empty(n, dtype=np.int64)
         place[order] = np.arange(n)
         i, j = np.minimum(place[row], place[col]), np.maximum(place[row], place[col])
         source = np.lexsort((i, j))
-        self._order, self._place, self._source = (
-            torch.from_numpy(a.astype(np.int64)) for a in (order, place, source)
+        starts = np.concatenate(([0], np.bincount(j, minlength=n).cumsum()))
+        arrays = (order, place, source, starts, i[source])
+        self._order, self._place, self._source, self._Ap, self._Ai = (
+            torch.from_numpy(array.astype(np.int64)) for array in arrays
         )
-        self._Ai = torch.from_numpy(i[source])
-        self._Ap = torch.from_numpy(
-            np.concatenate(([0], np.bincount(j, minlength=n).cumsum())).astype(np.int64)
-        )
-        library = ctypes.CDLL(qdldl.__file__)
+        self._b = problem.rhs_rows[:, self._order].contiguous()
+        self._k = 1 if problem.batch else self._b.shape[0]
+        self._prepare(ctypes.CDLL(qdldl.__file__), n)
+
+    def _prepare(self, library: Any, n: int) -> None:
+        """Find the elimination tree, allocate, and keep the arguments of the C functions."""
         self._factor, self._solve = library.QDLDL_factor, library.QDLDL_solve
         self._factor.restype, library.QDLDL_etree.restype = ctypes.c_int64, ctypes.c_int64
         self._Lnz, self._etree, work = (torch.empty(n, dtype=torch.int64) for _ in range(3))
-        below = library.QDLDL_etree(
-            ctypes.c_int64(n), *map(_pointer, (self._Ap, self._Ai, work, self._Lnz, self._etree))
-        )
-        self._Lp, self._Li = (
-            torch.empty(n + 1, dtype=torch.int64),
-            torch.empty(below, dtype=torch.int64),
-        )
-        self._Lx, self._work = (
-            torch.empty(below, dtype=torch.float64),
-            torch.empty(3, n, dtype=torch.float64),
-        )
-        self._integers = torch.empty(4 * n, dtype=torch.int64)
-        self._b = problem.rhs_rows[:, self._order].contiguous()
-        self._k = 1 if problem.batch else self._b.shape[0]
-        n64, (pivots, inverse, numbers) = ctypes.c_int64(n), self._work
+        n64, tree = ctypes.c_int64(n), (self._Lnz, self._etree)
+        below = library.QDLDL_etree(n64, *map(_pointer, (self._Ap, self._Ai, work, *tree)))
+        self._Lp, self._Li = (torch.empty(k, dtype=torch.int64) for k in (n + 1, below))
+        self._Lx = torch.empty(below, dtype=torch.float64)
+        self._work = torch.empty(3, n, dtype=torch.float64)
+        self._integers = torch.empty(4 * n, dtype=torch.int64)  # 3 n integers, and n bytes
+        pivots, inverse, doubles = self._work
+        factor = (self._Lp, self._Li, self._Lx, pivots, inverse, *tree)
+        flags = ctypes.c_void_p(self._integers.data_ptr() + 24 * n)
         self._pattern = (n64, _pointer(self._Ap), _pointer(self._Ai))
-        self._rest = (
-            *map(_pointer, (self._Lp, self._Li, self._Lx, pivots, inverse, self._Lnz, self._etree)),
-            ctypes.c_void_p(self._integers.data_ptr() + 24 * n), _pointer(self._integers), _pointer(numbers),
-        )  # fmt: skip
+        work_arrays = (flags, _pointer(self._integers), _pointer(doubles))
+        self._rest = (*map(_pointer, factor), *work_arrays)
         self._L = (n64, *map(_pointer, (self._Lp, self._Li, self._Lx, inverse)))
 
     def fresh(self, theta: Tensor) -> Tensor:
@@ -221,7 +207,7 @@ def _pointer(tensor: Tensor) -> ctypes.c_void_p:
 
 
 def reference(problem: Problem, theta: Tensor) -> Tensor:
-    """The gradient by hand from SciPy's solutions, where there is no bare engine to ask."""
+    """The gradient by hand from SciPy's solutions, for problems without a bare engine."""
     from scipy.sparse.linalg import splu
 
     batch, n = max(1, problem.batch), problem.n
@@ -237,7 +223,7 @@ def reference(problem: Problem, theta: Tensor) -> Tensor:
 
 
 def gradient_by_hand(problem: Problem, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """The gradient of ‖x‖² from x and y = A⁻ᵀ 2 conj(x), whose residuals are checked before they are believed."""
+    """The gradient of ‖x‖² from x and y = A⁻ᵀ 2 conj(x), whose residuals are checked first."""
     theta = theta.detach().requires_grad_()
     values = problem.values(theta)
     batch, n = max(1, problem.batch), problem.n

@@ -1,10 +1,10 @@
-"""Times every engine on patterns from 10² to 10⁶ unknowns, and how far from the best the selection is.
+"""Every engine timed on patterns of 10² to 10⁶ unknowns, and the choice of `_engines/select.py`.
 
     python -m benchmarks.calibrate [--quick]
 
-A row is one pattern: milliseconds of a numeric factorisation and two solves on an analysed pattern (medians over
-fresh values), the engine that `_engines/_select.py` picks, and its time over that of the best engine, first with all
-engines and then without the first, as on machines that have no MKL.
+A row is one pattern: milliseconds of a numeric factorisation and two solves on an analysed pattern
+(medians over fresh values), the engine that is chosen, and its time divided by that of the best
+engine; first with all engines, and then without the first one, as on machines without MKL.
 """
 
 from __future__ import annotations
@@ -12,22 +12,25 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sparse_solver._engines import registry as _engines
+from sparse_solver._engines.registry import engine_named, installed_on
 from sparse_solver._engines.select import Choice, envelope_flops, is_close, predicted_flops, select
 from sparse_solver._sparse.matrix import Matrix
 from sparse_solver._sparse.structure import Structure
 
 from .graphs import band, grid, random, ring, tree
 
-SECONDS_AT_MOST = 20.0  # for one engine on one pattern; the slow ones are not waited for
-
+# The time for one engine on one pattern, after which no further sample is taken.
+MOST_SECONDS = 20.0
+# Other engines than the first are left out beyond this, where they would take minutes.
+MOST_FLOPS = 1e9
+CPU = torch.device("cpu")
 
 PATTERNS: dict[str, Callable[[], tuple[Tensor, int]]] = {
     "ring 10²": lambda: ring(100),
@@ -62,7 +65,7 @@ PATTERNS: dict[str, Callable[[], tuple[Tensor, int]]] = {
     "random 10³, 6": lambda: random(1000, 6),
     "random 2000, 2": lambda: random(2000, 2),
 }
-# Large enough to tell, and no larger than a laptop's memory allows.
+# Large enough to show the differences, small enough for the memory of a laptop.
 QUICK = (
     "ring 10²",
     "ring 10⁴, chords",
@@ -78,20 +81,16 @@ QUICK = (
 def laplacian(edges: Tensor, n: int) -> Structure:
     i, j = edges
     nodes = torch.arange(n)
-    places = Structure(torch.cat((nodes, i, j)), torch.cat((nodes, j, i)), (n, n))
-    return Structure(places.canonical_rows, places.col, (n, n))  # duplicates once, in order
+    entries = Structure(torch.cat((nodes, i, j)), torch.cat((nodes, j, i)), (n, n))
+    return Structure(entries.canonical_rows, entries.col, (n, n))  # in order, without duplicates
 
 
 def fresh_values(structure: Structure) -> Tensor:
     """Canonical values of a diagonally dominant matrix: symmetric, and different every time."""
     rows, cols = structure.canonical_rows, structure.col
     low, high = torch.minimum(rows, cols), torch.maximum(rows, cols)
-    values = -(
-        1
-        + torch.frac(
-            torch.sin(low * 12.9898 + high * 78.233 + torch.rand(1).item()) * 43758.5453
-        ).abs()
-    ).double()
+    wave = torch.sin(low * 12.9898 + high * 78.233 + torch.rand(1).item())
+    values = -(1 + torch.frac(wave * 43758.5453).abs()).double()
     values[structure.diagonal] = 0
     total = torch.zeros(structure.shape[0], dtype=torch.float64).index_add(0, rows, values)
     values[structure.diagonal] = 1 - total
@@ -107,90 +106,89 @@ def milliseconds(symbolic: Any, structure: Structure) -> float:
         values = fresh_values(structure)
         start = time.perf_counter()
         factor = symbolic.factor(Matrix(structure, values))
-        x, y = factor.solve(b, False), factor.solve(b, True)
+        x, y = factor.substitute(b, False), factor.substitute(b, True)
         samples.append(1e3 * (time.perf_counter() - start))
         assert torch.allclose(x, b)
         assert torch.allclose(y, b)
-        if samples[-1] > 1e3 * SECONDS_AT_MOST / 3:
+        if samples[-1] > 1e3 * MOST_SECONDS / 3:
             break
     return statistics.median(samples)
 
 
-Row = tuple[str, int, dict[str, int | None], float, dict[str, float]]
+class Row(NamedTuple):
+    """What was measured on a pattern.
+
+    predicted : by engine, the predicted entries of the factor
+    envelope : the operations in the envelope
+    times : by engine, milliseconds
+    """
+
+    name: str
+    n: int
+    predicted: dict[str, int | None]
+    envelope: float
+    times: dict[str, float]
 
 
-def rows(names: list[str]) -> Iterator[Row]:
-    """(name, n, predicted factor entries, operations in the envelope, milliseconds by engine) of each pattern."""
-    engines = _engines.installed_on(torch.device("cpu"))
-    for name in (bar := tqdm(names)):
-        bar.set_description(name)
-        torch.manual_seed(0)
-        edges, n = PATTERNS[name]()
-        structure = laplacian(edges, n)
-        values, times = fresh_values(structure), {}
-        predicted: dict[str, int | None] = {}  # by the engines that are asked for it
-        for engine in engines:
-            # The first one tells the fill; engines that would take minutes are left out.
-            if (
-                predicted
-                and engine != engines[0]
-                and predicted_flops(n, predicted[engines[0]] or 0) > 1e9
-            ):
-                continue
-            symbolic = _engines.engine_named(engine).analyze(structure, "spd", torch.float64, None)
-            predicted[engine] = symbolic.factor_nnz(Matrix(structure, values))
-            times[engine] = milliseconds(symbolic, structure)
-        yield name, n, predicted, envelope_flops(structure), times
+def measure(name: str, engines: list[str]) -> Row:
+    torch.manual_seed(0)
+    edges, n = PATTERNS[name]()
+    structure = laplacian(edges, n)
+    matrix, times = Matrix(structure, fresh_values(structure)), {}
+    predicted: dict[str, int | None] = {}
+    for engine in engines:
+        if predicted and predicted_flops(n, predicted[engines[0]] or 0) > MOST_FLOPS:
+            break
+        symbolic = engine_named(engine).analyze(structure, "spd", torch.float64, None)
+        predicted[engine] = symbolic.factor_nnz(matrix)
+        times[engine] = milliseconds(symbolic, structure)
+    return Row(name, n, predicted, envelope_flops(structure), times)
 
 
-def pick(
-    n: int, present: set[str], predicted: dict[str, int | None], envelope: float
-) -> Choice | None:
-    """What `_engines.analyze` would take, step by step."""
-    choice = select(n, "spd", torch.float64, present)
-    if choice is not None and choice.provisional:
-        nnz = predicted.get(choice.engine)
-        if nnz is not None:
-            choice = select(
-                n, "spd", torch.float64, present, nnz, envelope if is_close(n, nnz) else None
-            )
-    return choice
+def choose(row: Row, engines: Collection[str]) -> Choice | None:
+    """The choice that `_engines.analysis` would make among these engines."""
+    choice = select(row.n, "spd", torch.float64, engines)
+    nnz = None if choice is None else row.predicted.get(choice.engine)
+    if choice is None or not choice.provisional or nnz is None:
+        return choice
+    envelope = row.envelope if is_close(row.n, nnz) else None
+    return select(row.n, "spd", torch.float64, engines, nnz, envelope)
+
+
+def format_row(row: Row, engines: list[str], worst: dict[str, float]) -> str:
+    """A line of the table; raises the ratios in `worst` where those of this row are larger."""
+    factor_nnz = row.predicted[engines[0]] or 0
+    flops = predicted_flops(row.n, factor_nnz)
+    cells = [f"{row.name:<18}{row.n:>9}{factor_nnz:>11}{flops:>9.0e}{row.envelope:>10.0e}"]
+    cells += [
+        f"{row.times[name]:>10.2f}" if name in row.times else f"{'–':>10}" for name in engines
+    ]
+    for case, present in zip(worst, (engines, engines[1:]), strict=True):
+        times = {engine: row.times[engine] for engine in present if engine in row.times}
+        choice = choose(row, present)
+        if choice is None or choice.engine not in times:
+            cells.append(f"   {choice.engine if choice else '–'} (alone)")
+            continue
+        ratio = times[choice.engine] / min(times.values())
+        worst[case] = max(worst[case], ratio)
+        cells.append(f"   {choice.engine} {ratio:.2f}")
+    return "".join(cells)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--quick", action="store_true", help="eight patterns instead of all")
     names = list(QUICK if parser.parse_args().quick else PATTERNS)
-    engines = _engines.installed_on(torch.device("cpu"))
-    header = f"{'pattern':<18}{'n':>9}{'factor':>11}{'flops':>9}{'envelope':>10}" + "".join(
-        f"{name:>10}" for name in engines
-    )
-    lines, worst = [], {"all engines": 1.0, f"without {engines[0]}": 1.0}
-    table = list(rows(names))
-    for name, n, predicted, envelope, times in table:
-        factor_nnz = predicted[engines[0]]
-        flops = predicted_flops(n, factor_nnz or 0)
-        line = f"{name:<18}{n:>9}{factor_nnz or 0:>11}{flops:>9.0e}{envelope:>10.0e}"
-        line += "".join(
-            f"{times[engine]:>10.2f}" if engine in times else f"{'–':>10}" for engine in engines
-        )
-        for case, present in zip(worst, (engines, engines[1:]), strict=True):
-            known = {engine: times[engine] for engine in present if engine in times}
-            choice = pick(n, set(present), predicted, envelope)
-            if choice is None or choice.engine not in known:
-                line += f"   {choice.engine if choice else '–'} (alone)"
-                continue
-            ratio = known[choice.engine] / min(known.values())
-            worst[case] = max(worst[case], ratio)
-            line += f"   {choice.engine} {ratio:.2f}"
-        lines.append(line)
-    print(header + "".join(f"   {case}: pick, over the best" for case in worst), *lines, sep="\n")
-    print(
-        "\nthe pick over the best, at worst: "
-        + ", ".join(f"{case} {ratio:.2f}" for case, ratio in worst.items())
-    )
+    engines = installed_on(CPU)
+    rows = [measure(name, engines) for name in tqdm(names)]
+    worst = {"all engines": 1.0, f"without {engines[0]}": 1.0}
+    header = f"{'pattern':<18}{'n':>9}{'factor':>11}{'flops':>9}{'envelope':>10}"
+    header += "".join(f"{name:>10}" for name in engines)
+    print(header + "".join(f"   {case}: choice, over the best" for case in worst))
+    print(*(format_row(row, engines, worst) for row in rows), sep="\n")
+    ratios = ", ".join(f"{case} {ratio:.2f}" for case, ratio in worst.items())
+    print(f"\nthe choice over the best, at worst: {ratios}")
 
 
 if __name__ == "__main__":

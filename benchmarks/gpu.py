@@ -1,8 +1,11 @@
-"""Forward and backward on a GPU against the bare library and others: ``python -m benchmarks.gpu [--quick]``.
+"""Forward and backward on a GPU against bare cuDSS and others.
 
-One sample is a solve, the loss ‖x‖² and its gradient in the values, between two events of the device, with values that are
-new each time. In every round each contender runs once, in a new order; answers are checked before anything is timed. What
-is printed are medians, and how many times as long as the bare calls each took: analysis excluded, as it is made once.
+    python -m benchmarks.gpu [--quick]
+
+A sample is a solve, the loss ‖x‖² and its gradient in the values, between two events of the device,
+with new values each time. In every round each contender runs once, in a new order; answers are
+checked before anything is timed. Medians are printed, and their ratios to the bare calls. Analyses
+are excluded, because they are made once.
 """
 
 from __future__ import annotations
@@ -20,8 +23,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 import sparse_solver as ss
-from sparse_solver._engines import registry as _engines
 from sparse_solver._engines.cudss.engine import CudssSymbolic
+from sparse_solver._engines.registry import engine_named, installed_on
 from sparse_solver._sparse.block_diagonal import split_batch
 from sparse_solver._sparse.matrix import Matrix
 
@@ -33,20 +36,20 @@ BARE = "bare cuDSS"
 
 
 class _Bare(Function):
-    """One factorisation and two substitutions by cuDSS, and the gradient by hand: nothing is checked or read back."""
+    """One factorisation and two substitutions by cuDSS, and the gradient by hand, unchecked."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, b: Tensor, step: Bare) -> Tensor:
-        step.workspace.factor(step.arranged(values))
-        x = step.workspace.solve(b.reshape(1, -1), False).view_as(b)
+        step.workspace.factor(step.arrange(values))
+        x = step.workspace.substitute(b.reshape(1, -1), False).view_as(b)
         ctx.step = step
         ctx.save_for_backward(x)
         return x
 
     @staticmethod
-    def backward(ctx: Any, x_bar: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, x_bar: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override] # of one output
         (x,), step = ctx.saved_tensors, ctx.step
-        lam = step.workspace.solve(x_bar.reshape(1, -1), False).view_as(x)
+        lam = step.workspace.substitute(x_bar.reshape(1, -1), False).view_as(x)
         problem: Problem = step.problem
         return -lam[..., problem.rows] * x[..., problem.cols], lam, None
 
@@ -59,28 +62,25 @@ class Bare(Step):
         pattern = ss.Pattern(problem.rows, problem.cols, (problem.n, problem.n))
         self._structure = pattern._structure
         if problem.batch:
-            part, self._structure = next(split_batch(self._structure, problem.batch))
-            if part.stop != problem.batch:
+            batch, self._structure = next(split_batch(self._structure, problem.batch))
+            if batch.stop != problem.batch:
                 raise Absent("the batch is not one factorisation")
-        engine = _engines.engine_named("cudss")
-        if (
-            problem.rows.device.type not in engine.device_types
-            or not engine.availability().installed
-        ):
-            raise Absent(f"cuDSS is {engine.availability()}")
+        engine, device = engine_named("cudss"), problem.rows.device
+        if "cudss" not in installed_on(device):
+            raise Absent(f"cuDSS on {device}: {engine.availability()}")
         symbolic = engine.analyze(self._structure, "spd", problem.rhs.dtype, None)
         assert isinstance(symbolic, CudssSymbolic)
-        self._symbolic, self.workspace = symbolic, symbolic.plan().workspace()
+        self._symbolic, self.workspace = symbolic, symbolic.plan().take_workspace()
 
-    def arranged(self, values: Tensor) -> Tensor:
-        return self._symbolic.arranged(Matrix(self._structure, values.reshape(-1)))
+    def arrange(self, values: Tensor) -> Tensor:
+        return self._symbolic.arrange(Matrix(self._structure, values.reshape(-1)))
 
     def solve(self, values: Tensor, b: Tensor) -> Tensor:
         x: Tensor = _Bare.apply(values, b, self)
         return x
 
 
-class Deferred(Ours):
+class NonBlocking(Ours):
     name = "sparse_solver, non_blocking=True"
 
     def solve(self, values: Tensor, b: Tensor) -> Tensor:
@@ -88,13 +88,13 @@ class Deferred(Ours):
 
 
 class OnHost(Ours):
-    """The fastest engine for the CPU, and the transfers."""
+    """The first engine for the CPU, with the transfers."""
 
     name = "sparse_solver on the CPU"
 
     def solve(self, values: Tensor, b: Tensor) -> Tensor:
-        installed = _engines.installed_on(torch.device("cpu"))
-        return self.pattern.solve(values, b, assume=self.problem.kind, engine=installed[0])
+        engine = installed_on(torch.device("cpu"))[0]
+        return self.pattern.solve(values, b, assume=self.problem.kind, engine=engine)
 
 
 class _Nvmath(Function):
@@ -104,16 +104,15 @@ class _Nvmath(Function):
     def forward(ctx: Any, values: Tensor, b: Tensor, problem: Problem) -> Tensor:
         from nvmath.sparse.advanced import direct_solver
 
-        A = torch.sparse_coo_tensor(
-            torch.stack((problem.rows, problem.cols)), values, (problem.n, problem.n)
-        )
+        indices = torch.stack((problem.rows, problem.cols))
+        A = torch.sparse_coo_tensor(indices, values, (problem.n, problem.n))
         ctx.A, ctx.problem = A.coalesce().to_sparse_csr(), problem
         x: Tensor = direct_solver(ctx.A, b)
         ctx.save_for_backward(x)
         return x
 
     @staticmethod
-    def backward(ctx: Any, x_bar: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, x_bar: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override] # of one output
         from nvmath.sparse.advanced import direct_solver
 
         (x,), problem = ctx.saved_tensors, ctx.problem
@@ -138,15 +137,8 @@ class TorchSlaCudss(peers.TorchSla):
     name, backend, method = "torch-sla with cuDSS", "cudss", "cholesky"
 
 
-CONTENDERS: tuple[type[Step], ...] = (
-    Bare,
-    Ours,
-    Deferred,
-    OnHost,
-    peers.Cholespy,
-    Nvmath,
-    TorchSlaCudss,
-)
+OURS: tuple[type[Step], ...] = (Ours, NonBlocking, OnHost)
+CONTENDERS: tuple[type[Step], ...] = (Bare, *OURS, peers.Cholespy, Nvmath, TorchSlaCudss)
 
 
 def problems(quick: bool) -> list[Callable[[], Problem]]:
@@ -162,7 +154,7 @@ def problems(quick: bool) -> list[Callable[[], Problem]]:
 
 
 def on_device(problem: Problem, device: torch.device) -> Problem:
-    """The same with θ for the values, on the device."""
+    """The same problem on the device, with θ for the values."""
     return replace(
         problem,
         rows=problem.rows.to(device),
@@ -176,7 +168,8 @@ def on_device(problem: Problem, device: torch.device) -> Problem:
 def milliseconds(
     problem: Problem, contenders: dict[str, Step], rounds: int, device: torch.device
 ) -> dict[str, float]:
-    gpu, samples = torch.get_device_module(device), {name: [] for name in contenders}  # type: ignore[var-annotated]
+    gpu = torch.get_device_module(device)
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         theta, order = problem.fresh(), list(contenders)
         random.shuffle(order)
@@ -192,38 +185,37 @@ def milliseconds(
     return {name: statistics.median(times) for name, times in samples.items()}
 
 
-def taking_part(problem: Problem, tell: Callable[[str], object]) -> dict[str, Step]:
-    """Those whose gradient agrees with that of an engine for the CPU; the others are told about."""
+def find_contenders(problem: Problem, report: Callable[[str], object]) -> dict[str, Step]:
+    """The contenders with the gradient of an engine for the CPU; `report` explains the rest."""
     theta, found = problem.fresh(), {}
     expected = OnHost(problem).run(theta.clone().requires_grad_()).cpu()
     for make in CONTENDERS:
         try:
             step = make(problem)
-            for _ in range(2):  # the second without the analysis
+            for _ in range(2):  # the first one makes the analysis
                 gradient = step.run(step.fresh(theta)).cpu()
-        except Exception as error:  # of another library, anything
-            if make in (Ours, Deferred, OnHost):
+        except Exception as error:  # another library may raise anything
+            if make in OURS:
                 raise
-            tell(f"  {make.name}: absent ({type(error).__name__}: {str(error)[:80]})")
+            report(f"  {make.name}: absent ({type(error).__name__}: {str(error)[:80]})")
             continue
         wrong = float((gradient - expected).abs().max() / expected.abs().max())
         if wrong < 1e-6:
             found[make.name] = step
         else:
-            tell(f"  {make.name}: wrong by {wrong:.0e}")
+            report(f"  {make.name}: wrong by {wrong:.0e}")
     return found
 
 
 def main(arguments: list[str] | None = None, device: torch.device | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--quick", action="store_true", help="small systems")
     parser.add_argument("--rounds", type=int, default=11)
     options = parser.parse_args(arguments)
     if device is None:
         if not torch.cuda.is_available():
-            print("torch finds no CUDA device, and there is nothing to be timed without one")
+            print("torch finds no CUDA device, without which nothing can be timed")
             return 1
         device = torch.device("cuda", torch.cuda.current_device())
         print(torch.cuda.get_device_name(device), "·", ss.engines()["cudss"])
@@ -231,7 +223,8 @@ def main(arguments: list[str] | None = None, device: torch.device | None = None)
     for make in problems(options.quick):
         problem = on_device(make(), device)
         print(f"{problem.name}, {problem.n} rows")
-        times = milliseconds(problem, taking_part(problem, print), options.rounds, device)
+        contenders = find_contenders(problem, print)
+        times = milliseconds(problem, contenders, options.rounds, device)
         unit = times.get(BARE)
         for name, time in sorted(times.items(), key=lambda item: item[1]):
             print(f"  {name:<34}{time:10.2f} ms" + (f"{time / unit:8.2f} ×" if unit else ""))
