@@ -231,16 +231,18 @@ def _explain_values(
 def _explain_asymmetry(error: NotSymmetricError, dtype: torch.dtype) -> NotSymmetricError:
     """The error that names Q instead of ``assume=``."""
     what = "Hermitian" if dtype.is_complex else "symmetric"
-    place = Asymmetry(error.row or 0, error.col or 0, error.difference or 0.0)
-    if place.row == place.col:
-        message = f"Q is not Hermitian: the diagonal entry of row {place.row} is not real"
+    row, col, difference = error.row, error.col, error.difference
+    if row is None or col is None or difference is None:
+        return error
+    if row == col:
+        message = f"Q is not Hermitian: the diagonal entry of row {row} is not real"
     else:
+        found = describe_asymmetry(Asymmetry(row, col, difference), dtype.is_complex)
         message = (
-            f"Q is not {what}: {describe_asymmetry(place, dtype.is_complex)}; the energy depends "
-            f"on the symmetric part (Q + Qᵀ) / 2 only (complex: Qᴴ): pass that, or triangle= if "
-            f"one triangle is stored"
+            f"Q is not {what}: {found}; the energy depends on the symmetric part (Q + Qᵀ) / 2 only "
+            f"(complex: Qᴴ): pass that, or triangle= if one triangle is stored"
         )
-    return NotSymmetricError(message, **place._asdict())
+    return NotSymmetricError(message, row=row, col=col, difference=difference)
 
 
 def _build_method(constraints: str) -> Method:
