@@ -8,6 +8,7 @@ import torch
 from problems import grid, laplacian_places, laplacian_values
 
 import sparse_solver as ss
+from sparse_solver._testing import engine_factors
 
 DOUBLE = torch.float64
 
@@ -25,6 +26,4 @@ def random_values(n: int, edges: int, anchor: float = 1.0, least: float = 0.0) -
 
 def engine_factor(F: ss.Factorization) -> Any:
     """The PardisoFactor in a Factorization."""
-    parts = F._factors.parts
-    assert parts is not None
-    return parts[0].factor.factor
+    return engine_factors(F)[0]
