@@ -47,7 +47,7 @@ class Direction:
 
     @property
     def is_changed(self) -> bool:
-        """Whether H is a changed Hessian, by which the step was taken."""
+        """Whether H was changed, and the step goes along d, not along negative curvature."""
         return self.matrix in ("projected", "shifted")
 
 
@@ -68,7 +68,7 @@ class HessianModifier:
         self._last: tuple[Tensor, Tensor] | None = None  # a point X, and the true Hessian there
 
     def find_direction(self, X: Tensor, g: Tensor, cautious: bool) -> Direction:
-        """Use the true Hessian if it is positive definite, otherwise a changed one.
+        """The direction by the true Hessian if it is positive definite, otherwise by a changed one.
 
         If `cautious`, the true Hessian is not tried.
         """
@@ -82,7 +82,7 @@ class HessianModifier:
         return found
 
     def try_true(self, X: Tensor, g: Tensor) -> Direction | None:
-        """Use the true Hessian; None if it is not positive definite."""
+        """The direction by the true Hessian; None if it is not positive definite."""
         return self._try(self._compute_once(X), g, "true")
 
     def find_lowest_curvature(self, X: Tensor, g: Tensor) -> tuple[Tensor, bool]:
@@ -116,7 +116,7 @@ class HessianModifier:
     def _try(
         self, values: Tensor, g: Tensor, matrix: MatrixKind, shift: float = 0.0
     ) -> Direction | None:
-        """Use this Hessian plus `shift` times the identity; None if not positive definite."""
+        """The direction by this Hessian plus `shift` times the identity; None if not definite."""
         problem, hessian = self.equations.problem, values
         if shift:
             diagonal = problem.structure.remember(_find_diagonal_entries)
@@ -130,7 +130,7 @@ class HessianModifier:
         return Direction(d, hessian, values, factors, matrix, shift)
 
     def _try_shifts(self, values: Tensor, g: Tensor) -> Direction:
-        """Use this Hessian plus the first multiple of the identity that makes it definite.
+        """The direction by this Hessian plus a multiple of the identity that makes it definite.
 
         The first shift is smaller than the last one that succeeded. (J. Nocedal and S. J. Wright,
         "Numerical optimization", 2006, algorithm 3.3.)

@@ -23,7 +23,7 @@ class StopReason(Enum):
     SMALL_RESIDUAL = "the residual is small enough"
     SHORT_STEP = "the Newton step is short enough"
     ROUNDING = "rounding errors allow no further progress"
-    # Reasons to give up; the first is also decided, the others are raised.
+    # Reasons to give up.
     MAX_ITERATIONS = "the iteration limit is reached"
     OVERFLOW = "the variables overflow"
     NO_STEP_ALLOWED = "largest_step allows no step"
