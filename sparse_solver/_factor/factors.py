@@ -17,7 +17,7 @@ from .._sparse.structure import Structure
 from .._sparse.submatrix import Submatrix
 from .._sparse.values import CPU
 from .._torch.modes import materialize
-from ..errors import NonFiniteError, SparseSolverError
+from ..errors import NonFiniteError, NotSymmetricError, SparseSolverError
 from .accuracy import InverseOperator
 from .ladder import BlockInDoubt
 from .methods import method_named
@@ -135,8 +135,8 @@ class Factors:
                     for at, matrix in enumerate(chosen, batch.start):
                         made = factor(structure, matrix, options)
                         parts.append(BatchFactor(made, slice(at, at + 1)))
-        except NonFiniteError as error:
-            method.explain_non_finite(error, problem.structure, matrices)
+        except (NonFiniteError, NotSymmetricError) as error:
+            method.explain(error, problem.structure, matrices)
             raise
         self._values = values.clone() if self._compare else None
         return parts

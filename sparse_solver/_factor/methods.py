@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .._sparse.structure import Structure
-from ..errors import NonFiniteError
+from ..errors import SparseSolverError
 from .accuracy import InverseOperator
 from .ladder import factor_matrix
 
 
-def _explain_nothing(error: NonFiniteError, structure: Structure, matrices: Tensor) -> None:
+def _explain_nothing(error: SparseSolverError, structure: Structure, matrices: Tensor) -> None:
     """The error already names the value."""
 
 
@@ -26,12 +26,12 @@ class Method:
     """A way to factor a matrix.
 
     factor : factors a matrix; called as `factor_matrix` is
-    explain_non_finite : raises a better error for `matrices` (batch, nnz) with NaN or infinity, if
-        there is one
+    explain : raises a better error for `matrices` (batch, nnz) that are not finite or not
+        symmetric, if there is one
     """
 
     factor: Callable[..., InverseOperator] = factor_matrix
-    explain_non_finite: Callable[[NonFiniteError, Structure, Tensor], None] = _explain_nothing
+    explain: Callable[[SparseSolverError, Structure, Tensor], None] = _explain_nothing
 
 
 _methods: dict[str, Callable[[str], Method]] = {"solve": lambda _: Method()}
