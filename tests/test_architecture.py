@@ -35,6 +35,7 @@ ABOVE = ("", "__main__", "_testing")
 # The solver for clusters does not have the protocol of engines, and shares oneMKL with PARDISO.
 CLUSTER = "distributed._mkl_cluster"
 MAX_LINES = 400
+MAX_FUNCTION_LINES = 50  # without the docstring
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     .removesuffix("__init__")
@@ -119,6 +120,23 @@ def test_files_stay_short() -> None:
     for module, path in MODULES.items():
         lines = len(path.read_text(encoding="utf-8").splitlines())
         assert lines <= MAX_LINES, f"{module} has {lines} lines"
+
+
+def test_functions_stay_short() -> None:
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                docstring = node.body[0] if ast.get_docstring(node) is not None else None
+                lines = node.end_lineno - node.lineno + 1
+                lines -= docstring.end_lineno - docstring.lineno + 1 if docstring else 0
+                assert lines <= MAX_FUNCTION_LINES, f"{module}.{node.name} has {lines} lines"
+
+
+def test_what_the_type_checker_ignores_has_a_reason() -> None:
+    for module, path in MODULES.items():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if "type: ignore" in line:
+                assert re.search(r"# type: ignore\[[\w, -]+\]\s+# \w", line), f"{module}: {line}"
 
 
 @pytest.mark.parametrize("room", [room for room in BELOW if (ROOT / room).is_dir()])

@@ -23,6 +23,21 @@ class Energy(Protocol):
     For a minimiser that is differentiable, `gradient` and `hessian_values` are differentiable in X
     and in the tensors that a method ``parameters()`` lists, and ``with_parameters(*tensors)``
     returns the same energy with other tensors in their place.
+
+    Examples
+    --------
+    >>> import torch, sparse_solver as ss
+    >>> class Quartic:  # Σ (x_i² − 1)² / 4
+    ...     pattern = ss.Pattern(torch.arange(2), torch.arange(2), (2, 2))
+    ...     def value(self, x):
+    ...         return ((x**2 - 1) ** 2).sum() / 4
+    ...     def gradient(self, x):
+    ...         return x**3 - x
+    ...     def hessian_values(self, x):
+    ...         return 3 * x**2 - 1
+    >>> x, report = ss.minimize(Quartic(), torch.tensor([2.0, -3.0]))
+    >>> x
+    tensor([ 1., -1.])
     """
 
     @property

@@ -77,13 +77,6 @@ class Availability:
     version: str | None = None
     missing: str | None = None
 
-    @classmethod
-    def of(cls, library: Versioned | str) -> Availability:
-        """The availability of an engine by its library, or by the reason why there is none."""
-        if isinstance(library, str):
-            return cls(missing=library)
-        return cls(version=library.version)
-
     @property
     def installed(self) -> bool:
         """Whether the engine can be used."""
@@ -93,6 +86,13 @@ class Availability:
         return (
             f"not available: {self.missing}" if self.missing else self.version or "unknown version"
         )
+
+
+def availability_of(library: Versioned | str) -> Availability:
+    """The availability of an engine by its library, or by the reason why there is none."""
+    if isinstance(library, str):
+        return Availability(missing=library)
+    return Availability(version=library.version)
 
 
 class Factor(Protocol):

@@ -52,6 +52,15 @@ def check_rhs(name: str, b: Tensor, values: Tensor) -> None:
         raise DeviceError(f"the matrix is on {values.device}, {name} is on {b.device}")
 
 
+def check_flags(transpose: bool, adjoint: bool) -> None:
+    """Raise OptionError unless these are flags, at most one of which is True."""
+    for name, flag in (("transpose", transpose), ("adjoint", adjoint)):
+        if not isinstance(flag, bool):
+            raise OptionError(f"{name}={flag!r}: expected True or False")
+    if adjoint and transpose:
+        raise OptionError("transpose=True solves with Aᵀ and adjoint=True with Aᴴ; choose one")
+
+
 def solve_values(
     problem: Problem,
     values: Tensor,
@@ -70,11 +79,7 @@ def solve_values(
     check_values(values, structure.nnz)
     check_rhs("b", b, values)
     problem.options.check(values.dtype)
-    for name, flag in (("transpose", transpose), ("adjoint", adjoint)):
-        if not isinstance(flag, bool):
-            raise OptionError(f"{name}={flag!r}: expected True or False")
-    if adjoint and transpose:
-        raise OptionError("transpose=True solves with Aᵀ and adjoint=True with Aᴴ; choose one")
+    check_flags(transpose, adjoint)
     is_compiled = torch.compiler.is_compiling() and factors is None
     if not is_compiled and structure.device != values.device:
         problem = problem.on(values.device)

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from .._factor.accuracy import EmptyFactor
 from .._solve.factorization import Info, collect_info
-from .._solve.shapes import check_rhs
+from .._solve.shapes import check_flags, check_rhs
 from .._sparse.values import CPU, largest_modulus, raise_non_finite
 from .._torch.dynamo import disable_dynamo
 from .._torch.modes import is_recorded
-from ..errors import OptionError, ShapeError
+from ..errors import ShapeError
 from ._autograd import apply_inverse
 from ._halo_exchange import Rows
 from ._numeric import DistributedFactor
@@ -26,6 +26,11 @@ class Factorization:
     Solutions are differentiable in the values that were factored and in `b`. After all ranks have
     dropped this object and the graphs of its solutions, a later factorisation uses the memory of
     the factor or releases it.
+
+    Attributes
+    ----------
+    info : Info
+        What is known about the factorisation.
 
     Examples
     --------
@@ -114,11 +119,7 @@ class RightHandSides(NamedTuple):
         if b.dim() not in (1, 2) or b.shape[0] != m:
             shape, has = tuple(b.shape), f"this rank has {m} of {rows.shape[0]} rows"
             raise ShapeError(f"b has shape {shape}, but {has}; expected ({m},) or ({m}, k)")
-        for name, flag in (("transpose", self.transpose), ("adjoint", self.adjoint)):
-            if not isinstance(flag, bool):
-                raise OptionError(f"{name}={flag!r}: expected True or False")
-        if self.adjoint and self.transpose:
-            raise OptionError("transpose=True solves with Aᵀ and adjoint=True with Aᴴ; choose one")
+        check_flags(self.transpose, self.adjoint)
         refuse_transforms(b)
         check_finite("b", b.detach() if b.dim() == 1 else b.detach().mT)
 

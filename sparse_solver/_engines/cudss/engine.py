@@ -26,7 +26,7 @@ from ..._sparse.values import DTYPES, scaling_power
 from ..._torch.fork_safe_lock import ForkSafeLock
 from ..._torch.modes import record_current_stream
 from ...errors import EngineError, EngineUnsupportedError, NotPositiveDefiniteError
-from ..protocol import Availability, Kind, is_hermitian, not_positive_definite
+from ..protocol import Availability, Kind, availability_of, is_hermitian, not_positive_definite
 from . import library as native
 from .library import Config, Data, Library
 from .library import library as cudss_library
@@ -227,7 +227,7 @@ class Cudss:
         self.name, self.hybrid = name, hybrid
 
     def availability(self) -> Availability:
-        return Availability.of(cudss_library())
+        return availability_of(cudss_library())
 
     def supports(self, kind: Kind, dtype: torch.dtype) -> bool:
         return dtype in DTYPES

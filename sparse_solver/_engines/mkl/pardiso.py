@@ -30,7 +30,7 @@ from ..._sparse.triangle import Coverage, arrangement_of
 from ..._sparse.values import DTYPES, largest_modulus, probe_vector
 from ..._torch.fork_safe_lock import ForkSafeLock
 from ...errors import EngineError
-from ..protocol import Availability, Kind, is_hermitian, not_positive_definite
+from ..protocol import Availability, Kind, availability_of, is_hermitian, not_positive_definite
 from .handle import FORWARD, Handle, recently_used
 from .library import Library
 from .library import library as mkl_library
@@ -235,7 +235,7 @@ class Pardiso:
     device_types: tuple[str, ...] = ("cpu",)
 
     def availability(self) -> Availability:
-        return Availability.of(mkl_library())
+        return availability_of(mkl_library())
 
     def supports(self, kind: Kind, dtype: torch.dtype) -> bool:
         return dtype in DTYPES
