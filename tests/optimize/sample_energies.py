@@ -32,7 +32,7 @@ def structure(
     stiffness: Tensor, length: Tensor, rest: Tensor, weight: Tensor | float = 1.0
 ) -> ss.IndexedSum:
     return weight * ss.IndexedSum(spring, EDGES, per_term=(stiffness, length)) + ss.IndexedSum(
-        tether, NODES, rest
+        tether, NODES, per_variable=rest
     )
 
 

@@ -123,7 +123,7 @@ def test_constants_that_depend_on_each_other_are_counted_once() -> None:
         l = k.square() / 2 + 1  # from k; and k twice
         energy = (
             ss.IndexedSum(spring, EDGES, per_term=(k, l))
-            + ss.IndexedSum(tether, NODES, REST) * k[0]
+            + ss.IndexedSum(tether, NODES, per_variable=REST) * k[0]
         )
         energy = energy + ss.IndexedSum(lambda x, k: k * x.square().sum(), EDGES, per_term=k)
         return ss.minimize(energy, REST, fixed=FIXED)[0]
@@ -199,7 +199,7 @@ def test_captured_tensors_are_not_forgotten() -> None:
 
     def make(k: Tensor) -> ss.IndexedSum:
         return ss.IndexedSum(
-            lambda x, t: (x[0] - k * t[0]) ** 2, torch.arange(3).unsqueeze(-1), target
+            lambda x, t: (x[0] - k * t[0]) ** 2, torch.arange(3).unsqueeze(-1), per_variable=target
         )
 
     with pytest.raises(ss.OptionError, match="not among its parameters"):
@@ -320,7 +320,7 @@ def test_a_chain_of_solutions() -> None:
         X = before = REST
         for _ in range(3):
             energy = ss.IndexedSum(spring, EDGES, per_term=(k, constants()[1])) + ss.IndexedSum(
-                tether, NODES, 2 * X - before
+                tether, NODES, per_variable=2 * X - before
             )
             before, X = X, ss.minimize(energy, REST, fixed=FIXED)[0]
         return X

@@ -45,7 +45,9 @@ def test_everything_fixed_and_nothing_there() -> None:
     assert report.converged
     X.sum().backward()
     assert torch.equal(x0.grad, torch.ones_like(x0))  # type: ignore[arg-type]
-    empty = ss.IndexedSum(tether, torch.empty(0, 1, dtype=torch.int64), torch.empty(0, 2))
+    empty = ss.IndexedSum(
+        tether, torch.empty(0, 1, dtype=torch.int64), per_variable=torch.empty(0, 2)
+    )
     X, report = ss.minimize(empty, torch.empty(0, 2))
     assert X.shape == (0, 2)
     assert report.converged
@@ -85,7 +87,7 @@ def test_restricted_energies() -> None:
     k, l, rest, _ = constants()
     X = (REST + 0.1).requires_grad_()
     energy = structure(k.requires_grad_(), l, rest)
-    free = energy.restrict(FIXED, X)
+    free = energy.restrict(X, fixed=FIXED)
     x, _ = ss.minimize(free, free.select(X.detach()))
     Y, _ = ss.minimize(energy, X, fixed=FIXED)
     assert torch.allclose(free.extend(x), Y)
@@ -131,7 +133,7 @@ def test_transforms_are_refused() -> None:
     ],
 )
 def test_what_is_wrong_is_said(x0: Any, options: dict[str, Any], error: type[Exception]) -> None:
-    energy = ss.IndexedSum(tether, NODES, REST)
+    energy = ss.IndexedSum(tether, NODES, per_variable=REST)
     with pytest.raises(error):
         ss.minimize(energy, x0, **options)
 
@@ -141,7 +143,7 @@ def test_energies_that_do_not_fit_are_refused() -> None:
     quartic.value = lambda x: 0.0  # type: ignore[method-assign]
     with pytest.raises(ss.ShapeError, match=r"\(4, 4\)"):
         ss.minimize(quartic, torch.ones(5, dtype=torch.double))
-    energy = ss.IndexedSum(tether, NODES, REST)
+    energy = ss.IndexedSum(tether, NODES, per_variable=REST)
     for wrong, params, text in (
         (3, None, "int has no value"),
         (lambda: 3, None, "function has no value"),

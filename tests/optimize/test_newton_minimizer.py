@@ -51,12 +51,12 @@ def test_finds_minima(dtype: torch.dtype, project: Any) -> None:
 def test_units_do_not_matter(scale: float, size: float) -> None:
     k, l, rest, _ = constants()
     energy = scale * ss.IndexedSum(spring, EDGES, per_term=(k, l * size)) + scale * ss.IndexedSum(
-        lambda x, rest: 0.3 * (x - rest).square().sum(), NODES, rest * size
+        lambda x, rest: 0.3 * (x - rest).square().sum(), NODES, per_variable=rest * size
     )
     x0 = size * (REST + torch.randn(2 * N, 2, dtype=torch.double) / 3)
     X, _ = ss.minimize(energy, x0, fixed=FIXED)
     plain = ss.IndexedSum(spring, EDGES, per_term=(k, l)) + ss.IndexedSum(
-        lambda x, rest: 0.3 * (x - rest).square().sum(), NODES, rest
+        lambda x, rest: 0.3 * (x - rest).square().sum(), NODES, per_variable=rest
     )
     expected, _ = ss.minimize(plain, x0 / size, fixed=FIXED)
     assert torch.allclose(X / size, expected, atol=1e-9)
@@ -252,7 +252,9 @@ def test_stiff_structures_far_from_the_origin(offset: float) -> None:
     )  # that one joins the ends of both rows
     lengths = (REST[edges[:, 1]] - REST[edges[:, 0]]).norm(dim=1)
     truss = ss.IndexedSum(spring, edges, per_term=(torch.full_like(lengths, 2e7), lengths))
-    truss = truss + ss.IndexedSum(lambda x, y: 1e3 * (x[0, 1] - y[0]), NODES, rest[:, 1])
+    truss = truss + ss.IndexedSum(
+        lambda x, y: 1e3 * (x[0, 1] - y[0]), NODES, per_variable=rest[:, 1]
+    )
     X, report = ss.minimize(truss, rest, fixed=FIXED)
     expected, _ = ss.minimize(
         ss.IndexedSum(spring, edges, per_term=(torch.full_like(lengths, 2e7), lengths))
@@ -291,7 +293,9 @@ def test_a_sheet_of_cloth_in_time() -> None:
     for _ in range(5):
         goal = X + h * V + h**2 * gravity
         step = cloth + ss.IndexedSum(
-            lambda x, y: (x - y).square().sum() / (2 * h**2 * m * m), at.reshape(-1, 1), goal
+            lambda x, y: (x - y).square().sum() / (2 * h**2 * m * m),
+            at.reshape(-1, 1),
+            per_variable=goal,
         )
         new, report = ss.minimize(step, X, fixed=at[0, [0, -1]])
         assert report.unique
@@ -310,7 +314,9 @@ def test_a_large_constant_in_the_energy() -> None:
 
 
 def test_an_energy_without_terms_is_minimal_anywhere() -> None:
-    X, report = ss.minimize(ss.IndexedSum(tether, torch.empty(0, 1, dtype=torch.int64), REST), REST)
+    X, report = ss.minimize(
+        ss.IndexedSum(tether, torch.empty(0, 1, dtype=torch.int64), per_variable=REST), REST
+    )
     assert torch.equal(X, REST)
     assert report.converged
     assert report.unique is False
