@@ -23,11 +23,12 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from mpi4py import MPI
+from progress import show_progress
 from torch import Tensor
-from tqdm import tqdm
 
 import sparse_solver as ss
 from sparse_solver import distributed
@@ -94,18 +95,19 @@ def recover(loss: Callable[[Tensor], Tensor], m: int, steps: int) -> Tensor:
     log_conductivity = torch.zeros(m, m, dtype=torch.double, requires_grad=True)
     settings = {"max_iter": steps, "max_eval": 2 * steps, "history_size": 20}
     optimizer = torch.optim.LBFGS([log_conductivity], **settings, line_search_fn="strong_wolfe")
-    bar = tqdm(disable=COMM.rank != 0, unit=" evaluations")
+    first = COMM.rank == 0
+    progress = show_progress("conductivity", 2 * steps) if first else nullcontext(lambda text: None)
 
-    def closure() -> float:
-        optimizer.zero_grad()
-        value = loss(log_conductivity)
-        value.backward()
-        bar.update()
-        bar.set_postfix(loss=f"{float(value.detach()):.1f}")
-        return float(value.detach())
+    with progress as report:
 
-    optimizer.step(closure)
-    bar.close()
+        def closure() -> float:
+            optimizer.zero_grad()
+            value = loss(log_conductivity)
+            value.backward()
+            report(f"loss {float(value.detach()):.1f}")
+            return float(value.detach())
+
+        optimizer.step(closure)
     return log_conductivity.detach()
 
 

@@ -39,6 +39,7 @@ def test_the_distributed_conductivity(
     """It compares itself with one process; its results do not depend on the ranks."""
     monkeypatch.setattr(sys, "argv", ["distributed_conductivity", "--side", "30", "--steps", "60"])
     path = ROOT / "examples" / "distributed_conductivity.py"
+    monkeypatch.syspath_prepend(path.parent)  # as for a script
     specification = importlib.util.spec_from_file_location("distributed_conductivity", path)
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
