@@ -102,6 +102,7 @@ class CheckedFactor:
     """
 
     _advice = "try another engine="
+    _start = 0  # the number of the first row, where other processes have the rows before it
 
     def __init__(
         self,
@@ -184,7 +185,7 @@ class CheckedFactor:
 
     def _apply_to_finite(self, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
         """The same as `apply_inverse`, where some right-hand sides are not finite."""
-        each = rhs.view(-1, self._n // self._blocks)
+        each = rhs.view(rhs.shape[0] * self._blocks, self._n // self._blocks)
         if strict:
             raise_non_finite("b", each)
             message = "b is too large: the modulus of an entry is infinite"
@@ -309,7 +310,8 @@ class CheckedFactor:
         return best, error
 
     def _probe(self) -> Tensor:
-        return probe_vector(self._n, self._dtype, _PROBE_MEAN, self.factor.values.device)
+        device = self.factor.values.device
+        return probe_vector(self._n, self._dtype, _PROBE_MEAN, device, self._start)
 
     def _is_empty(self, rhs: Tensor) -> bool:
         return rhs.numel() == 0

@@ -28,7 +28,7 @@ from .._factor.symmetry import (
     not_symmetric,
 )
 from .._sparse.matvec import Products, ScipyIndices
-from .._sparse.values import probe_vector, row_moduli, scaling_power
+from .._sparse.values import row_moduli, scaling_power
 from ..errors import EngineError, NonFiniteError, SingularMatrixError
 from ._halo_exchange import Rows
 from ._mkl_cluster import ENGINE, Handle, Handles
@@ -36,8 +36,6 @@ from ._mkl_cluster import ENGINE, Handle, Handles
 # The diagonal of a positive definite matrix is scaled if it varies by more than this factor, since
 # the solver perturbs and judges pivots by the largest entry.
 _DIAGONAL_RANGE = 16
-# The mean of the probe vector, as in the core.
-_PROBE_MEAN = 0.25
 
 
 class DistributedProducts(Products):
@@ -83,15 +81,6 @@ class DistributedFactor(CheckedFactor):
         self.factor: Factor = factor
         self._group, self._start = rows.group, rows.block.start
 
-    def _apply_to_finite(self, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
-        # The core's method reshapes by the number of rows, of which a rank may have none.
-        if strict:
-            message = "b is too large: the modulus of an entry is infinite"
-            raise NonFiniteError(message, argument="b", index=None)
-        finite = (self._sizes(rhs) < math.inf).unsqueeze(1)
-        x = self.apply_inverse(torch.where(finite, rhs, 0), transpose, strict)
-        return torch.where(finite, x, math.nan)
-
     def _is_empty(self, rhs: Tensor) -> bool:
         return rhs.shape[0] == 0  # a rank without rows takes part, too
 
@@ -107,9 +96,6 @@ class DistributedFactor(CheckedFactor):
 
     def _scales(self, k: int) -> Tensor:
         return torch.full((k,), self._largest, dtype=torch.float64)
-
-    def _probe(self) -> Tensor:
-        return probe_vector(self._n, self._dtype, _PROBE_MEAN, start=self._start)
 
     def _structural_rank(self) -> None:
         return None  # no rank has the whole pattern
