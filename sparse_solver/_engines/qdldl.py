@@ -101,6 +101,10 @@ class QdldlSymbolic:
         self.nnz: int = below + self.n
         self.flops = int(((self.Lnz + 1) ** 2).sum())
         self.at_diagonal = self.arrangement.at_diagonal[self.order]
+        # Addresses for the calls, found once: for a small system that takes as long as a call.
+        self.pattern = self.n, self.Ap.data_ptr(), self.Ai.data_ptr()
+        self.L_pattern = self.Lp.data_ptr(), self.Li.data_ptr()
+        self.tree = self.Lnz.data_ptr(), self.etree.data_ptr()
 
     def factor_nnz(self, matrix: Matrix) -> int | None:
         return self.nnz
@@ -136,12 +140,11 @@ class QdldlFactor:
         pivots: Tensor
         pivots, self._inverse_pivots, doubles = reordered.new_empty((3, n))
         integers = reordered.new_empty(4 * n, dtype=torch.int64)  # 3 n integers, and n bytes
-        L = symbolic.Lp.data_ptr(), symbolic.Li.data_ptr(), self._L.data_ptr()
+        L = *symbolic.L_pattern, self._L.data_ptr()
         inverse_pivots, at = self._inverse_pivots.data_ptr(), integers.data_ptr()
         positive = symbolic.library.factor(
-            *(n, symbolic.Ap.data_ptr(), symbolic.Ai.data_ptr(), reordered.data_ptr(), *L),
-            *(pivots.data_ptr(), inverse_pivots, symbolic.Lnz.data_ptr()),
-            *(symbolic.etree.data_ptr(), at + 24 * n, at, doubles.data_ptr()),
+            *(*symbolic.pattern, reordered.data_ptr(), *L, pivots.data_ptr(), inverse_pivots),
+            *(*symbolic.tree, at + 24 * n, at, doubles.data_ptr()),
         )
         if positive != n:  # -1 if it stopped at a pivot of zero
             bad = ~(pivots > 0) if positive >= 0 else pivots == 0

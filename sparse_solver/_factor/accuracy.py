@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -52,6 +53,12 @@ class Tolerances:
         self.perturbed_distance = eps**0.75
         # Below this fraction of the largest one, an entry of a null vector may be noise.
         self.noise = eps**0.5
+
+
+@cache
+def tolerances_of(dtype: torch.dtype) -> Tolerances:
+    """The limits for a dtype."""
+    return Tolerances(torch.finfo(dtype).eps)
 
 
 @dataclass
@@ -117,7 +124,7 @@ class CheckedFactor:
         self._structure, self._n = structure, structure.shape[0]
         self._products, self._largest, self._blocks = products, largest, blocks
         self._dtype = factor.values.dtype
-        self._tolerances = Tolerances(torch.finfo(self._dtype).eps)
+        self._tolerances = tolerances_of(self._dtype)
         self._singular: str | None = None  # what `refuse_singular` found: "" or a message
         self._growth: float | None = None  # what `is_accurate` found
 

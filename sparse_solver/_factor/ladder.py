@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -113,7 +114,7 @@ def check_factor(
     """The checks on a factor of this matrix, whose largest entry is found unless it is given."""
     structure = matrix.structure
     largest = matrix.check_finite() if largest is None else largest
-    indices = product_indices(structure, factor.arrangement.coverage, triangle)
-    hermitian = is_hermitian(record.kind, matrix.dtype)
-    products = Products(factor.arrangement, factor.values, indices, hermitian)
+    coverage, hermitian = factor.arrangement.coverage, is_hermitian(record.kind, matrix.dtype)
+    find_indices = partial(product_indices, structure, coverage, triangle)
+    products = Products(factor.arrangement, factor.values, find_indices, hermitian)
     return CheckedFactor(record, structure, factor, products, largest, blocks)

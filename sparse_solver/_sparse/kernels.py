@@ -87,11 +87,13 @@ def apply_adjoint(lam: Tensor, x: Tensor, places: Places, scale: float = 1.0) ->
 def _sample_product(lam: Tensor, x: Tensor, places: Places, scale: float) -> Tensor:
     """scale · Σ_k λ_{k,r} conj(x_{k,c}): the entries (r, c) of an outer product."""
     structure, right, on_cpu = places.structure, x.conj(), lam.device.type == "cpu"
-    if structure is not None and on_cpu and is_unrecorded(lam, x):
+    is_single = lam.dim() == 2 and lam.shape[0] == 1 and places.rows.numel() < _SMALL
+    has_kernel = structure is not None and on_cpu and not is_single and lam.numel() > 0
+    if has_kernel and is_unrecorded(lam, x):
+        assert structure is not None
         if lam.dim() == 3:
             return _sample_batch(lam, x, places, scale)
-        small = lam.numel() == 0 or (lam.shape[-2] == 1 and places.rows.numel() < _SMALL)
-        if lam.dim() == 2 and not small:
+        if lam.dim() == 2:
             sides = (right, lam) if places.is_transposed else (lam, right)
             return _sample_by_kernel(structure, *sides, scale)
     scaled = scale * lam if scale != 1 else lam

@@ -6,7 +6,8 @@ SciPy's compiled loops compute them on the CPU, and torch's elsewhere. They are 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,12 +22,18 @@ class Products:
     """A x and |A||x|, and the same with Aᵀ, for the rows of `x` (k, n).
 
     arrangement, values : the matrix as the engine has it
-    indices : what `product_indices` gives for it
+    find_indices : gives the index arrays that multiply, when they are needed
     hermitian : whether the triangle that the arrangement lacks is the conjugate of the other one
     """
 
-    def __init__(self, arrangement: Arrangement, values: Tensor, indices: Any, hermitian: bool):
-        self._arrangement, self._values, self._indices = arrangement, values, indices
+    def __init__(
+        self,
+        arrangement: Arrangement,
+        values: Tensor,
+        find_indices: Callable[[], _Indices],
+        hermitian: bool,
+    ):
+        self._arrangement, self._values, self._find_indices = arrangement, values, find_indices
         self._is_triangle, self._hermitian = arrangement.coverage == "upper", hermitian
         self._moduli: Tensor | None = None
 
@@ -53,23 +60,27 @@ class Products:
         if hermitian and transpose:  # Aᵀ = conj(A)
             return self._product(values, x.conj().resolve_conj(), False, True).conj().resolve_conj()
         if not self._is_triangle:
-            product: Tensor = self._indices.multiply(values, x, transpose)
-            return product
+            return self._find_indices().multiply(values, x, transpose)
         opposite = values.conj().resolve_conj() if hermitian else values
-        below = self._indices.multiply(opposite, x, True)
+        indices = self._find_indices()
+        below = indices.multiply(opposite, x, True)
         twice = values.index_select(0, self._arrangement.at_diagonal) * x
-        product = self._indices.multiply(values, x, False) + below - twice
-        return product
+        return indices.multiply(values, x, False) + below - twice
 
 
-def product_indices(structure: Structure, coverage: Coverage, triangle: str | None) -> Any:
+class _Indices(Protocol):
+    """Index arrays that multiply with a matrix."""
+
+    def multiply(self, values: Tensor, x: Tensor, transpose: bool) -> Tensor:
+        """A x, or Aᵀ x, for the rows of `x` (k, n)."""
+
+
+def product_indices(structure: Structure, coverage: Coverage, triangle: str | None) -> _Indices:
     """The index arrays that multiply with an arrangement of this structure, made once."""
     return structure.remember(_build_indices, coverage, triangle)
 
 
-def _build_indices(
-    structure: Structure, coverage: Coverage, triangle: str | None
-) -> ScipyIndices | _TorchIndices:
+def _build_indices(structure: Structure, coverage: Coverage, triangle: str | None) -> _Indices:
     build = ScipyIndices if structure.device.type == "cpu" else _TorchIndices
     return build(arrangement_of(structure, coverage, triangle), structure.shape)
 

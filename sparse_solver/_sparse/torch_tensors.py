@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from .._torch.modes import silence_beta_warning
 from ..errors import LayoutError, ShapeError, TransformError
 from .index_checks import (
     check_compressed_structure,
@@ -45,6 +46,7 @@ class Skeleton:
             options["is_coalesced"] = self.is_coalesced
             return torch.sparse_coo_tensor(self.indices[0], values, self.size, **options)
         options["layout"] = self.layout
+        silence_beta_warning()
         arguments: tuple[Any, ...] = (*self.indices, values, self.size)
         return torch.sparse_compressed_tensor(*arguments, **options)
 

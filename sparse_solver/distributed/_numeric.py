@@ -44,7 +44,7 @@ class DistributedProducts(Products):
     def __init__(self, rows: Rows, canonical: Tensor):
         arrangement = rows.arrange("general")
         indices = ScipyIndices(arrangement, rows.structure.shape)
-        super().__init__(arrangement, canonical, indices, hermitian=False)
+        super().__init__(arrangement, canonical, lambda: indices, hermitian=False)
         self._rows, self._canonical = rows, canonical
 
     def apply(self, x: Tensor, transpose: bool) -> Tensor:

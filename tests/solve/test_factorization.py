@@ -129,7 +129,7 @@ def test_a_loaded_one_factors_when_it_is_first_used(
     b = B.clone().requires_grad_()
     x, expected = twin.solve(b), F.solve(b)
     assert counts["factor"] > factored
-    assert torch.equal(x, expected)
+    torch.testing.assert_close(x, expected, rtol=1e-12, atol=1e-13)  # memory is aligned differently
     torch.testing.assert_close(
         torch.autograd.grad(x.square().sum(), b), torch.autograd.grad(expected.square().sum(), b)
     )

@@ -18,7 +18,7 @@ def products_of(kind: str, dtype: torch.dtype, coverage: Coverage) -> tuple[Prod
     values = arrangement.gather(structure.canonical(p.values), False)
     hermitian = kind == "hermitian" or (kind == "spd" and dtype.is_complex)
     indices = product_indices(structure, coverage, None)
-    return Products(arrangement, values, indices, hermitian), p.dense
+    return Products(arrangement, values, lambda: indices, hermitian), p.dense
 
 
 CASES = [("general", "full")]
