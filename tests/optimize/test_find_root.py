@@ -81,6 +81,7 @@ def test_fixed_entries() -> None:
 
 
 def test_one_analysis_and_one_factorisation_an_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
+    ss.engines()  # an engine may factor a matrix to test itself when it is first used
     counts = count(monkeypatch)
     x0, a, b = problem()
     pattern = ss.Pattern(PATTERN.rows, PATTERN.cols, PATTERN.shape)  # not analysed yet
