@@ -40,7 +40,7 @@ def is_doubtful(smallest_pivot: float, dtype: torch.dtype) -> bool:
 
 
 def not_positive_definite(engine: str, method: str, row: int | None) -> NotPositiveDefiniteError:
-    """The error for a pivot that is not positive, at the caller's `row` if the engine knows it."""
+    """The error for a pivot that is not positive, at the caller's `row` unless that is unknown."""
     place = "" if row is None else f" at row {row}"
     return NotPositiveDefiniteError(
         f"the matrix is not positive definite: {method} met a pivot that is not positive{place}; "

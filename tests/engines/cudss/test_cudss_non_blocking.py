@@ -177,7 +177,7 @@ def test_a_status_for_a_pivot_is_raised_later_too(cudss: Cudss) -> None:
 def test_a_thread_that_waits_does_not_miss_an_error(
     cudss: Cudss, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Meanwhile another thread looks whether the solve has finished."""
+    """Meanwhile another thread checks whether the solve has finished."""
     asked, here = threading.Event(), threading.get_ident()
 
     def query(self: object) -> bool:
