@@ -16,7 +16,7 @@ from .._factor.problem import Problem
 from .._sparse.index_checks import check_coo_structure, check_shape, check_square
 from .._sparse.structure import Structure
 from .._torch.dynamo import disable_dynamo
-from .._torch.modes import is_transformed
+from .._torch.modes import copy_to_keep, is_transformed
 from ..errors import TransformError
 from .shapes import check_values, solve_values
 
@@ -159,14 +159,8 @@ class Factorization:
     def __init__(self, structure: Structure, values: Tensor, options: Options):
         check_values(values, structure.nnz)
         options.check(values.dtype)
-        # A copy, since what is written to `values` later is not part of this matrix, nor of its
-        # graph. A copy that is made in inference mode could not be used in training afterwards.
-        if torch.is_inference_mode_enabled():
-            with torch.inference_mode(False), torch.no_grad():
-                values = values.clone()
-        else:
-            values = values.clone()
-        self._set(structure, values, options)
+        # A copy, since what is written to `values` later is not part of this matrix.
+        self._set(structure, copy_to_keep(values), options)
         self._prepare()
 
     def _set(self, structure: Structure, values: Tensor, options: Options) -> None:

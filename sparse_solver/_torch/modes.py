@@ -54,6 +54,14 @@ def materialize(tensor: Tensor) -> Tensor:
     return tensor.detach().resolve_conj().resolve_neg()
 
 
+def copy_to_keep(tensor: Tensor) -> Tensor:
+    """Copy a tensor with its graph; the copy can be used in training, also after inference mode."""
+    if not torch.is_inference_mode_enabled():
+        return tensor.clone()
+    with torch.inference_mode(False), torch.no_grad():
+        return tensor.clone()
+
+
 def record_current_stream(*tensors: Tensor) -> None:
     """Keep the memory of these tensors until the current stream of their device has read them.
 

@@ -14,7 +14,7 @@ from .._solve.shapes import check_values
 from .._sparse.index_checks import check_coo, check_range, check_shape, check_square
 from .._sparse.values import CPU
 from .._torch.dynamo import disable_dynamo
-from .._torch.modes import is_recorded, materialize, outside_transforms
+from .._torch.modes import copy_to_keep, is_recorded, materialize, outside_transforms
 from ..errors import DeviceError, OptionError, ShapeError
 from ._collective import Group
 from ._factorization import Factorization, RightHandSides, check_finite
@@ -206,7 +206,7 @@ class Pattern:
         self._agree("factorize", values, assume)
         # A copy, since what is written to `values` later is not part of this matrix, nor of its
         # graph.
-        return Factorization(self._rows, values.clone(), self._factor(values, assume))
+        return Factorization(self._rows, copy_to_keep(values), self._factor(values, assume))
 
     def release_idle(self) -> None:
         """Release the memory of dead factors of all patterns on these ranks; collective.

@@ -355,3 +355,14 @@ def test_random_cases(seed: int) -> None:
 
 def part(numbers: Tensor, rows: Tensor, ends: list[int], rank: int) -> Tensor:
     return numbers[(rows >= ends[rank]) & (rows < ends[rank + 1])]
+
+
+def test_a_factorization_made_in_inference_mode_serves_in_training() -> None:
+    i = torch.arange(3)
+    P = distributed.Pattern(i, i, (3, 3), comm=MPI.COMM_SELF)
+    with torch.inference_mode():
+        F = P.factorize(torch.tensor([1.0, 2.0, 4.0]))
+    b = torch.ones(3, requires_grad=True)
+    F.solve(b).sum().backward()
+    assert b.grad is not None
+    assert b.grad.tolist() == [1.0, 0.5, 0.25]
