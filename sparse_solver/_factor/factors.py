@@ -51,7 +51,7 @@ class Factors:
     All methods take plain (untransformed) tensors: `values` (nnz,) and `rhs` (k, n), or (B, nnz)
     and (B, k, n). Where no engine takes tensors on their device, a twin on the host does the work.
 
-    compare : whether each call compares its values with those of the factors
+    compare : whether each call compares its values with the factored ones
     """
 
     def __init__(self, problem: Problem, compare: bool = False):

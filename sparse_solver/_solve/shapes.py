@@ -72,7 +72,7 @@ def solve_values(
 ) -> Tensor:
     """x with A(values) x = b; shapes as in `torch.linalg.solve`.
 
-    factors : those of `values`, if there are any
+    factors : the factors of `values`, if they exist already
     """
     structure = problem.structure
     check_square(structure.shape)

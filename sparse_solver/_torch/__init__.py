@@ -1,5 +1,5 @@
-"""What torch needs to be told: modes and transforms, compilation, locks and caches.
+"""The interplay with torch: modes and transforms, compilation, locks and caches.
 
-It imports nothing of the package. Start reading in `modes`, which tells what torch is doing to
-the tensors of a call.
+It imports nothing of the package. Start reading in `modes`, which says whether torch
+records, transforms or only computes with the tensors of a call.
 """

@@ -81,7 +81,7 @@ def synchronize_stream(device: torch.device) -> None:
 
 @cache
 def silence_beta_warning() -> None:
-    """Let torch give its warning, once a process, that CSR tensors are new, where nobody sees it.
+    """Suppress the warning, which torch gives once a process, that CSR tensors are new.
 
     A caller who passes no CSR tensor could not act on the warning.
     """
