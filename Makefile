@@ -4,7 +4,8 @@ RUN = .venv/bin/python
 # Side by side on all cores; each process then has one thread, unless a test asks for more.
 PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist worksteal
 
-.PHONY: demo examples test lint types tests without-pardiso clusters benchmark format clean
+.PHONY: demo examples test static lint types tests without-pardiso clusters benchmark format clean
+.PHONY: clusters-1 clusters-2 clusters-4
 
 demo: .venv/installed
 	$(RUN) examples/minimal.py
@@ -19,7 +20,12 @@ examples: .venv/test-installed
 	$(RUN) examples/neohookean.py --picture docs/images/neohookean.png
 	OMP_NUM_THREADS=1 .venv/bin/mpiexec -n 2 $(RUN) examples/distributed_conductivity.py
 
-test: lint types tests without-pardiso clusters
+# The first two take one core each.
+test: .venv/test-installed
+	$(MAKE) -j 2 static clusters-1
+	$(MAKE) tests without-pardiso clusters-2 clusters-4
+
+static: lint types
 
 lint: .venv/test-installed
 	$(RUN) -m ruff check .
@@ -35,13 +41,14 @@ tests: .venv/test-installed
 # contract of each engine is tested above.
 without-pardiso: .venv/test-installed
 	SPARSE_SOLVER_MKL=/nowhere $(PYTEST) tests/engines tests/factor tests/solve tests/quadratic \
-		tests/optimize tests/test_documents.py sparse_solver
+		tests/optimize/test_find_root.py tests/test_documents.py sparse_solver
 
-# Four ranks may be more than there are cores: slow, but right.
-clusters: .venv/test-installed
-	set -e; for ranks in 1 2 4; do \
-		MPIEXEC_TIMEOUT=900 OMP_NUM_THREADS=1 .venv/bin/mpiexec -n $$ranks $(RUN) -m pytest -q tests/mpi sparse_solver/distributed; \
-	done
+clusters: clusters-1 clusters-2 clusters-4
+
+# By the number of ranks. Four may be more than there are cores: slow, but right.
+clusters-1 clusters-2 clusters-4: clusters-%: .venv/test-installed
+	MPIEXEC_TIMEOUT=900 OMP_NUM_THREADS=1 .venv/bin/mpiexec -n $* $(RUN) -m pytest -q tests/mpi \
+		sparse_solver/distributed
 
 # Ten to twenty minutes; --quick and the names of workloads can be given in ARGUMENTS.
 benchmark: .venv/test-installed

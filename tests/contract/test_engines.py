@@ -187,7 +187,7 @@ def test_derivatives_in_one_triangle(engine: str, p: Problem, triangle: str) -> 
         return P.solve(values, b, assume=p.kind, triangle=triangle, engine=engine)  # type: ignore[arg-type] # str
 
     inputs = (p.values[kept].clone().requires_grad_(), vector(p, p.n, 2).requires_grad_())
-    assert gradcheck(solve, inputs, check_forward_ad=True)
+    assert gradcheck(solve, inputs, check_forward_ad=True, fast_mode=True)
     assert gradgradcheck(solve, inputs, check_fwd_over_rev=True, fast_mode=True)
     batch = torch.stack((inputs[0], 2 * inputs[0])).detach()
     expected = torch.stack([solve(values, inputs[1]) for values in batch])
@@ -220,7 +220,7 @@ def test_gradcheck(engine: str, p: Problem, transpose: bool) -> None:
     # torch's legacy vmap fails in forward mode on the conjugate in `independent`.
     lazy = p.values.dtype in COMPLEX and p.kind in ("spd", "hermitian")
     batched = {"check_batched_grad": True, "check_batched_forward_grad": not lazy}
-    assert gradcheck(sparse, inputs, check_forward_ad=True, **batched)
+    assert gradcheck(sparse, inputs, check_forward_ad=True, fast_mode=True, **batched)
     assert gradgradcheck(sparse, inputs, check_fwd_over_rev=True, fast_mode=True)
 
 
