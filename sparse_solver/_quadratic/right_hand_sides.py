@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from .._solve.shapes import check_rhs, is_vector
-from .._sparse.values import largest_modulus, raise_non_finite
+from .._sparse.values import check_finite
 from .._torch.modes import is_transformed
 from ..errors import ShapeError
 
@@ -39,7 +37,7 @@ def stack_as_rows(
         if tensor.dim() == 0 or row.shape[-1] != size:
             expected = f"expected (..., {size}) or (..., {size}, k)"
             raise ShapeError(f"{name} has shape {tuple(tensor.shape)}; {expected}")
-        _check_finite(name, row)
+        _check_readable_finite(name, row)
         rows[name], all_flat = row, all_flat and is_flat
     shapes = {name: row.shape[:-1] for name, row in rows.items()}
     lead = broadcast_shapes(shapes | {"the values": torch.Size((*batch, 1))})
@@ -47,12 +45,11 @@ def stack_as_rows(
     return {name: rows.get(name, zero).expand(*lead, sizes[name]) for name in sizes}, all_flat
 
 
-def _check_finite(name: str, rows: Tensor) -> None:
+def _check_readable_finite(name: str, rows: Tensor) -> None:
     """Raise NonFiniteError for NaN or infinity, where torch lets numbers be looked at."""
-    if torch.compiler.is_compiling() or is_transformed(rows) or not rows.numel():
+    if torch.compiler.is_compiling() or is_transformed(rows):
         return
-    if not largest_modulus(rows.detach()) < math.inf:
-        raise_non_finite(name, rows.detach())
+    check_finite(name, rows.detach())
 
 
 def broadcast_shapes(shapes: dict[str, torch.Size]) -> torch.Size:

@@ -45,6 +45,12 @@ def raise_non_finite(argument: str, tensor: Tensor) -> None:
         raise NonFiniteError(message, argument=argument, index=place[-1])
 
 
+def check_finite(argument: str, tensor: Tensor) -> None:
+    """Raise NonFiniteError if an entry is NaN or infinite; one pass if none is."""
+    if tensor.numel() and not largest_modulus(tensor) < math.inf:
+        raise_non_finite(argument, tensor)
+
+
 def to_double(values: Tensor) -> Tensor:
     """The same numbers in double precision."""
     return values.to(torch.complex128 if values.is_complex() else torch.float64)

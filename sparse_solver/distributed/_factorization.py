@@ -10,7 +10,7 @@ from torch import Tensor
 from .._factor.accuracy import EmptyFactor
 from .._solve.factorization import Info, collect_info
 from .._solve.shapes import check_flags, check_rhs
-from .._sparse.values import CPU, largest_modulus, raise_non_finite
+from .._sparse.values import CPU, check_finite
 from .._torch.dynamo import disable_dynamo
 from .._torch.modes import is_recorded
 from ..errors import ShapeError
@@ -137,9 +137,3 @@ class RightHandSides(NamedTuple):
         x = apply_inverse(values, rhs, factor, rows, transpose, recorded)
         x = x.squeeze(0) if is_vector else x.mT
         return x.conj() if self.adjoint else x  # A⁻ᴴ b = conj(A⁻ᵀ conj(b))
-
-
-def check_finite(name: str, tensor: Tensor) -> None:
-    """Raise NonFiniteError if an entry is NaN or infinite."""
-    if tensor.numel() and not largest_modulus(tensor) < float("inf"):
-        raise_non_finite(name, tensor)

@@ -12,12 +12,12 @@ from .._factor.accuracy import EmptyFactor
 from .._factor.options import Assume, Options
 from .._solve.shapes import check_values
 from .._sparse.index_checks import check_coo, check_range, check_shape, check_square
-from .._sparse.values import CPU
+from .._sparse.values import CPU, check_finite
 from .._torch.dynamo import disable_dynamo
 from .._torch.modes import copy_to_keep, is_recorded, materialize, outside_transforms
 from ..errors import DeviceError, OptionError, ShapeError
 from ._collective import Group
-from ._factorization import Factorization, RightHandSides, check_finite
+from ._factorization import Factorization, RightHandSides
 from ._halo_exchange import Rows, check_blocks, check_rows, partition
 from ._mkl_cluster import Handles, check_available
 from ._mpi import MPI
