@@ -15,7 +15,7 @@ import torch
 
 from ._engines.protocol import Factor, Kind
 from ._engines.registry import engine_named, engine_names, installed_on
-from ._factor.accuracy import InverseOperator
+from ._factor.checked_factor import InverseOperator
 from ._factor.lifetime import count_alive as count_alive
 from ._solve.factorization import Factorization
 
@@ -73,7 +73,8 @@ def checked_factors(F: Factorization) -> list[InverseOperator]:
 
 def engine_factors(F: Factorization) -> list[Factor]:
     """The engine's factors in a Factorization, one for each part of its batch."""
-    return [checked.factor for checked in checked_factors(F)]
+    factors = (checked.factor for checked in checked_factors(F))
+    return [factor for factor in factors if factor is not None]
 
 
 @contextmanager

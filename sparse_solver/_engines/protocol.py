@@ -24,6 +24,14 @@ from ..errors import NotPositiveDefiniteError
 # A = Aᵀ, also for complex values; "hermitian" occurs for complex values only.
 Kind = Literal["spd", "symmetric", "hermitian", "general"]
 
+# How supernodal engines factor them.
+METHODS: dict[Kind, str] = {
+    "spd": "Cholesky",
+    "symmetric": "LDLᵀ",
+    "hermitian": "LDLᴴ",
+    "general": "LU",
+}
+
 # Below this many ε, a pivot relative to its diagonal entry may be a rounding error. Singular
 # matrices rarely give a zero pivot; up to 600 ε was seen on Laplacians of 10⁴ unknowns.
 _DOUBTFUL_PIVOT = 1e4
@@ -105,10 +113,8 @@ class Factor(Protocol):
     flops : floating-point operations of this factorisation
     perturbed_pivots : pivots that were too small and were enlarged
     negative_eigenvalues : of a symmetric or Hermitian matrix
-    stable : whether the method is backward stable for this kind of matrix, so that residuals need
-        not be formed
-    doubtful : whether the matrix may be singular, because pivots are small beside their diagonal
-        entries (LU: beside the largest entry), or because the engine does not report them
+    sound : whether the pivots alone show that all solutions are good: those of a positive definite
+        matrix, none of which may be a rounding error of its diagonal entry
     """
 
     arrangement: Arrangement
@@ -118,15 +124,19 @@ class Factor(Protocol):
     memory_bytes: int | None
     perturbed_pivots: int | None
     negative_eigenvalues: int | None
-    stable: bool
-    doubtful: bool
+    sound: bool
 
     def substitute(self, rhs: Tensor, transpose: bool) -> Tensor:
         """Apply A⁻¹ or A⁻ᵀ to the rows of the contiguous (k, n) `rhs`, k ≥ 1, in a new tensor."""
 
 
 class Symbolic(Protocol):
-    """The analysis of a pattern: ordering, elimination tree, places of the fill."""
+    """The analysis of a pattern: ordering, elimination tree, places of the fill.
+
+    method : how it factors, in words
+    """
+
+    method: str
 
     def factor_nnz(self, matrix: Matrix) -> int | None:
         """The predicted entries of a Cholesky factor; an engine may have to factor the matrix."""
@@ -138,7 +148,7 @@ class Symbolic(Protocol):
         """
 
     def analyze_values(self, matrix: Matrix) -> Symbolic | None:
-        """A slower analysis that uses these values, for bad pivots; None if there is no better."""
+        """A more robust analysis, which uses these values; None if there is none."""
 
 
 @runtime_checkable

@@ -82,6 +82,8 @@ class QdldlSymbolic:
     Lp, Li : the pattern of L; every factorisation writes the same numbers, so all of them share it
     """
 
+    method = "LDLᵀ without exchanges"
+
     def __init__(self, library: _Library, structure: Structure, triangle: str | None):
         self.library, self.n = library, structure.shape[0]
         self.arrangement = arrangement_of(structure, "upper", triangle)
@@ -122,7 +124,6 @@ class QdldlFactor:
     memory_bytes: int | None
     perturbed_pivots: int | None = 0
     negative_eigenvalues: int | None = 0
-    stable = True
 
     def __init__(self, symbolic: QdldlSymbolic, values: Tensor):
         self._symbolic, self.values, self.arrangement = symbolic, values, symbolic.arrangement
@@ -130,7 +131,7 @@ class QdldlFactor:
         self.memory_bytes = 8 * (symbolic.nnz + n)
         pivots = self._eliminate()
         diagonal = values.index_select(0, symbolic.at_diagonal)
-        self.doubtful = is_doubtful(float((pivots / diagonal).min()), values.dtype)
+        self.sound = not is_doubtful(float((pivots / diagonal).min()), values.dtype)
 
     def _eliminate(self) -> Tensor:
         """Compute L and D, and return the diagonal of D; raise unless it is positive."""

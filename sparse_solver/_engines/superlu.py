@@ -11,7 +11,6 @@ Trans. Math. Softw. 31, 2005; scipy.sparse.linalg.splu.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 from .._sparse.matrix import Matrix
 from .._sparse.structure import Structure
 from .._sparse.triangle import Arrangement, arrangement_of
-from .._sparse.values import DTYPES
+from .._sparse.values import CPU, DTYPES, scaling_power, to_double
 from ..errors import (
     EngineError,
     EngineUnsupportedError,
@@ -28,6 +27,7 @@ from ..errors import (
     SingularMatrixError,
 )
 from .protocol import Availability, Kind, is_doubtful, is_hermitian, not_positive_definite
+from .superlu_memory import Decomposition
 
 _SPD_METHOD = "LU without row exchanges"
 _SPD_OPTIONS = {
@@ -35,6 +35,8 @@ _SPD_OPTIONS = {
     "diag_pivot_thresh": 0.0,
     "options": {"SymmetricMode": True, "Equil": False},
 }
+# Rows and columns alternate; the second time, few sizes change by more than a factor of two.
+_EQUILIBRATION_STEPS = 3
 _LU_OPTIONS = {"permc_spec": "COLAMD", "diag_pivot_thresh": 1.0}
 
 
@@ -42,7 +44,9 @@ class SuperluSymbolic:
     """The pattern in SuperLU's integers. The rows of A are the columns of Aᵀ, which is factored."""
 
     def __init__(self, structure: Structure, kind: Kind, dtype: torch.dtype, triangle: str | None):
-        self._kind, self._dtype, self._shape = kind, dtype, structure.shape
+        self._kind, self._shape = kind, structure.shape
+        self._is_hermitian = is_hermitian(kind, dtype)
+        self.method = _SPD_METHOD if kind == "spd" else "LU with partial pivoting"
         arrangement = self.arrangement = arrangement_of(structure, "full", triangle)
         if max(structure.shape[0], arrangement.nnz) > np.iinfo(np.intc).max:
             message = "SuperLU counts in 32-bit integers, which are too few for this matrix"
@@ -58,15 +62,18 @@ class SuperluSymbolic:
             return None
 
     def factor(self, matrix: Matrix) -> SuperluFactor:
+        values = matrix.arrange(self.arrangement, self._is_hermitian)
+        return SuperluFactor(self._decompose(values), self.arrangement, values, self._kind == "spd")
+
+    def _decompose(self, values: Tensor) -> Decomposition:
+        """Factor the matrix that has these values in the arrangement."""
         from scipy.sparse import csc_matrix
         from scipy.sparse.csgraph import structural_rank
-        from scipy.sparse.linalg import splu
 
-        values = matrix.arrange(self.arrangement, is_hermitian(self._kind, self._dtype))
         transposed = csc_matrix((values.numpy(), self._col, self._crow), shape=self._shape)
         spd = self._kind == "spd"
         try:
-            decomposition = splu(transposed, **(_SPD_OPTIONS if spd else _LU_OPTIONS))
+            return Decomposition(transposed, _SPD_OPTIONS if spd else _LU_OPTIONS)
         except RuntimeError as error:
             if "singular" not in str(error) and structural_rank(transposed) == self._shape[0]:
                 message = f"SuperLU failed: {error}"
@@ -75,7 +82,6 @@ class SuperluSymbolic:
                 raise not_positive_definite("superlu", _SPD_METHOD, None) from error
             message = "SuperLU met a zero pivot: the matrix is singular"
             raise SingularMatrixError(message, engine="superlu") from error
-        return SuperluFactor(decomposition, self.arrangement, values, spd)
 
     def analyze_values(self, matrix: Matrix) -> None:
         return None
@@ -84,37 +90,85 @@ class SuperluSymbolic:
 class SuperluFactor:
     flops: int | None = None
     perturbed_pivots: int | None = 0
-    stable = True  # partial pivoting; for positive definite matrices the diagonal is as good
 
-    def __init__(self, decomposition: Any, arrangement: Arrangement, values: Tensor, spd: bool):
+    def __init__(
+        self, decomposition: Decomposition, arrangement: Arrangement, values: Tensor, spd: bool
+    ):
         self._decomposition, self.arrangement, self.values = decomposition, arrangement, values
         self.negative_eigenvalues: int | None = 0 if spd else None
-        self.nnz: int | None = int(decomposition.nnz)
-        self.memory_bytes: int | None = int(decomposition.nnz) * (values.element_size() + 4)
-        smallest = self._find_smallest_spd_pivot() if spd else self._find_smallest_pivot()
-        self.doubtful = is_doubtful(smallest, values.dtype)
+        self.nnz: int | None = decomposition.nnz
+        self.memory_bytes: int | None = decomposition.nnz * (values.element_size() + 4)
+        self.sound = spd and not is_doubtful(self._find_smallest_pivot(), values.dtype)
 
     def _find_smallest_pivot(self) -> float:
-        """The smallest pivot relative to the largest entry of U."""
-        upper = self._decomposition.U
-        return float(np.abs(upper.diagonal()).min() / np.abs(upper.data).max())
-
-    def _find_smallest_spd_pivot(self) -> float:
         """The smallest pivot relative to its diagonal entry; raise unless all are positive."""
-        decomposition, arrangement = self._decomposition, self.arrangement
-        pivots = decomposition.U.diagonal().real
-        row_of_pivot = np.argsort(decomposition.perm_c)
-        bad = ~(pivots > 0)
-        if bad.any() or not np.array_equal(decomposition.perm_r, decomposition.perm_c):
+        pivots = self._decomposition.pivots().real
+        (perm_r, perm_c), arrangement = self._decomposition.permutations(), self.arrangement
+        row_of_pivot, bad = np.argsort(perm_c), ~(pivots > 0)
+        if bad.any() or not np.array_equal(perm_r, perm_c):
             row = int(row_of_pivot[np.argmax(bad)]) if bad.any() else None
             raise not_positive_definite("superlu", _SPD_METHOD, row)
         diagonal = self.values[arrangement.rows == arrangement.col].numpy().real
         return float((pivots / diagonal[row_of_pivot]).min())
 
     def substitute(self, rhs: Tensor, transpose: bool) -> Tensor:
-        # Aᵀ was factored. The columns that SuperLU reads are the rows of `rhs`.
-        x = self._decomposition.solve(rhs.numpy().T, trans="N" if transpose else "T")
-        return torch.from_numpy(np.ascontiguousarray(x.T))
+        return self._decomposition.substitute(rhs, transpose)
+
+
+class EquilibratedSymbolic(SuperluSymbolic):
+    """LU with partial pivoting, in double precision, of R A C with powers of two R and C.
+
+    R and C make the largest entries of rows and columns nearly one, so that pivots are compared
+    with entries of their own size. Matrices on other devices are copied to the CPU.
+    """
+
+    engine = "superlu"
+
+    def __init__(self, structure: Structure, kind: Kind, dtype: torch.dtype, triangle: str | None):
+        super().__init__(structure.on(CPU), "general", dtype, triangle)
+        self._is_hermitian = is_hermitian(kind, dtype)
+        self.method = "LU with partial pivoting after equilibration, in double precision"
+
+    def factor(self, matrix: Matrix) -> EquilibratedFactor:
+        on_host = Matrix(matrix.structure.on(CPU), to_double(matrix.values).cpu())
+        values = on_host.arrange(self.arrangement, self._is_hermitian)
+        rows, cols = self.arrangement.rows, self.arrangement.col
+        scales = _equilibrate(values.abs(), rows, cols, self._shape[0])
+        scaled = values * scales[0][rows] * scales[1][cols]
+        decomposition = self._decompose(scaled)
+        return EquilibratedFactor(decomposition, self.arrangement, values, scales)
+
+
+class EquilibratedFactor(SuperluFactor):
+    def __init__(
+        self,
+        decomposition: Decomposition,
+        arrangement: Arrangement,
+        values: Tensor,
+        scales: tuple[Tensor, Tensor],
+    ):
+        super().__init__(decomposition, arrangement, values, spd=False)
+        self._scales = scales
+
+    def substitute(self, rhs: Tensor, transpose: bool) -> Tensor:
+        before, after = reversed(self._scales) if transpose else self._scales
+        x = self._decomposition.substitute(rhs.cpu() * before, transpose)
+        return (x * after).to(rhs.device)
+
+
+def _equilibrate(moduli: Tensor, rows: Tensor, cols: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Powers of two for rows and columns that bring their largest entries near one.
+
+    (D. Ruiz, "A scaling algorithm to equilibrate both rows and columns norms in matrices",
+    RAL-TR-2001-034, 2001.)
+    """
+    row_scales, col_scales = moduli.new_ones(n), moduli.new_ones(n)
+    for _ in range(_EQUILIBRATION_STEPS):
+        for scales, at in ((row_scales, rows), (col_scales, cols)):
+            scaled = moduli * row_scales[rows] * col_scales[cols]
+            largest = moduli.new_zeros(n).scatter_reduce_(0, at, scaled, "amax")
+            scales *= scaling_power(largest)
+    return row_scales, col_scales
 
 
 class Superlu:

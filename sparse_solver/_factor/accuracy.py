@@ -1,370 +1,370 @@
-"""Whether the solutions that a factor gives are accurate: residuals, refinement, singular matrices.
+"""How solutions are judged: one set of rules for all kinds of matrices, dtypes and engines.
 
-Everything is measured entry by entry: the backward error of x is the smallest ω such that
-(A + E) x = b + f holds for some |E| ≤ ω|A|, |f| ≤ ω|b|, and that is
-max_i |b − A x|_i / (|A||x| + |b|)_i. Unlike norms it does not depend on the scales of rows and
-columns. (W. Oettli and W. Prager, Numer. Math. 6, 1964; N. J. Higham, "Accuracy and Stability of
-Numerical Algorithms", 2nd ed., sections 7.2 and 12.2.)
+Sizes are measured row by row, since matrices may have rows and columns of very different size. s_i
+is the largest modulus in row i, c_j the size of column j once rows and columns are equilibrated, ε
+that of the dtype of the matrix. Residuals r = b − A x are formed in double precision at least.
+
+**Accurate** is a solution whose componentwise backward error ω = max_i |r_i| / (|A||x| + |b|)_i is
+a few ε: it solves a system whose entries differ by ω from the given ones, relatively and one by one
+[1, 2]. Rows whose denominator may be rounding errors get a larger one [3]. Refinement goes on as
+long as it halves ω.
+
+**Clean** is a factor without perturbed pivots that leaves a residual row by row small before any
+refinement. Only a clean factor stands for A⁻¹ below. Where it does, a solution whose ω stagnates is
+accurate nevertheless if the residual adds no more to the forward error than the rounding of A and b
+to ε does: ‖|A⁻¹||r|‖ ≤ 4 ε ‖|A⁻¹|(|A||x| + |b|)‖. Such norms are estimated [4, 5].
+
+**Doubt** about a factorisation arises where scattered right-hand sides of the size of the rows have
+solutions so large that half of the digits may be lost. Without doubt, accurate solutions are good.
+
+**Singular to working precision** is a matrix in doubt whose probe has no correct digit: the bound
+ε ‖|A⁻¹|(|A||x| + |b| + |r|/ε)‖ / ‖x‖ of its forward error exceeds one, in the norm max_j c_j|x_j|.
+If ε ‖|A⁻¹||A|e‖ is small (a condition number that R. D. Skeel introduced [1]), all solutions are
+good; else every one has to pass the same bound as the probe.
+
+[1] R. D. Skeel, "Iterative refinement implies numerical stability for Gaussian elimination", Math.
+Comp. 35, 1980.
+[2] W. Oettli, W. Prager, "Compatibility of approximate solution of linear equations with given
+error bounds for coefficients and right-hand sides", Numer. Math. 6, 1964.
+[3] M. Arioli, J. W. Demmel, I. S. Duff, "Solving sparse linear systems with sparse backward error",
+SIAM J. Matrix Anal. Appl. 10, 1989.
+[4] W. W. Hager, "Condition estimates", SIAM J. Sci. Stat. Comput. 5, 1984.
+[5] N. J. Higham, "FORTRAN codes for estimating the one-norm of a real or complex matrix, with
+applications to condition estimation", ACM Trans. Math. Softw. 14, 1988; "Accuracy and Stability of
+Numerical Algorithms", 2nd ed., chapters 7, 12 and 15.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from enum import Enum
 from functools import cache
-from typing import Any, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._engines.protocol import Factor, Kind
-from .._sparse.matvec import Products
-from .._sparse.structure import Structure
-from .._sparse.values import largest_modulus, probe_vector, raise_non_finite, row_moduli
-from ..errors import EngineError, NonFiniteError, SingularMatrixError
+from .._engines.protocol import Factor
+from .._sparse.values import to_double
+from .equations import Equations
 
-_REFINEMENT_STEPS = 3
-_INVERSE_ITERATIONS = 8
-# The mean of the probe vector: not zero, since the vectors that singular matrices annihilate are
-# often constant.
-_PROBE_MEAN = 0.25
-
-
-class Tolerances:
-    """The limits by which solutions are judged, for a dtype with rounding errors ε."""
-
-    def __init__(self, eps: float):
-        self.eps = eps
-        # The backward error of a stable method, with a margin.
-        self.stable = 64 * eps
-        # The backward error of the probe up to which a factor is good enough.
-        self.probe = 1e3 * eps
-        # The componentwise backward error up to which a solution needs no normwise check.
-        self.componentwise = 1e4 * eps
-        # A stable method leaves ‖r‖ ≈ ε‖A‖‖x‖: up to this multiple of ‖b‖ it is not formed.
-        self.expected_residual = eps**0.4
-        # ‖r‖/‖b‖ of a stable method from which on the matrix may be singular: half the digits.
-        self.residual = eps**0.5
-        # The same for solutions that are not refined until they are good.
-        self.non_blocking_residual = eps**0.25
-        # The growth of the probe below which a matrix is far from singular.
-        self.growth = eps**-0.6
-        # The distance to a singular matrix that perturbed pivots can make of zero: 400 ε was seen.
-        self.perturbed_distance = eps**0.75
-        # Below this fraction of the largest one, an entry of a null vector may be noise.
-        self.noise = eps**0.5
+# ω of an accurate solution, in ε. 64 instead of 4 accepted a wrong solution on a test bed.
+ACCURATE = 4.0
+# The same after one step of refinement, where no other one can follow.
+ACCURATE_ONCE_REFINED = 64.0
+# There, ‖r‖ / ‖b‖ is to be at most ε to this power.
+CONSISTENT_POWER = 0.25
+# Denominators below this many n ε, relative to their rows, may be rounding errors [3].
+TINY_DENOMINATOR = 1000.0
+# The residual of a clean factor before refinement, in ε, relative to ‖a_i‖₁ ‖x‖ + |b|_i.
+CLEAN = 1e4
+# ε ‖|A⁻¹||A|e‖ below which all solutions are good: two digits are left where it is estimated right.
+SMALL_ERROR = 1e-2
+# The bound of the forward error from which on no digit is correct.
+NO_DIGIT = 1.0
+# Steps of the estimation of a norm; it rarely needs more than two [5].
+_ESTIMATION_STEPS = 4
+# Steps of a power iteration that finds the units of the unknowns, in so many rounds at most.
+_UNIT_STEPS, _MOST_ROUNDS = 3, 4
+# Units of zero would divide by zero.
+_SMALLEST_UNIT = 1e-150
+# An estimate that does not grow by more than this has converged.
+_ESTIMATE_GROWTH = 1.01
 
 
 @cache
-def tolerances_of(dtype: torch.dtype) -> Tolerances:
-    """The limits for a dtype."""
-    return Tolerances(torch.finfo(dtype).eps)
+def growth_in_doubt(dtype: torch.dtype) -> float:
+    """The growth of the probe with which half of the digits may be lost."""
+    return float(torch.finfo(dtype).eps ** -0.5)
 
 
-@dataclass
-class Record:
-    """How a factorisation came about.
+class Verdict(Enum):
+    """What the probe shows about a factorisation."""
 
-    kind, kind_reason : what the matrix was taken for, and why
-    engine, engine_reason : the engine, and why
+    SOUND = "no doubt about the matrix, or a condition number that is small enough"
+    DOUBTFUL = "each solution has to be judged by itself"
+    SINGULAR = "singular to working precision"
+    UNUSABLE = "the factor is too inaccurate to judge the matrix"
+
+
+class Outcome(Enum):
+    """What is known about solutions."""
+
+    GOOD = "all of them are accurate"
+    INACCURATE = "another factor may give better ones"
+    NO_DIGIT = "the matrix does not determine a digit of the largest entries of one"
+
+
+class Solution(NamedTuple):
+    """Solutions x (k, n) of k right-hand sides, and their errors.
+
+    residual, bound : (k, n) b − A x and |A||x| + |b|
+    error : (systems,) the componentwise backward error ω
+    enlarged : whether the bound is larger where it might be rounding errors [3]
     """
 
-    kind: Kind
-    kind_reason: str
-    engine: str = "none"
-    engine_reason: str = "nothing to factor"
-    analysis_seconds: float = 0.0
-    factorization_seconds: float = 0.0
+    x: Tensor
+    residual: Tensor
+    bound: Tensor
+    error: Tensor
+    enlarged: bool
 
 
-class InverseOperator(Protocol):
-    """The inverse of a matrix, applied by a factor that is checked in some way."""
+class Conditioning(NamedTuple):
+    """How much a matrix enlarges errors.
 
-    record: Record
-    factor: Any
-
-    def apply_inverse(self, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
-        """Apply A⁻¹ or A⁻ᵀ to the rows of `rhs`; see `CheckedFactor.apply_inverse`."""
-
-
-class EmptyFactor:
-    """The factorisation of a matrix without rows."""
-
-    factor: Factor | None = None
-
-    def __init__(self, record: Record):
-        self.record = record
-
-    def apply_inverse(self, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
-        return torch.empty_like(rhs)
-
-
-class CheckedFactor:
-    """A factor, and the checks on its solutions.
-
-    factor : of the matrix that `products` multiplies with
-    structure : of the matrix
-    largest : the largest modulus of an entry
-    blocks : the number of equal blocks on the diagonal, each a system of its own
+    units : (1, n) sizes of the unknowns, at most one, in which their errors are compared
+    condition : (systems,) max_j (|A⁻¹||A| units)_j / units_j
     """
 
-    _advice = "try another engine="
-    _start = 0  # the number of the first row, where other processes have the rows before it
+    units: Tensor
+    condition: Tensor
 
-    def __init__(
-        self,
-        record: Record,
-        structure: Structure,
-        factor: Factor,
-        products: Products,
-        largest: float,
-        blocks: int,
-    ):
-        self.record, self.factor = record, factor
-        self._structure, self._n = structure, structure.shape[0]
-        self._products, self._largest, self._blocks = products, largest, blocks
-        self._dtype = factor.values.dtype
-        self._tolerances = tolerances_of(self._dtype)
-        self._singular: str | None = None  # what `refuse_singular` found: "" or a message
-        self._growth: float | None = None  # what `is_accurate` found
 
-    def apply_inverse(self, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
-        """Apply A⁻¹ or A⁻ᵀ to the rows of the contiguous `rhs` (k, n), in a new tensor.
+class Judge:
+    """The rules above for one factor of the matrix of `equations`.
 
-        Rows that hold NaN or infinity raise NonFiniteError if `strict`, else they give NaN: a loss
-        that overflowed must reach a gradient scaler as what it is.
-        """
-        if self._is_empty(rhs):
-            return torch.empty_like(rhs)
-        size = self._largest_of(rhs)
-        if not size < math.inf:
-            return self._apply_to_finite(rhs, transpose, strict)
-        x = self.factor.substitute(rhs, transpose)
-        x_size = self._largest_of(x)
-        if not x_size < math.inf:
-            self.refuse_singular()
-            if not strict:
-                return x
-            message = f"the solution is too large for {self._dtype}"
-            raise NonFiniteError(message, argument="x", index=None)
-        if self.factor.stable:
-            self._check_stable(x, rhs, x_size, size, transpose)
-            return x
-        return self._refine_and_check(x, rhs, transpose)
+    sound : whether the pivots alone show that all solutions are good
+    verdict : what the probe shows
+    clean : whether the factor may stand for A⁻¹
+    in_doubt : whether solutions of the probe were so large that half of the digits may be lost
+    distance : relative changes of the entries by so much make a singular matrix so
+    """
 
-    def _check_stable(
-        self, x: Tensor, rhs: Tensor, x_size: float, size: float, transpose: bool
-    ) -> None:
-        """Raise SingularMatrixError if a solution of a backward stable method shows that.
+    def __init__(self, equations: Equations, factor: Factor, sound: bool = False):
+        self._equations, self.factor, self._dtype = equations, factor, factor.values.dtype
+        self._eps = torch.finfo(equations.dtype).eps
+        self._conditioning: dict[bool, Conditioning] = {}
+        self.sound, self.clean, self.in_doubt, self.distance = sound, False, False, 0.0
+        self.verdict = Verdict.SOUND
+        # Applies the factor to double precision vectors (k, n), in double precision.
+        self.substitute = self._substitute_scaled
+        if torch.finfo(self._dtype).eps == torch.finfo(torch.float64).eps:
+            self.substitute = factor.substitute
 
-        Such a method leaves a residual of ε‖A‖‖x‖, which is small beside ‖b‖ unless A is nearly
-        singular; only then the residual is formed.
-        """
-        expected, limit = self._tolerances.eps * self._largest, self._tolerances.expected_residual
-        if rhs.shape[0] * self._blocks == 1 and expected * x_size <= limit * size:
-            return  # the common case, without further tensors
-        sizes = self._sizes(rhs)
-        if bool((expected * self._sizes(x) <= limit * sizes).all()):
-            return
-        residual = self._sizes(rhs - self._products.apply(x, transpose))
-        if not bool((residual <= self._tolerances.residual * sizes).all()):
-            self.refuse_singular()
+    @property
+    def is_usable(self) -> bool:
+        """Whether the factor gave an accurate solution of the probe."""
+        return self.verdict in (Verdict.SOUND, Verdict.DOUBTFUL)
 
-    def _refine_and_check(self, x: Tensor, rhs: Tensor, transpose: bool) -> Tensor:
-        """The refined solution of a method that may be unstable; raise if it is not accurate."""
-        tolerances = self._tolerances
-        x, error = self._refine(x, rhs, transpose, tolerances.stable)
-        if error <= tolerances.componentwise:
-            return x
-        # Componentwise is too strict where x has zeros; then a normwise small residual is enough.
-        residual = self._sizes(rhs - self._products.apply(x, transpose))
-        bound = self._scales(rhs.shape[0]) * self._sizes(x) + self._sizes(rhs)
-        if bool((residual > tolerances.stable * bound).any()):
-            self.refuse_singular()
-            engine, kind = self.record.engine, self.record.kind
-            raise EngineError(
-                f"{engine} could not factor this {kind} matrix accurately (backward error "
-                f"{error:.0e}); {self._advice}, or scale the rows and columns of the matrix",
-                engine=engine,
-                code=None,
-            )
-        return x
-
-    def _apply_to_finite(self, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
-        """The same as `apply_inverse`, where some right-hand sides are not finite."""
-        each = rhs.view(rhs.shape[0] * self._blocks, self._n // self._blocks)
-        if strict:
-            raise_non_finite("b", each)
-            message = "b is too large: the modulus of an entry is infinite"
-            raise NonFiniteError(message, argument="b", index=None)
-        finite = torch.isfinite(self._sizes(rhs)).unsqueeze(-1)
-        x = self.apply_inverse(torch.where(finite, each, 0).view(rhs.shape), transpose, strict)
-        return torch.where(finite, x.view(each.shape), math.nan).view(rhs.shape)
-
-    def apply_inverse_non_blocking(self, rhs: Tensor, transpose: bool) -> tuple[Tensor, Tensor]:
-        """Apply A⁻¹ or A⁻ᵀ without synchronising the host.
-
-        Returns the solutions after one step of refinement, and (k · blocks,) whether each is
-        accurate. A singular matrix leaves residuals that are not small beside the right-hand side,
-        however large the solution.
-        """
-        products, tolerances = self._products, self._tolerances
-        x = self.factor.substitute(rhs, transpose)
-        x = x + self.factor.substitute(rhs - products.apply(x, transpose), transpose)
-        residual = rhs - products.apply(x, transpose)
-        error = self._ratios(residual, products.apply_modulus(x, transpose) + rhs.abs())
-        sizes, left, x_sizes = (self._sizes(vectors) for vectors in (rhs, residual, x))
-        bound = self._scales(rhs.shape[0]) * x_sizes + sizes
-        backward = (error <= tolerances.componentwise) | (left <= tolerances.stable * bound)
-        consistent = left <= tolerances.non_blocking_residual * sizes
-        return x, backward & consistent & (x_sizes < math.inf)
-
-    def is_accurate(self) -> bool:
-        """Whether the factor solves a system with a probe vector to a small backward error."""
-        rhs = self._probe()
-        x = self.factor.substitute(rhs, False)
-        self._growth = self._largest_of(x) * self._largest
-        if not self._growth < math.inf:
-            return False
-        enough = self._tolerances.probe
-        return self._refine(x, rhs, False, enough)[1] <= enough
-
+    @property
     def is_beyond_doubt(self) -> bool:
-        """Whether nothing suggests that the matrix, or a block of it, is singular or inaccurate.
+        """Whether nothing at all suggests that a pivot or a solution might be inaccurate."""
+        return self.verdict is Verdict.SOUND and not (self.in_doubt or self.is_perturbed)
 
-        Measured on the whole matrix, which is stricter than on any block.
+    @property
+    def is_perturbed(self) -> bool:
+        """Whether the engine enlarged pivots, so that the factor is that of another matrix."""
+        return bool(self.factor.perturbed_pivots)
+
+    def examine(self) -> Verdict:
+        """Solve for the probe, and find the verdict that its solution suggests."""
+        equations = self._equations
+        if self.sound:
+            return self.verdict
+        if not equations.has_scales():
+            self.verdict = Verdict.SINGULAR
+            return self.verdict
+        rhs = (equations.probe() * equations.scales(False).rows).to(equations.dtype)
+        first = self._evaluate(self.factor.substitute(rhs.to(self._dtype), False), rhs, False)
+        self.verdict = Verdict.UNUSABLE
+        if equations.all_finite(first.x):
+            self.clean = not self.is_perturbed and self._is_small(first, rhs)
+            self.verdict = self._conclude(self._refine(first, rhs, False), rhs)
+        return self.verdict
+
+    def _conclude(self, solution: Solution, rhs: Tensor) -> Verdict:
+        """The verdict that the refined solution of the probe suggests."""
+        equations, scales = self._equations, self._equations.scales(False)
+        is_accurate = bool(self._accepts(solution, False).all())
+        growth = equations.sizes(solution.bound / scales.rows)
+        growth = growth / equations.sizes(rhs / scales.rows) * equations.column_spread(scales)
+        if bool((growth <= growth_in_doubt(equations.dtype)).all()):
+            return Verdict.SOUND if is_accurate else Verdict.UNUSABLE
+        self.in_doubt = True
+        if not self.clean or equations.blocks > 1:  # blocks are better judged one by one
+            return Verdict.UNUSABLE
+        units, condition = self._find_conditioning(False)
+        bounds = self._forward_errors(solution, False, units).maximum(self._eps * condition)
+        if not bool((bounds < torch.inf).all()):
+            return Verdict.UNUSABLE
+        if not bool((bounds <= NO_DIGIT).all()):
+            self.distance = self._eps / float(bounds.max())
+            return Verdict.SINGULAR
+        if not is_accurate:
+            return Verdict.UNUSABLE
+        small = bool((bounds <= SMALL_ERROR).all())
+        return Verdict.SOUND if small else Verdict.DOUBTFUL
+
+    def solve(self, rhs: Tensor, transpose: bool) -> tuple[Tensor, Outcome]:
+        """Solutions (k, n), and what is known about them; they are finite if they are good."""
+        equations = self._equations
+        x = self.factor.substitute(rhs.to(self._dtype), transpose)
+        if self.sound:
+            return x, Outcome.GOOD if equations.all_finite(x) else Outcome.INACCURATE
+        solution = self._refine(self._evaluate(x, rhs, transpose), rhs, transpose)
+        x = solution.x.to(equations.dtype)
+        if not (equations.all_finite(x) and bool(self._accepts(solution, transpose).all())):
+            return x, Outcome.INACCURATE
+        if self.in_doubt and not self._has_digits(solution, transpose):
+            return x, Outcome.NO_DIGIT
+        return x, Outcome.GOOD
+
+    def solve_non_blocking(self, rhs: Tensor, transpose: bool) -> tuple[Tensor, Tensor]:
+        """Solutions after one step of refinement, and (systems,) whether each may be returned.
+
+        Nothing here synchronises the host, so that neither doubt nor another factor can follow. A
+        singular matrix leaves residuals that are not small beside b, however large the solution.
         """
-        if self.factor.stable:
-            return not self.factor.doubtful
-        accurate = self.is_accurate()
-        return accurate and not self.factor.perturbed_pivots and self._is_far_from_singular()
+        equations = self._equations
+        x = to_double(self.factor.substitute(rhs, transpose))
+        x = x + self.substitute(equations.residual(x, rhs, transpose), transpose)
+        residual = equations.residual(x, rhs, transpose)
+        bound = self._enlarge_tiny(equations.bound(x, rhs, transpose), x, rhs, transpose)
+        sizes, left, x_sizes = (equations.sizes(vectors) for vectors in (rhs, residual, x))
+        backward = equations.ratios(residual, bound) <= ACCURATE_ONCE_REFINED * self._eps
+        consistent = left <= self._eps**CONSISTENT_POWER * sizes
+        return x.to(equations.dtype), backward & consistent & (x_sizes < torch.inf)
 
-    def _is_far_from_singular(self) -> bool:
-        """Whether the probe vector hardly grew; asked after `is_accurate`."""
-        return self._growth is not None and self._growth < self._tolerances.growth
+    def _has_digits(self, solution: Solution, transpose: bool) -> bool:
+        """Whether the largest entries of all solutions have correct digits."""
+        equations, (units, condition) = self._equations, self._find_conditioning(transpose)
+        # Unless the bound is larger, |A⁻¹||A||x| ≤ condition · units · max_j |x_j| / units_j.
+        growth = equations.largest(units) * equations.sizes(solution.x / units)
+        bounds = self._eps * condition * growth / equations.sizes(solution.x)
+        if solution.enlarged or not bool((bounds <= SMALL_ERROR).all()):
+            bounds = self._forward_errors(solution, transpose, equations.ones())
+        return bool((bounds <= NO_DIGIT).all())
 
-    def refuse_singular(self) -> None:
-        """Raise SingularMatrixError if the matrix is singular to working precision."""
-        if self._singular is None:
-            distance, tolerances = self._distance_to_singularity(), self._tolerances
-            perturbed = tolerances.perturbed_distance if self.factor.perturbed_pivots else 0.0
-            is_regular = distance > max(tolerances.stable, perturbed)
-            self._singular = "" if is_regular else self._describe_singular(distance)
-        if self._singular:
-            raise SingularMatrixError(self._singular, engine=self.record.engine, row=None)
+    def _find_conditioning(self, transpose: bool) -> Conditioning:
+        """The condition number of a matrix in doubt, in the units that make it small."""
+        if transpose not in self._conditioning:
+            equations = self._equations
+            best = Conditioning(equations.ones(), equations.ones()[0, :1] * torch.inf)
+            units = best.units
+            for _ in range(_MOST_ROUNDS):
+                for _ in range(_UNIT_STEPS):
+                    units = self._iterate_units(units, transpose)
+                weights = equations.bound(units, None, transpose)
+                found = Conditioning(units, self.estimate(weights, transpose, units))
+                helped = bool((found.condition < best.condition / 2).all())
+                best = found if helped else best
+                if not helped or bool((self._eps * found.condition <= SMALL_ERROR).all()):
+                    break
+            self._conditioning[transpose] = best
+        return self._conditioning[transpose]
 
-    def _distance_to_singularity(self) -> float:
-        """An upper bound of the smallest ω with (A + E) v = 0, v ≠ 0, |E| ≤ ω|A|; tight if tiny.
+    def _iterate_units(self, units: Tensor, transpose: bool) -> Tensor:
+        """|A⁻¹||A| units, nearly, divided by its largest entry.
 
-        Each v gives a bound, its backward error as a solution of A v = 0. Inverse iteration leads
-        to a vector that A nearly annihilates, but only as nearly as the factor F is that of A:
-        perturbed pivots distort it. Then v − F⁻¹ A v leads further: it maps null vectors of A to
-        themselves, and shrinks the rest.
-
-        A null vector that belongs to a part of A that nothing else depends on is zero elsewhere,
-        where inverse iteration leaves noise, whose relative residual is not small. So v is also
-        tried without its small entries: small themselves, or beside the columns that they multiply.
+        The moduli of A⁻¹ v for two vectors v of scattered signs stand for the sums of moduli.
         """
-        if not self.factor.perturbed_pivots and self._is_far_from_singular():
-            return 1.0
-        device = self.factor.values.device
-        best = torch.full((self._blocks,), math.inf, dtype=torch.float64, device=device)
-        v, columns = self._probe(), self._products.column_moduli()
-        Av = v
-        for step in range(_INVERSE_ITERATIONS):
-            shift = v if step < 2 else Av
-            update = self.factor.substitute(shift, False)
-            v = update if step < 2 else v - update
-            size = self._sizes(v)
-            if not bool(((size > 0) & (size < math.inf)).all()):
-                return 0.0 if step < 2 else float(best.min())
-            v = (v.view(self._blocks, -1) / size.unsqueeze(1)).view_as(v)
-            Av = self._products.apply(v, False)
-            distance = self._ratios(Av, self._products.apply_modulus(v, False))
-            for moduli in (v.abs(), v.abs() * columns):
-                limit = self._tolerances.noise * self._sizes(moduli).unsqueeze(1)
-                small = moduli.view(self._blocks, -1) < limit
-                large = v.masked_fill(small.view_as(v), 0)
-                residual, bound = (
-                    self._products.apply(large, False),
-                    self._products.apply_modulus(large, False),
+        equations = self._equations
+        weights, signs = equations.bound(units, None, transpose), equations.probe().sign()
+        first = self._apply_weighted(weights, signs, transpose).abs()
+        second = self._apply_weighted(weights, signs.flip(-1), transpose).abs()
+        units = torch.hypot(first, second)
+        return (units / equations.largest(units)).clamp(min=_SMALLEST_UNIT)
+
+    def _evaluate(self, x: Tensor, rhs: Tensor, transpose: bool) -> Solution:
+        """The errors of these solutions."""
+        equations = self._equations
+        residual = equations.residual(x, rhs, transpose)
+        bound = equations.bound(x, rhs, transpose)
+        error = equations.ratios(residual, bound)
+        if bool((error <= ACCURATE * self._eps).all()):
+            return Solution(x, residual, bound, error, False)
+        bound = self._enlarge_tiny(bound, x, rhs, transpose)
+        return Solution(x, residual, bound, equations.ratios(residual, bound), True)
+
+    def _enlarge_tiny(self, bound: Tensor, x: Tensor, rhs: Tensor, transpose: bool) -> Tensor:
+        """|A||x| + |b|, with a larger denominator where it may be rounding errors; see [3]."""
+        equations = self._equations
+        largest = equations.spread(equations.sizes(x))
+        scales, sums = equations.scales(transpose), equations.row_sums(transpose)
+        limit = TINY_DENOMINATOR * equations.order * self._eps
+        tiny = bound <= limit * (scales.rows * largest + rhs.abs())
+        return torch.where(tiny, bound - rhs.abs() + sums * largest, bound)
+
+    def _is_small(self, solution: Solution, rhs: Tensor) -> bool:
+        """Whether the residuals are those of a clean factor."""
+        equations, limit = self._equations, CLEAN * self._eps
+        if bool((equations.ratios(solution.residual, solution.bound) <= limit).all()):
+            return True
+        largest = equations.spread(equations.sizes(solution.x))
+        bound = equations.row_sums(False) * largest + rhs.abs()
+        return bool((equations.ratios(solution.residual, bound) <= limit).all())
+
+    def _refine(self, solution: Solution, rhs: Tensor, transpose: bool) -> Solution:
+        """Refine while that halves the error of a system that is not accurate yet."""
+        equations = self._equations
+        while True:
+            pending = ~(solution.error <= ACCURATE * self._eps)
+            if not bool(pending.any()):
+                return solution
+            x = to_double(solution.x) + self.substitute(solution.residual, transpose)
+            better = self._evaluate(x, rhs, transpose)
+            improved = better.error < solution.error
+            halved = pending & improved & (better.error <= solution.error / 2)
+            if bool(improved.all()):
+                solution = better
+            elif bool(improved.any()):
+                where = equations.spread(improved)
+                solution = Solution(
+                    torch.where(where, better.x, to_double(solution.x)),
+                    torch.where(where, better.residual, solution.residual),
+                    torch.where(where, better.bound, solution.bound),
+                    torch.where(improved, better.error, solution.error),
+                    better.enlarged or solution.enlarged,
                 )
-                distance = torch.minimum(distance, self._ratios(residual, bound))
-            stagnates = step > 2 and not bool((distance < best / 2).any())
-            best = torch.minimum(best, distance)
-            if stagnates:
-                break
-        return float(best.min())
+            if not bool(halved.any()):
+                return solution
 
-    def _refine(
-        self, x: Tensor, rhs: Tensor, transpose: bool, enough: float
-    ) -> tuple[Tensor, float]:
-        """`x` and its backward error, after as many steps of iterative refinement as help.
+    def _accepts(self, solution: Solution, transpose: bool) -> Tensor:
+        """(systems,) whether each solution is accurate, or as accurate as the data allow."""
+        accurate = solution.error <= ACCURATE * self._eps
+        if bool(accurate.all()) or not self.clean:
+            return accurate
+        ones = self._equations.ones()
+        of_residual = self.estimate(solution.residual.abs(), transpose, ones)
+        of_data = self.estimate(solution.bound, transpose, ones)
+        return accurate | (of_residual <= ACCURATE * self._eps * of_data)
 
-        None is made if the backward error is at most `enough`.
+    def _forward_errors(self, solution: Solution, transpose: bool, units: Tensor) -> Tensor:
+        """(systems,) the bound of the error, relative to the largest |x_j| / units_j."""
+        weights = self._eps * solution.bound + solution.residual.abs()
+        size = self._equations.sizes(solution.x / units)
+        return self.estimate(weights, transpose, units) / size
+
+    def estimate(self, weights: Tensor, transpose: bool, units: Tensor) -> Tensor:
+        """(systems,) lower bounds, mostly tight, of max_j (|A⁻¹| weights)_j / units_j; see [4, 5].
+
+        That is the largest modulus of M v, with M = U⁻¹ A⁻¹ W, over vectors with |v_i| ≤ 1. From
+        the row j in which M v is largest, the next v takes the signs, so that row j of M v becomes
+        ‖row j of M‖₁, which is no smaller.
         """
-        best, error = x, math.inf
-        for step in range(_REFINEMENT_STEPS + 1):
-            residual = rhs - self._products.apply(x, transpose)
-            bound = self._products.apply_modulus(x, transpose) + rhs.abs()
-            found = float(self._ratios(residual, bound).max())
-            helped = found < error / 2
-            if found < error:
-                best, error = x, found
-            if not helped or error <= enough or step == _REFINEMENT_STEPS:
+        equations = self._equations
+        z = self._apply_weighted(weights, torch.ones_like(weights), transpose) / units
+        other = self._apply_weighted(weights, equations.probe().sign(), transpose) / units
+        z = torch.where(equations.spread(equations.sizes(other) > equations.sizes(z)), other, z)
+        largest = equations.sizes(z)
+        for _ in range(_ESTIMATION_STEPS):
+            row = weights * self.substitute(equations.unit_at_largest(z) / units, not transpose)
+            signs = torch.where(row == 0, 1, torch.sgn(row).conj().resolve_conj())
+            z = self._apply_weighted(weights, signs, transpose) / units
+            size = equations.sizes(z)
+            grew = bool((size > _ESTIMATE_GROWTH * largest).any())
+            largest = torch.maximum(size, largest)  # NaN stays
+            if not grew:
                 break
-            x = x + self.factor.substitute(residual, transpose)
-        return best, error
-
-    def _probe(self) -> Tensor:
-        device = self.factor.values.device
-        return probe_vector(self._n, self._dtype, _PROBE_MEAN, device, self._start)
-
-    def _is_empty(self, rhs: Tensor) -> bool:
-        return rhs.numel() == 0
-
-    def _largest_of(self, vectors: Tensor) -> float:
-        return largest_modulus(vectors)
-
-    def _sizes(self, vectors: Tensor) -> Tensor:
-        """(k · blocks,) the largest modulus in the part of each system."""
-        return row_moduli(vectors.reshape(-1, self._n // self._blocks))
-
-    def _scales(self, k: int) -> Tensor:
-        """(k · blocks,) the largest entry of the matrix of each system."""
-        return row_moduli(self.factor.values.view(self._blocks, -1)).repeat(k)
-
-    def _ratios(self, numerator: Tensor, denominator: Tensor) -> Tensor:
-        """(k · blocks,) max_i |numerator_i| / denominator_i of each system.
-
-        0 / 0 counts as 0, and overflow as infinity.
-        """
-        ratio = (numerator.abs() / denominator).reshape(-1, self._n // self._blocks)
-        largest = ratio.amax(-1).double()
-        # Without asking a GPU, which would take longer.
-        if largest.device.type != "cpu" or bool(largest.isnan().any()):
-            ratio = ratio.masked_fill(denominator.view_as(ratio) == 0, 0)
-            largest = ratio.nan_to_num(nan=math.inf, posinf=math.inf).amax(-1).double()
         return largest
 
-    def _describe_singular(self, distance: float) -> str:
-        rank = self._structural_rank()
-        if rank is not None and rank < self._n:
-            pattern = f"its pattern has rank {rank} of {self._n}, whatever the values"
-            return f"the matrix is structurally singular: {pattern}"
-        return (
-            f"the matrix is singular to working precision: a relative change of its entries by "
-            f"{distance:.0e} makes it singular (a graph or mesh Laplacian needs an anchor: a fixed "
-            f"vertex, or a multiple of the identity or of the mass matrix added)"
-        )
+    def _apply_weighted(self, weights: Tensor, signs: Tensor, transpose: bool) -> Tensor:
+        """A⁻¹ (weights ∘ signs), in the double precision of the dtype of the factor."""
+        dtype = torch.complex128 if self._dtype.is_complex else torch.float64
+        return self.substitute((weights * signs).to(dtype), transpose)
 
-    def _structural_rank(self) -> int | None:
-        from scipy.sparse import csr_matrix
-        from scipy.sparse.csgraph import structural_rank
-
-        arrangement = self.factor.arrangement
-        if arrangement.coverage != "full":
-            return None
-        ones = torch.ones(arrangement.nnz, dtype=torch.int8, device="cpu").numpy()
-        indices = arrangement.col.cpu().numpy(), arrangement.crow.cpu().numpy()
-        return int(structural_rank(csr_matrix((ones, *indices), shape=(self._n, self._n))))
+    def _substitute_scaled(self, rhs: Tensor, transpose: bool) -> Tensor:
+        """Apply a factor in single precision, in which vectors might overflow unless scaled."""
+        powers = self._equations.powers(rhs)
+        scaled = (rhs * powers).to(self._dtype).contiguous()
+        return to_double(self.factor.substitute(scaled, transpose)) / powers

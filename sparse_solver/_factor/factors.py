@@ -18,8 +18,7 @@ from .._sparse.submatrix import Submatrix
 from .._sparse.values import CPU
 from .._torch.modes import materialize
 from ..errors import NonFiniteError, NotSymmetricError, SparseSolverError
-from .accuracy import InverseOperator
-from .ladder import BlockInDoubt
+from .checked_factor import BlockInDoubt, InverseOperator
 from .methods import method_named
 from .non_blocking import factor_non_blocking
 from .pending_errors import raise_finished

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._sparse.structure import Structure
 from ..errors import SparseSolverError
-from .accuracy import InverseOperator
+from .checked_factor import InverseOperator
 from .ladder import factor_matrix
 
 

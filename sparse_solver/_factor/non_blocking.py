@@ -15,8 +15,10 @@ from .._sparse.values import row_moduli
 from .._torch.fork_safe_lock import ForkSafeLock
 from .._torch.modes import record_current_stream
 from ..errors import EngineError, EngineUnsupportedError
-from .accuracy import CheckedFactor, EmptyFactor, Record
-from .ladder import check_factor
+from .accuracy import Judge
+from .checked_factor import EmptyFactor, Record
+from .equations import Equations
+from .ladder import products_of
 from .options import Options
 from .pending_errors import Failure, submit
 from .symmetry import check_lines, check_triangle, imaginary_diagonal, measure_asymmetry
@@ -28,9 +30,9 @@ class NonBlockingFactor:
     Pivots are not read; each solution is judged by its residual.
     """
 
-    def __init__(self, checked: CheckedFactor, failures: Tensor, n: int):
-        self._checked, self._failures, self._n = checked, failures, n
-        self.record, self.factor = checked.record, checked.factor
+    def __init__(self, record: Record, judge: Judge, failures: Tensor, n: int):
+        self._judge, self._failures, self._n = judge, failures, n
+        self.record, self.factor = record, judge.factor
 
     def apply_inverse(self, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
         """Apply A⁻¹ or A⁻ᵀ to the rows of `rhs` (k, n); NaN for systems that cannot be solved."""
@@ -40,7 +42,7 @@ class NonBlockingFactor:
         each = rhs.view(-1, self._n)
         infinite = ~torch.isfinite(each).all(-1)
         finite_rhs = rhs.masked_fill(~torch.isfinite(rhs), 0)
-        x, accurate = self._checked.apply_inverse_non_blocking(finite_rhs, transpose)
+        x, accurate = self._judge.solve_non_blocking(finite_rhs, transpose)
         failures = self._failures.repeat(rhs.shape[0])
         failures = _add(failures, infinite, Failure.RHS_NOT_FINITE)
         failures = _add(failures, ~accurate, Failure.INACCURATE)
@@ -82,8 +84,10 @@ def factor_non_blocking(
     started = time.perf_counter()
     factor = symbolic.factor_non_blocking(matrix)
     record.factorization_seconds = time.perf_counter() - started  # until it was submitted
-    checked = check_factor(factor, matrix, options.triangle, record, blocks, float("nan"))
-    return NonBlockingFactor(checked, failures, structure.shape[0] // blocks)
+    record.method, record.method_reason = symbolic.method, "the fastest method for this kind"
+    n, products = structure.shape[0], products_of(factor, matrix, options, kind)
+    equations = Equations(products, n, blocks, values.dtype, values.device)
+    return NonBlockingFactor(record, Judge(equations, factor), failures, n // blocks)
 
 
 def _find_failures(matrix: Matrix, options: Options, blocks: int) -> Tensor:

@@ -19,15 +19,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._engines.protocol import is_hermitian
-from .._factor.accuracy import CheckedFactor, EmptyFactor
-from .._factor.ladder import BlockInDoubt, factor_matrix
+from .._engines.protocol import Factor, is_hermitian
+from .._factor.checked_factor import BlockInDoubt, CheckedFactor, EmptyFactor
+from .._factor.ladder import factor_matrix
 from .._factor.methods import Method, register_method
 from .._factor.options import Options
 from .._factor.symmetry import Asymmetry, describe_asymmetry
 from .._sparse.matrix import Matrix
 from .._sparse.structure import Structure
 from .._sparse.triangle import Arrangement, arrangement_of
+from .._sparse.values import to_double
 from ..errors import (
     EngineUnsupportedError,
     NonFiniteError,
@@ -128,7 +129,12 @@ class KktFactor:
 
     def __init__(self, checked: CheckedFactor, diagnosis: _Diagnosis):
         self._checked, self._diagnosis = checked, diagnosis
-        self.record, self.factor = checked.record, checked.factor
+        self.record = checked.record
+
+    @property
+    def factor(self) -> Factor:
+        """The factor that solves."""
+        return self._checked.factor
 
     def apply_inverse(self, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
         """Apply K⁻¹ or K⁻ᵀ to the rows of `rhs`; see `CheckedFactor.apply_inverse`."""
@@ -176,15 +182,16 @@ def factor_kkt(
 
 def _check_minimum(checked: CheckedFactor, diagnosis: _Diagnosis, values: Tensor) -> None:
     """Raise unless K has as many negative eigenvalues as there are constraints."""
-    factor, count = checked.factor, diagnosis.blocks * diagnosis.constraints
-    negative, engine = factor.negative_eigenvalues, checked.record.engine
-    if negative is None:
-        upper, dtype = diagnosis.gather_upper(values), values.dtype
+    judge, count = checked.judge, diagnosis.blocks * diagnosis.constraints
+    negative, engine = judge.factor.negative_eigenvalues, checked.record.engine
+    if negative is None or not judge.clean:
+        upper = diagnosis.gather_upper(values)
 
         def apply_inverse(v: Tensor) -> Tensor:
-            return factor.substitute(v.to(values.device, dtype), False).cpu()
+            return judge.substitute(v.to(values.device, to_double(values[:0]).dtype), False).cpu()
 
-        eps, objective = torch.finfo(dtype).eps, diagnosis.find_objective(upper)
+        eps = torch.finfo(judge.factor.values.dtype).eps
+        objective = diagnosis.find_objective(upper)
         try:
             K = assemble_hermitian(*upper)
             negative = count_negative_eigenvalues(K, apply_inverse, eps, objective)

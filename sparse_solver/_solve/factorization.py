@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._factor.accuracy import InverseOperator
+from .._factor.checked_factor import InverseOperator
 from .._factor.factors import Factors
 from .._factor.options import Options
 from .._factor.problem import Problem
@@ -38,6 +38,11 @@ class Info:
         The engine that factored ("mixed" in a batch with several).
     engine_reason : str
         Why this engine was chosen.
+    method : str
+        How the engine factored, such as "Cholesky", "LU", or "LU with scaling and matching".
+    method_reason : str
+        Why it factored in this way: a method that is not the fastest one follows where the factor
+        of a faster one was not accurate, or had to enlarge pivots.
     device : str
         Where the factor is: with the matrix or, where no engine solves there, on the "cpu".
     n : int
@@ -70,6 +75,8 @@ class Info:
     assume_reason: str
     engine: str
     engine_reason: str
+    method: str
+    method_reason: str
     device: str
     n: int
     nnz: int
@@ -111,6 +118,8 @@ def collect_info(
         assume_reason=same(record.kind_reason for record in records),
         engine=same(record.engine for record in records),
         engine_reason=same(record.engine_reason for record in records),
+        method=same(record.method for record in records),
+        method_reason=same(record.method_reason for record in records),
         device=str(device),
         n=structure.shape[0],
         nnz=structure.canonical_nnz,

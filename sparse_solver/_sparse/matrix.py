@@ -72,6 +72,7 @@ class Matrix:
         self._halves: tuple[Tensor, Tensor] | None = None
         # The upper triangle, once `match_triangles` has found that the lower one agrees with it.
         self._upper: Tensor | None = None
+        self._diagonal: Tensor | None = None
         self._largest: float | None = None
 
     @property
@@ -116,9 +117,13 @@ class Matrix:
     @property
     def diagonal(self) -> Tensor:
         """(n,) the diagonal; zero where it is not stored."""
-        if self._upper is None:
-            return self.structure.diagonal_of(self.canonical)
-        return self._upper.index_select(0, arrangement_of(self.structure, "upper").at_diagonal)
+        if self._diagonal is None:
+            if self._upper is None:
+                self._diagonal = self.structure.diagonal_of(self.canonical)
+            else:
+                at = arrangement_of(self.structure, "upper").at_diagonal
+                self._diagonal = self._upper.index_select(0, at)
+        return self._diagonal
 
     def arrange(self, arrangement: Arrangement, hermitian: bool) -> Tensor:
         """The values as an engine wants them: to be read only, never an alias of the caller's."""

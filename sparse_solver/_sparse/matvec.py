@@ -16,10 +16,13 @@ from torch import Tensor
 from .._torch.modes import silence_beta_warning
 from .structure import Structure, row_pointers
 from .triangle import Arrangement, Coverage, arrangement_of
+from .values import to_double
 
 
 class Products:
-    """A x and |A||x|, and the same with Aᵀ, for the rows of `x` (k, n).
+    """A x and |A||x|, and the same with Aᵀ, for the rows of `x` (k, n), in double precision.
+
+    Residuals of single precision data that are formed in double precision have digits left.
 
     arrangement, values : the matrix as the engine has it
     find_indices : gives the index arrays that multiply, when they are needed
@@ -35,26 +38,41 @@ class Products:
     ):
         self._arrangement, self._values, self._find_indices = arrangement, values, find_indices
         self._is_triangle, self._hermitian = arrangement.coverage == "upper", hermitian
+        self._doubles: Tensor | None = None
         self._moduli: Tensor | None = None
 
     def apply(self, x: Tensor, transpose: bool) -> Tensor:
         """A x or Aᵀ x."""
-        return self._product(self._values, x, transpose, self._hermitian)
+        doubles = self._keep("_doubles", to_double)
+        return self._product(doubles, to_double(x), transpose, self._hermitian)
 
     def apply_modulus(self, x: Tensor, transpose: bool) -> Tensor:
         """|A||x| or |A|ᵀ|x|, by which rounding errors are measured."""
-        moduli = self._values.abs() if self._moduli is None else self._moduli
-        if moduli.device.type == "cpu":  # on a GPU, another stream might read it too early
-            self._moduli = moduli
-        return self._product(moduli, x.abs(), transpose, False)
+        moduli = self._keep("_moduli", lambda values: to_double(values).abs())
+        return self._product(moduli, to_double(x).abs(), transpose, False)
 
-    def column_moduli(self) -> Tensor:
-        """(n,) the largest modulus in each column of a square matrix."""
+    def line_moduli(self, divisors: Tensor | None, of_columns: bool) -> Tensor:
+        """(n,) the largest modulus in each row, or in each column, of a square matrix.
+
+        divisors : (n,) of the rows where the columns are asked for, and of the columns where the
+            rows are; None for ones
+        """
+        moduli = self._keep("_moduli", lambda values: to_double(values).abs())
         rows, cols = self._arrangement.rows, self._arrangement.col
-        moduli = self._values.abs()
+        along, across = (cols, rows) if of_columns else (rows, cols)
         largest = moduli.new_zeros(self._arrangement.crow.numel() - 1)
-        largest.scatter_reduce_(0, cols, moduli, "amax")
-        return largest.scatter_reduce_(0, rows, moduli, "amax") if self._is_triangle else largest
+        for at, other in ((along, across), (across, along))[: 1 + self._is_triangle]:
+            sizes = moduli if divisors is None else moduli / divisors.index_select(0, other)
+            largest.scatter_reduce_(0, at, sizes, "amax")
+        return largest
+
+    def _keep(self, name: str, make: Callable[[Tensor], Tensor]) -> Tensor:
+        made: Tensor | None = getattr(self, name)
+        if made is None:
+            made = make(self._values)
+            if made.device.type == "cpu":  # on a GPU, another stream might read it too early
+                setattr(self, name, made)
+        return made
 
     def _product(self, values: Tensor, x: Tensor, transpose: bool, hermitian: bool) -> Tensor:
         if hermitian and transpose:  # Aᵀ = conj(A)

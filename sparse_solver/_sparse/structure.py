@@ -158,11 +158,19 @@ def _find_transpose_map(structure: Structure) -> Tensor:
 
 def find_places(places: Tensor, wanted: Tensor) -> Tensor:
     """(m,) where the `wanted` (2, m) places are among the distinct `places` (2, nnz), or -1."""
-    number = torch.unique(torch.cat((places, wanted), 1), dim=1, return_inverse=True)[1]
     count = places.shape[1]
-    at = number.new_full((number.numel(),), -1)
-    at[number[:count]] = torch.arange(count, device=number.device)
-    found: Tensor = at[number[count:]]
+    if count == 0:
+        return wanted.new_full((wanted.shape[1],), -1)
+    both = torch.cat((places, wanted), 1)
+    if int(both[0].amax() + 1) * int(both[1].amax() + 1) > torch.iinfo(torch.int64).max:
+        both = torch.stack([torch.unique(line, return_inverse=True)[1] for line in both])
+    numbers = both[0] * (both[1].amax() + 1) + both[1]
+    known, order = numbers[:count].sort()
+    # Searching for sorted numbers is several times faster, since they share what the cache holds.
+    searched, back = numbers[count:].sort()
+    at = torch.searchsorted(known, searched).clamp(max=count - 1)
+    found = torch.empty_like(at)
+    found[back] = torch.where(known[at] == searched, order[at], -1)
     return found
 
 

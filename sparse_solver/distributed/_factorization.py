@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .._factor.accuracy import EmptyFactor
+from .._factor.checked_factor import CheckedFactor, EmptyFactor
 from .._solve.factorization import Info, collect_info
 from .._solve.shapes import check_flags, check_rhs
 from .._sparse.values import CPU, check_finite
@@ -16,7 +16,6 @@ from .._torch.modes import is_recorded
 from ..errors import ShapeError
 from ._autograd import apply_inverse
 from ._halo_exchange import Rows
-from ._numeric import DistributedFactor
 from ._reductions import refuse_transforms
 
 
@@ -42,7 +41,7 @@ class Factorization:
     Factorization(shape=(2, 2), block=range(0, 2), assume='spd')
     """
 
-    def __init__(self, rows: Rows, values: Tensor, factor: DistributedFactor | EmptyFactor):
+    def __init__(self, rows: Rows, values: Tensor, factor: CheckedFactor | EmptyFactor):
         self._rows, self._values, self._factor = rows, values, factor
         self._call = rows.group.calls  # the number of the call that factored
 
@@ -129,7 +128,7 @@ class RightHandSides(NamedTuple):
         return {"transpose": self.transpose, "adjoint": self.adjoint, "right-hand sides": count}
 
     def solve(
-        self, values: Tensor, factor: DistributedFactor | EmptyFactor, rows: Rows, recorded: bool
+        self, values: Tensor, factor: CheckedFactor | EmptyFactor, rows: Rows, recorded: bool
     ) -> Tensor:
         """Solve, after the ranks have agreed."""
         b, is_vector = (self.b.conj() if self.adjoint else self.b), self.b.dim() == 1

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._engines.protocol import Kind
+from .._factor.start import Start
 from .._sparse.structure import Structure, row_pointers
 from .._sparse.triangle import Arrangement
 from ..errors import IndexRangeError, ShapeError
@@ -158,7 +159,7 @@ class Rows:
     rows, cols : (canonical_nnz,) the places of the canonical entries in the whole matrix
     diagonal : (n,) the canonical positions of the diagonal entries; −1 where none is stored
     empty_line : "row" or "column" and the number of one in this block without entries, if any
-    first_rungs : for kinds and dtypes, the first of the factorisations to try; see `choose_rungs`
+    starts : for kinds and dtypes, where the ladder of factorisations starts
     """
 
     def __init__(
@@ -179,7 +180,7 @@ class Rows:
         self.cols = self.read[self.structure.col]
         self.diagonal = self._find(torch.stack((own, own), 1))
         self.empty_line = self._find_empty_line()
-        self.first_rungs: dict[tuple[Kind, torch.dtype], int] = {}
+        self.starts: dict[tuple[Kind, torch.dtype], Start] = {}
         self._upper: Arrangement | None = None
         self._mirror: tuple[Exchange, Tensor] | None = None
 

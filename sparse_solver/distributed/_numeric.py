@@ -9,15 +9,19 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from .._engines.analysis import ASKED_FOR
-from .._engines.protocol import Kind, is_doubtful, not_positive_definite
-from .._factor.accuracy import CheckedFactor, EmptyFactor, Record
+from .._engines.protocol import METHODS, Kind, is_doubtful, not_positive_definite
+from .._engines.protocol import Factor as CoreFactor
+from .._factor.checked_factor import CheckedFactor, EmptyFactor, Record
+from .._factor.checked_factor import Rung as CheckedRung
+from .._factor.equations import Equations
 from .._factor.options import Assume, Options
+from .._factor.start import Start
 from .._factor.symmetry import (
     Asymmetry,
     KindLadder,
@@ -28,8 +32,8 @@ from .._factor.symmetry import (
     not_symmetric,
 )
 from .._sparse.matvec import Products, ScipyIndices
-from .._sparse.values import row_moduli, scaling_power
-from ..errors import EngineError, NonFiniteError, SingularMatrixError
+from .._sparse.values import CPU, row_moduli, scaling_power, to_double
+from ..errors import EngineError, NonFiniteError, SingularMatrixError, SparseSolverError
 from ._halo_exchange import Rows
 from ._mkl_cluster import ENGINE, Handle, Handles
 
@@ -60,45 +64,57 @@ class DistributedProducts(Products):
             return self._rows.fold(local(x, True))
         return local(self._rows.extend(x), False)
 
-    def column_moduli(self) -> Tensor:
-        """(n,) the largest modulus in each column of this block."""
-        moduli = self._canonical.abs()
-        largest = moduli.new_zeros(self._rows.read.numel())
-        largest.scatter_reduce_(0, self._rows.structure.col, moduli, "amax")
-        return self._rows.fold_max(largest)
+    def line_moduli(self, divisors: Tensor | None, of_columns: bool) -> Tensor:
+        """(n,) the largest modulus in each row, or column, of this block; see `Products`."""
+        rows, cols = self._rows.structure.canonical_rows, self._rows.structure.col
+        moduli = to_double(self._canonical).abs()
+        if of_columns:
+            sizes = moduli if divisors is None else moduli / divisors[rows]
+            largest = moduli.new_zeros(self._rows.read.numel())
+            return self._rows.fold_max(largest.scatter_reduce_(0, cols, sizes, "amax"))
+        if divisors is not None:
+            moduli = moduli / self._rows.extend(divisors.unsqueeze(0))[0][cols]
+        largest = moduli.new_zeros(self._rows.n)
+        return largest.scatter_reduce_(0, rows, moduli, "amax")
 
 
-class DistributedFactor(CheckedFactor):
-    """The checks on a factor, with numbers of all ranks."""
+class DistributedEquations(Equations):
+    """The equations of all ranks, of which each one has the share of its rows."""
 
-    _advice = "try assume='general'"
+    def __init__(self, rows: Rows, canonical: Tensor):
+        products, start = DistributedProducts(rows, canonical), rows.block.start
+        super().__init__(products, rows.n, 1, canonical.dtype, CPU, start)
+        self.order, self._group = rows.shape[0], rows.group
 
-    def __init__(
-        self, record: Record, factor: Factor, rows: Rows, canonical: Tensor, largest: float
-    ):
-        products = DistributedProducts(rows, canonical)
-        super().__init__(record, rows.structure, factor, products, largest, 1)
-        self.factor: Factor = factor
-        self._group, self._start = rows.group, rows.block.start
+    def is_empty(self, vectors: Tensor) -> bool:
+        return vectors.shape[0] == 0  # a rank without rows takes part, too
 
-    def _is_empty(self, rhs: Tensor) -> bool:
-        return rhs.shape[0] == 0  # a rank without rows takes part, too
+    def smallest(self, line: Tensor) -> Tensor:
+        return -self._group.reduce_max(line.neg().amax() if self.n else -line.new_tensor(math.inf))
 
-    def _largest_of(self, vectors: Tensor) -> float:
-        return float(self._sizes(vectors).amax())
+    def largest(self, line: Tensor) -> Tensor:
+        return self._group.reduce_max(line.amax() if self.n else -line.new_tensor(math.inf))
 
-    def _sizes(self, vectors: Tensor) -> Tensor:
+    def sizes(self, vectors: Tensor) -> Tensor:
         return self._group.reduce_max(_row_moduli(vectors))
 
-    def _ratios(self, numerator: Tensor, denominator: Tensor) -> Tensor:
-        none = torch.zeros(len(numerator), dtype=torch.float64)
-        return self._group.reduce_max(super()._ratios(numerator, denominator) if self._n else none)
+    def spread(self, numbers: Tensor) -> Tensor:
+        return numbers.unsqueeze(-1).expand(-1, self.n)
 
-    def _scales(self, k: int) -> Tensor:
-        return torch.full((k,), self._largest, dtype=torch.float64)
+    def ratios(self, numerator: Tensor, denominator: Tensor) -> Tensor:
+        if self.n:
+            ratio = (numerator.abs() / denominator).masked_fill(numerator == 0, 0).amax(-1)
+        else:
+            ratio = torch.zeros(len(numerator), dtype=torch.float64)
+        return self._group.reduce_max(ratio)
 
-    def _structural_rank(self) -> None:
-        return None  # no rank has the whole pattern
+    def unit_at_largest(self, vectors: Tensor) -> Tensor:
+        moduli = vectors.abs()
+        numbers = torch.arange(self._start, self._start + self.n).expand_as(moduli)
+        candidates = torch.where(moduli == self.spread(self.sizes(moduli)), numbers, -1)
+        none = candidates.new_full((len(moduli),), -1)
+        chosen = self._group.reduce_max(candidates.amax(-1) if self.n else none)
+        return (numbers == chosen.unsqueeze(-1)).to(vectors.dtype)
 
 
 def _row_moduli(vectors: Tensor) -> Tensor:
@@ -169,8 +185,7 @@ class Factor:
         self.nnz: int | None = handle.nnz
         self.memory_bytes: int | None = handle.memory_bytes
         self.perturbed_pivots: int | None = handle.perturbed_pivots
-        self.stable = kind == "spd"
-        self.doubtful = not self.stable or is_doubtful(handle.smallest_pivot / largest, dtype)
+        self.sound = kind == "spd" and not is_doubtful(handle.smallest_pivot / largest, dtype)
 
     def _scale(self, rows: Rows, canonical: Tensor, values: Tensor) -> Tensor:
         """S A S with a diagonal near one, by powers of two."""
@@ -209,7 +224,7 @@ class Factor:
 
 def factor_distributed(
     rows: Rows, number: int, values: Tensor, assume: Assume
-) -> DistributedFactor | EmptyFactor:
+) -> CheckedFactor | EmptyFactor:
     """Factor the matrix of which this rank has the contiguous values (nnz,).
 
     `number` is that of the pattern. Raises an error on all ranks if there is no factorisation.
@@ -221,7 +236,7 @@ def factor_distributed(
     if not largest < math.inf:
         message = "values are too large: the sum of some is infinite"
         raise NonFiniteError(message, argument="values", index=None)
-    matrix = _Matrix(rows, number, canonical, largest)
+    matrix = DistributedMatrix(rows, number, canonical, largest)
     ladder = matrix.choose_kinds(assume)
     record = Record(ladder.kinds[0], ladder.reason, ENGINE, "distributed")
     if rows.shape[0] == 0:
@@ -235,23 +250,23 @@ def factor_distributed(
     for kind in ladder:
         with ladder.attempt(kind):
             record.kind, record.kind_reason = kind, ladder.reason
-            return matrix.factor_as(record)
+            return CheckedFactor(record, DistributedLadder(matrix, record))
     raise AssertionError("the last attempt returns or raises")
 
 
-class _Matrix:
+class DistributedMatrix:
     """The values of one distributed matrix, and what they show."""
 
     def __init__(self, rows: Rows, number: int, canonical: Tensor, largest: float):
-        self._rows, self._number = rows, number
-        self._canonical, self._largest = canonical, largest
+        self.rows, self._number = rows, number
+        self.canonical, self._largest = canonical, largest
         self._lowest = -math.inf  # the smallest diagonal entry, unless assume="general"
 
     def choose_kinds(self, assume: Assume) -> KindLadder:
         """The kinds to try; raise if the values are not what `assume` says."""
         if assume == "general":
             return KindLadder(("general",), ASKED_FOR)
-        is_complex = self._canonical.is_complex()
+        is_complex = self.canonical.is_complex()
         self._lowest, row = self._find_lowest()
         if assume == "auto":
             return find_kinds(is_complex, self._find_asymmetry, lambda: self._lowest > 0)
@@ -259,23 +274,23 @@ class _Matrix:
         place = self._find_asymmetry(conjugate)
         if place is not None:
             raise not_symmetric(place, conjugate, assume)
-        kind = Options(assume).kind(self._canonical.dtype)
+        kind = Options(assume).kind(self.canonical.dtype)
         if kind == "spd" and self._lowest <= 0:
             raise not_positive_diagonal(row, self._lowest)
         return KindLadder((kind,), ASKED_FOR)
 
     def _find_lowest(self) -> tuple[float, int]:
         """The smallest diagonal entry on all ranks and its row; infinity if there are no rows."""
-        diagonal, lowest = self._rows.diagonal_of(self._canonical).real, (math.inf, -1)
+        diagonal, lowest = self.rows.diagonal_of(self.canonical).real, (math.inf, -1)
         if diagonal.numel():
             at = int(diagonal.argmin())
-            lowest = float(diagonal[at]), self._rows.block.start + at
-        found: tuple[float, int] = min(self._rows.group.comm.allgather(lowest))
+            lowest = float(diagonal[at]), self.rows.block.start + at
+        found: tuple[float, int] = min(self.rows.group.comm.allgather(lowest))
         return found
 
     def _find_asymmetry(self, conjugate: bool) -> Asymmetry | None:
         """The worst violation of A = Aᵀ (or Aᴴ) on the first rank that has one."""
-        rows, canonical, comm = self._rows, self._canonical, self._rows.group.comm
+        rows, canonical, comm = self.rows, self.canonical, self.rows.group.comm
         opposite = rows.gather_opposite(canonical)
         if conjugate:
             opposite = opposite.conj().resolve_conj()
@@ -292,39 +307,68 @@ class _Matrix:
             found = Asymmetry(*place, float(difference[worst]))
         return next((one for one in comm.allgather(found) if one is not None), None)
 
-    def factor_as(self, record: Record) -> DistributedFactor:
-        """Factor by the first rung that is accurate, starting from the last one that was needed."""
-        rows, known = self._rows, (record.kind, self._canonical.dtype)
-        rungs, first = choose_rungs(*known), rows.first_rungs.get(known, 0)
-        checked, accurate = self._try(rungs[first], record, fresh=False)
-        failure: EngineError | None = None
-        for at in range(max(first, 1), len(rungs)):
-            # If pivots were perturbed, the second rung may be more accurate still.
-            if accurate and not (at == 1 and checked.factor.perturbed_pivots):
-                break
-            if at == first and checked.factor.is_fresh:
-                continue
-            try:
-                better, is_better = self._try(rungs[at], record, fresh=True)
-            except EngineError as error:  # the matrix may turn out to be singular below
-                failure = error
-                continue
-            if is_better >= accurate:
-                checked, accurate, rows.first_rungs[known] = better, is_better, at
-        try:
-            if checked.factor.doubtful:
-                checked.refuse_singular()
-            if failure is not None and not accurate:
-                raise failure
-            return checked
-        finally:
-            failure = None  # its traceback holds this frame, hence the factor
+    def factor(self, rung: Rung, fresh: bool) -> Factor:
+        """Factor by one rung of the ladder, with a `fresh` analysis or an earlier one."""
+        given = self.rows, self._number, rung, self.canonical, self._largest, self._lowest
+        return Factor(*given, fresh)
 
-    def _try(self, rung: Rung, record: Record, fresh: bool) -> tuple[DistributedFactor, bool]:
-        """A factor, and whether it is accurate."""
-        given = self._rows, self._number, rung, self._canonical, self._largest, self._lowest
-        factor = Factor(*given, fresh)
+
+class DistributedLadder:
+    """The factorisations of one distributed matrix as one kind; see `_factor.ladder`.
+
+    After the last one, a matrix that no rank can hold as a whole has no other method.
+    """
+
+    def __init__(self, matrix: DistributedMatrix, record: Record):
+        self._matrix, self._record = matrix, record
+        self._kind = record.kind, matrix.canonical.dtype
+        self._start = matrix.rows.starts.setdefault(self._kind, Start())
+        self._equations: DistributedEquations | None = None
+        self.failure: SparseSolverError | None = None
+        self._rungs = self._generate()
+
+    def climb(self) -> CheckedRung | None:
+        """The factor by the next method that gives one; None after the last method."""
+        return next(self._rungs, None)
+
+    def _generate(self) -> Iterator[CheckedRung]:
+        rungs = choose_rungs(*self._kind)
+        for rung in rungs[rungs.index(self._start.find() or rungs[0]) :]:
+            kind, match = rung
+            method = METHODS[kind] + (" with scaling and matching" if match else "")
+            for fresh in (False, True)[: 1 + match]:
+                factor = self._attempt(rung, fresh)
+                if factor is None:
+                    continue
+                is_stale = not factor.is_fresh
+                yield CheckedRung(factor, method, ENGINE, rung, factor.sound, is_stale or not match)
+                del factor
+                if not is_stale:
+                    break
+
+    def _attempt(self, rung: Rung, fresh: bool) -> Factor | None:
+        record = self._record
+        try:
+            factor = self._matrix.factor(rung, fresh)
+        except (EngineError, SingularMatrixError) as error:
+            self.failure = error.with_traceback(None)  # which holds frames, hence factors
+            return None
         record.analysis_seconds += factor.analysis_seconds
         record.factorization_seconds += factor.factorization_seconds
-        checked = DistributedFactor(record, factor, self._rows, self._canonical, self._largest)
-        return checked, factor.stable or checked.is_accurate()
+        return factor
+
+    def keep(self, rung: CheckedRung, reason: str) -> None:
+        """Record this factor, and start with its method for later values of the pattern."""
+        first = choose_rungs(*self._kind)[0]
+        self._start.keep(None if rung.symbolic == first else rung.symbolic)
+        self._record.method, self._record.method_reason = rung.method, reason
+
+    def equations(self, factor: CoreFactor) -> DistributedEquations:
+        """The equations that this factor, and every other one, solves."""
+        if self._equations is None:
+            matrix = self._matrix
+            self._equations = DistributedEquations(matrix.rows, matrix.canonical)
+        return self._equations
+
+    def explain_structure(self) -> None:
+        """No rank has the whole pattern."""

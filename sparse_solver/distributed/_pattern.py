@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._factor.accuracy import EmptyFactor
+from .._factor.checked_factor import CheckedFactor, EmptyFactor
 from .._factor.options import Assume, Options
 from .._solve.shapes import check_values
 from .._sparse.index_checks import check_coo, check_range, check_shape, check_square
@@ -21,7 +21,7 @@ from ._factorization import Factorization, RightHandSides
 from ._halo_exchange import Rows, check_blocks, check_rows, partition
 from ._mkl_cluster import Handles, check_available
 from ._mpi import MPI
-from ._numeric import DistributedFactor, factor_distributed
+from ._numeric import factor_distributed
 from ._reductions import refuse_transforms
 
 
@@ -252,7 +252,7 @@ class Pattern:
         )
         return recorded
 
-    def _factor(self, values: Tensor, assume: Assume) -> DistributedFactor | EmptyFactor:
+    def _factor(self, values: Tensor, assume: Assume) -> CheckedFactor | EmptyFactor:
         values = materialize(values).contiguous()
         with outside_transforms(), self._group.collective():
             return factor_distributed(self._rows, self._number, values, assume)

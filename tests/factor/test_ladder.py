@@ -10,8 +10,8 @@ from problems import problem, rhs
 from torch import Tensor
 
 import sparse_solver as ss
-from sparse_solver._factor.accuracy import EmptyFactor
-from sparse_solver._factor.ladder import BlockInDoubt, factor_matrix
+from sparse_solver._factor.checked_factor import BlockInDoubt, EmptyFactor
+from sparse_solver._factor.ladder import factor_matrix
 from sparse_solver._factor.options import Options
 from sparse_solver._sparse.block_diagonal import split_batch
 from sparse_solver._sparse.structure import Structure

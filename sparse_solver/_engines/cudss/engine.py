@@ -26,7 +26,14 @@ from ..._sparse.values import DTYPES, scaling_power
 from ..._torch.fork_safe_lock import ForkSafeLock
 from ..._torch.modes import record_current_stream
 from ...errors import EngineError, EngineUnsupportedError, NotPositiveDefiniteError
-from ..protocol import Availability, Kind, availability_of, is_hermitian, not_positive_definite
+from ..protocol import (
+    METHODS,
+    Availability,
+    Kind,
+    availability_of,
+    is_hermitian,
+    not_positive_definite,
+)
 from . import library as native
 from .library import Config, Data, Library
 from .library import library as cudss_library
@@ -59,13 +66,14 @@ class CudssSymbolic:
     ):
         # Not the structure itself, which remembers this object.
         self.engine, self.kind, self.dtype, self._triangle = engine, kind, dtype, triangle
-        self.method: Kind = "general" if lu else kind
+        self.factored_as: Kind = "general" if lu else kind
         self.is_hermitian = is_hermitian(kind, dtype)
-        coverage: Coverage = "full" if self.method == "general" else "upper"
+        coverage: Coverage = "full" if self.factored_as == "general" else "upper"
         self.arrangement = arrangement_of(structure, coverage, triangle)
         block, self.blocks = structure.block
         self._block_arrangement = arrangement_of(block, coverage, triangle)
         self._match = None if match is None else self.arrange(match)
+        self.method = METHODS[self.factored_as] + (" with matching" if match else "")
         self._plans: dict[bool, Plan] = {}
         self._lock = ForkSafeLock()
         retry_with_memory(self._analyze)
@@ -118,7 +126,9 @@ class CudssSymbolic:
             arrangement, count = self.arrangement, 1
         library = cudss_library()
         assert isinstance(library, Library)  # an engine that is not available analyses nothing
-        matrix_type = "hpd" if self.method == "spd" and self.dtype.is_complex else self.method
+        matrix_type = (
+            "hpd" if self.factored_as == "spd" and self.dtype.is_complex else self.factored_as
+        )
         # Scaled like the values that will be factored.
         match = None if self._match is None else self.scale(self._match)[0]
         return Plan(library, arrangement, count, matrix_type, self.dtype, configuration, match)
@@ -148,8 +158,7 @@ class CudssFactor:
     memory_bytes: int | None = None
     perturbed_pivots: int | None = None
     negative_eigenvalues: int | None = None
-    stable = False  # pivots are exchanged within blocks only
-    doubtful = True
+    sound = False  # cuDSS does not report pivots, and exchanges rows within blocks only
 
     def __init__(self, symbolic: CudssSymbolic, values: Tensor, wait: bool):
         self.values, self.arrangement, self._symbolic = values, symbolic.arrangement, symbolic
@@ -182,7 +191,7 @@ class CudssFactor:
 
     def _read_report(self) -> None:
         """Read what cuDSS reports about the factorisation; raise if it failed."""
-        kind, method, work = self._symbolic.kind, self._symbolic.method, self._workspace
+        kind, method, work = self._symbolic.kind, self._symbolic.factored_as, self._workspace
         info = work.read(Data.INFO).value
         work.is_factored = info == 0
         if info and kind == "spd":
@@ -208,7 +217,7 @@ class CudssFactor:
             record_current_stream(self.values, self._scales)
         if self._has_failed:
             return torch.full_like(rhs, float("nan"))
-        is_symmetric = self._symbolic.method != "general"
+        is_symmetric = self._symbolic.factored_as != "general"
         conjugate = transpose and is_symmetric and self._symbolic.is_hermitian  # Aᵀ = conj(A)
         rhs = (rhs.conj().resolve_conj() if conjugate else rhs) * self._scales
         by_lu = transpose and not is_symmetric

@@ -156,6 +156,7 @@ class Handle:
         self, slot: int, values: Tensor, rhs: Tensor, transpose: bool, phase: int = SOLVE
     ) -> Tensor:
         """Substitute with the factor in the slot, for the rows of `rhs`."""
+        assert rhs.dtype == values.dtype  # else PARDISO would write beyond the arrays
         x = torch.empty_like(rhs)
         with self._lock:
             code = self._native.call(phase, slot, values, rhs, x, transpose)

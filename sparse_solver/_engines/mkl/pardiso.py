@@ -2,11 +2,11 @@
 
 The first analysis uses the pattern alone and serves all values.
 
-LU and LDLᵀ: where that analysis leaves pivots so small that PARDISO perturbs them,
-`analyze_values` makes one with scaling and weighted matching, which uses the values too. For
-Hermitian matrices, MKL 2026.2 writes past its own arrays when one of its 2-by-2 pivots is
-perturbed; so LDLᴴ uses 1-by-1 pivots only, and LU factors the matrices for which that is not
-accurate. LU also serves where the matching for LDLᵀ fails.
+LU and LDLᵀ: where that analysis leaves pivots so small that PARDISO perturbs them, or solutions
+that are not accurate, `analyze_values` makes one with scaling and weighted matching, which uses the
+values too: for real symmetric matrices LDLᵀ, which counts eigenvalues, and then LU, which is the
+more accurate one. For Hermitian matrices, MKL 2026.2 writes past its own arrays when one of its
+2-by-2 pivots is perturbed; so LDLᴴ uses 1-by-1 pivots only.
 
 Cholesky: where a pivot is negative or below an absolute bound (10⁻¹⁶ in double precision), the
 fast method gives up without naming the row, or produces NaN. A slower, careful method, which keeps
@@ -30,7 +30,14 @@ from ..._sparse.triangle import Coverage, arrangement_of
 from ..._sparse.values import DTYPES, largest_modulus, probe_vector
 from ..._torch.fork_safe_lock import ForkSafeLock
 from ...errors import EngineError
-from ..protocol import Availability, Kind, availability_of, is_hermitian, not_positive_definite
+from ..protocol import (
+    METHODS,
+    Availability,
+    Kind,
+    availability_of,
+    is_hermitian,
+    not_positive_definite,
+)
 from .handle import FORWARD, Handle, recently_used
 from .library import Library
 from .library import library as mkl_library
@@ -91,6 +98,7 @@ class PardisoSymbolic:
         self._prefers_careful = False
         self.nnz: int | None = None
         self._lock = ForkSafeLock(reentrant=True)
+        self.method = METHODS[self._method] + (" with scaling and matching" if match else "")
         self._handles = [self._analyze()]
 
     def _analyze(self) -> Handle:
@@ -144,14 +152,17 @@ class PardisoSymbolic:
         return factor
 
     def analyze_values(self, matrix: Matrix) -> PardisoSymbolic | None:
-        known = self._analyzed_values
-        if self.kind == "spd" or (known is not None and torch.equal(self._arrange(matrix), known)):
+        known, is_lu = self._analyzed_values, self._method == "general"
+        if self.kind == "spd":
             return None
-        if self.kind != "hermitian":
+        is_new = known is None or not torch.equal(self._arrange(matrix), known)
+        if not is_new and is_lu:
+            return None
+        if is_new and self._method == "symmetric" and not self._dtype.is_complex:
             try:
                 return self._analyze_again(matrix.structure, match=matrix)
-            except EngineError:  # seen on symmetric matrices with entries of very different size
-                if self.kind == "general":
+            except EngineError as error:  # seen where entries have very different sizes
+                if error.out_of_memory:
                     raise
         return self._analyze_again(matrix.structure, match=matrix, lu=True)
 
@@ -169,12 +180,11 @@ class PardisoFactor:
     memory_bytes: int | None = None
     perturbed_pivots: int | None = None
     negative_eigenvalues: int | None = None
-    doubtful = True
+    sound = False  # LU and LDLᵀ exchange rows within blocks only
 
     def __init__(self, symbolic: PardisoSymbolic, values: Tensor):
         # PARDISO keeps a pointer to `values` for its iterative refinement.
         self._symbolic, self.values, self.arrangement = symbolic, values, symbolic.arrangement
-        self.stable = symbolic.kind == "spd"  # LU and LDLᵀ pivot within limits
         self._lock = ForkSafeLock()
 
     def compute(self) -> bool:
@@ -205,7 +215,7 @@ class PardisoFactor:
         self.negative_eigenvalues = 0
         y = handle.substitute(slot, self.values, self._probes(), False, phase=FORWARD)
         growth = largest_modulus(y)
-        self.doubtful = not growth < _growth_in_doubt(self.values.dtype)
+        self.sound = growth < _growth_in_doubt(self.values.dtype)
         # NaN is the root of a negative pivot, which the fast method takes without an error.
         return growth == growth or symbolic.careful
 

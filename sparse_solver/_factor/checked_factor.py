@@ -1,0 +1,227 @@
+"""A factorisation that checks its solutions, and goes on to a better one where they fail."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .._engines.protocol import Factor, Kind
+from .._sparse.values import raise_non_finite
+from .._torch.fork_safe_lock import ForkSafeLock
+from ..errors import EngineError, NonFiniteError, SingularMatrixError, SparseSolverError
+from .accuracy import Judge, Outcome, Verdict
+from .equations import Equations
+
+
+@dataclass
+class Record:
+    """How a factorisation came about.
+
+    kind, kind_reason : what the matrix was taken for, and why
+    engine, engine_reason : the engine, and why
+    method, method_reason : how it factored, and why not by a faster method
+    """
+
+    kind: Kind
+    kind_reason: str
+    engine: str = "none"
+    engine_reason: str = "nothing to factor"
+    method: str = "none"
+    method_reason: str = "nothing to factor"
+    analysis_seconds: float = 0.0
+    factorization_seconds: float = 0.0
+
+
+class InverseOperator(Protocol):
+    """The inverse of a matrix, applied by a factor that is checked in some way."""
+
+    record: Record
+
+    @property
+    def factor(self) -> Factor | None:
+        """The factor, if the matrix has rows."""
+
+    def apply_inverse(self, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
+        """Apply A⁻¹ or A⁻ᵀ to the rows of `rhs`; see `CheckedFactor.apply_inverse`."""
+
+
+class EmptyFactor:
+    """The factorisation of a matrix without rows."""
+
+    factor: Factor | None = None
+
+    def __init__(self, record: Record):
+        self.record = record
+
+    def apply_inverse(self, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
+        return torch.empty_like(rhs)
+
+
+class BlockInDoubt(Exception):
+    """A block-diagonal matrix whose blocks are better judged one by one."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A factor of the matrix, and how it was made.
+
+    method, engine : in words, and by name
+    symbolic : the analysis, to use it again
+    sound : whether the pivots alone show that all solutions are good
+    may_perturb_less : whether the next rung may enlarge fewer pivots, at the price of an analysis
+    """
+
+    factor: Factor
+    method: str
+    engine: str
+    symbolic: object
+    sound: bool
+    may_perturb_less: bool
+
+
+class Ladder(Protocol):
+    """The factorisations of one matrix, from the fastest method to the most robust.
+
+    failure : the error of the last method that gave no factor
+    """
+
+    failure: SparseSolverError | None
+
+    def climb(self) -> Rung | None:
+        """The factor by the next method that gives one; None after the last method."""
+
+    def keep(self, rung: Rung, reason: str) -> None:
+        """Record this factor, and start with its method for later values of the pattern."""
+
+    def equations(self, factor: Factor) -> Equations:
+        """The equations that this factor, and every other one, solves."""
+
+    def explain_structure(self) -> str | None:
+        """Why the matrix is singular whatever its values are, if it is."""
+
+
+class CheckedFactor:
+    """The first factor of a ladder that is good enough for the matrix and its right-hand sides.
+
+    Raises an error if there is none, or BlockInDoubt.
+    """
+
+    def __init__(self, record: Record, ladder: Ladder):
+        self.record, self._ladder, self._lock = record, ladder, ForkSafeLock()
+        found: tuple[Judge, Rung, str] | None = None
+        reason = "the fastest method for this kind"
+        while (rung := ladder.climb()) is not None:
+            equations = self._equations = ladder.equations(rung.factor)
+            judge = Judge(equations, rung.factor, rung.sound)
+            if judge.examine() is Verdict.SINGULAR:
+                if equations.blocks > 1:
+                    raise BlockInDoubt
+                raise self._singular(judge, rung.engine)
+            if judge.is_usable:
+                found = judge, rung, reason
+                if not (judge.is_perturbed and rung.may_perturb_less):
+                    break
+                reason = f"{rung.method} had to enlarge pivots"
+            elif found is not None:
+                break
+            else:
+                reason = f"{rung.method} was not accurate"
+        if found is None:
+            raise self._explain_failure()
+        self.judge = found[0]
+        if equations.blocks > 1 and not self.judge.is_beyond_doubt:
+            raise BlockInDoubt
+        ladder.keep(*found[1:])
+
+    @property
+    def factor(self) -> Factor:
+        """The factor that solves."""
+        return self.judge.factor
+
+    def apply_inverse(self, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
+        """Apply A⁻¹ or A⁻ᵀ to the rows of the contiguous `rhs` (k, n), in a new tensor.
+
+        Rows that hold NaN or infinity raise NonFiniteError if `strict`, else they give NaN: a loss
+        that overflowed must reach a gradient scaler as what it is.
+        """
+        equations = self._equations
+        if equations.is_empty(rhs):
+            return torch.empty_like(rhs)
+        if not equations.all_finite(rhs):
+            return self._apply_to_finite(rhs, transpose, strict)
+        while True:
+            judge = self.judge
+            x, outcome = judge.solve(rhs, transpose)
+            if outcome is Outcome.GOOD:
+                return x
+            if outcome is Outcome.NO_DIGIT or not self._improve(judge):
+                break
+        if equations.all_finite(x):
+            raise self._inaccurate(judge)
+        if strict:
+            message = f"the solution is too large for {equations.dtype}"
+            raise NonFiniteError(message, argument="x", index=None)
+        return x
+
+    def _improve(self, judge: Judge) -> bool:
+        """Replace this judge by that of the next usable factor; False if there is none."""
+        with self._lock:
+            if self.judge is not judge:  # another thread has replaced it
+                return True
+            while (rung := self._ladder.climb()) is not None:
+                better = Judge(self._equations, rung.factor, rung.sound)
+                better.examine()
+                if better.is_usable:
+                    self.judge = better
+                    self._ladder.keep(rung, "a faster method did not solve accurately")
+                    return True
+            return False
+
+    def _apply_to_finite(self, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
+        """The same as `apply_inverse`, where some right-hand sides are not finite."""
+        equations = self._equations
+        if strict:
+            raise_non_finite("b", rhs.view(-1, equations.order))
+            message = "b is too large: the modulus of an entry is infinite"
+            raise NonFiniteError(message, argument="b", index=None)
+        finite = equations.spread(torch.isfinite(equations.sizes(rhs)))
+        x = self.apply_inverse(torch.where(finite, rhs, 0), transpose, strict)
+        return torch.where(finite, x, math.nan)
+
+    def _explain_failure(self) -> SparseSolverError:
+        """The error for a matrix that no method factors accurately."""
+        failure, record = self._ladder.failure, self.record
+        if not isinstance(failure, SingularMatrixError):
+            return failure or self._inaccurate()
+        message = self._ladder.explain_structure() or str(failure)
+        return SingularMatrixError(message, engine=failure.engine or record.engine, row=failure.row)
+
+    def _singular(self, judge: Judge, engine: str) -> SingularMatrixError:
+        """The error for a matrix that is singular to working precision."""
+        message = self._ladder.explain_structure() or (
+            f"the matrix is singular to working precision: a relative change of its entries by "
+            f"{judge.distance:.0e} makes it singular (a graph or mesh Laplacian needs an anchor: a "
+            f"fixed vertex, or a multiple of the identity or of the mass matrix added)"
+        )
+        return SingularMatrixError(message, engine=engine, row=None)
+
+    def _inaccurate(self, judge: Judge | None = None) -> SparseSolverError:
+        """The error for a right-hand side that no factor solves accurately."""
+        record, dtype = self.record, self._equations.dtype
+        if judge is not None and judge.in_doubt:
+            message = (
+                f"the matrix is so ill-conditioned that the solution for this right-hand side has "
+                f"no correct digit in {dtype}; scale its rows and columns, or use a dtype with "
+                f"more digits"
+            )
+            return SingularMatrixError(message, engine=record.engine, row=None)
+        return EngineError(
+            f"{record.engine} could not factor this {record.kind} matrix accurately, and no other "
+            f"method could; scale its rows and columns",
+            engine=record.engine,
+            code=None,
+        )
