@@ -154,8 +154,8 @@ def find_root(
         return start.clone(), Report(True, StopReason.ALL_FIXED.value, (), True)
     options = Options(assume, engine=engine)
     problem = make_problem(pattern._structure, numbers, options, x0.device)
-    name, hint = "the residual", "all of them as params="
-    equations = Equations(residual, jacobian_values, parameters, problem, name, hint)
+    words = "the residual", "the Jacobian", "all of them as params="
+    equations = Equations(residual, jacobian_values, parameters, problem, *words)
     with report_progress(callback, progress, "find_root") as report_iteration:
         solution, report = _RootFinder(equations, limits, report_iteration).run(start)
     return attach_derivatives(solution, start, equations), report

@@ -219,6 +219,7 @@ def _make_equations(
         parameters=parameters,
         problem=make_problem(structure, fixed, Options("spd", engine=engine), x0.device),
         name="the energy's gradient",
+        jacobian_name="the energy's Hessian",
         hint="them as params=, and as energy a function that makes it from them",
     )
     return hessian_values, equations
