@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .._energy.energy import Energy, fixed_numbers, parameters_of, with_diagonal
+from .._energy.non_finite_terms import describe_non_finite_term
 from .._energy.psd_projection import Projection, projection_of
 from .._factor.options import Options
 from .._torch.dynamo import disable_dynamo
@@ -162,7 +163,9 @@ def minimize(
     start = set_fixed_values(x0, fixed, fixed_values)
     value = energy_at(own, start.detach())
     if not math.isfinite(value):
-        raise NonFiniteError(f"the energy is {value} at x0", argument="x0", index=None)
+        term = describe_non_finite_term(own, start.detach())
+        message = f"the energy is {value} at x0" + (f": {term}" if term else "")
+        raise NonFiniteError(message, argument="x0", index=None)
     if numbers.numel() == x0.numel():
         only = Iteration(value, 0.0, 0.0, "true", 0.0, 0)
         return start.clone(), Report(True, StopReason.ALL_FIXED.value, (only,), True)

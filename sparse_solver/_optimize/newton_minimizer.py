@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._energy.non_finite_terms import describe_non_finite_term
 from .._sparse.values import probe_vector
 from ..errors import NonFiniteError, ShapeError
 from .hessian_modification import Direction, HessianModifier
@@ -117,9 +118,12 @@ class NewtonMinimizer:
             g = self._gradient(X)
             direction = self.hessians.find_direction(X, g, cautious)
             decision = self._decide(self._point(X, value, g, direction), is_last)
-        except (NonFiniteError, Stuck) as error:
-            if not self.iterations and isinstance(error, NonFiniteError):
-                raise
+        except NonFiniteError as error:
+            message = describe_non_finite_term(self.energy, X) or str(error)
+            if self.iterations:
+                raise self._error(X, message) from error
+            raise NonFiniteError(message, argument=error.argument, index=error.index) from error
+        except Stuck as error:
             raise self._error(X, str(error)) from error
         if is_last and isinstance(decision.action, Step):
             return Decision(decision.at, StopReason.MAX_ITERATIONS)
