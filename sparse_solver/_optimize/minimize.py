@@ -19,8 +19,9 @@ from .._torch.dynamo import disable_dynamo
 from ..errors import NonFiniteError, OptionError, ShapeError
 from .hessian_modification import HessianModifier
 from .implicit_diff import Equations, attach_derivatives
+from .iterate import energy_at
 from .line_search import LargestStep, Limits
-from .newton_minimizer import NewtonMinimizer, energy_at
+from .newton_minimizer import NewtonMinimizer
 from .report import Iteration, Report, report_progress
 from .start import check_start, make_problem, set_fixed_values
 from .stopping import StopReason
