@@ -296,4 +296,4 @@ class EngineError(SparseSolverError, RuntimeError):
 
 
 class TransformError(SparseSolverError, NotImplementedError):
-    """Torch would compute this derivative wrongly; the message names a way that is correct."""
+    """Torch would compute this wrongly, or cannot transform it; the message names another way."""

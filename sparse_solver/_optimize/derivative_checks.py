@@ -29,13 +29,19 @@ def differentiate_residual(
     equations: Equations, values: Tensor, residual: Tensor, arguments: Sequence[Tensor]
 ) -> list[Tensor]:
     """uᵀ ∂r/∂a for each argument a, and a scattered vector u that weighs all rows of J equally."""
-    u = _scatter_rows(equations, values).reshape(residual.shape)
     if not residual.requires_grad:
         return [torch.zeros_like(argument) for argument in arguments]
-    if not residual.requires_grad:
-        return [torch.zeros_like(argument) for argument in arguments]
+    return _pull_back(residual, arguments, _scatter_rows(equations, values))
+
+
+def _pull_back(residual: Tensor, arguments: Sequence[Tensor], u: Tensor) -> list[Tensor]:
     found = torch.autograd.grad(
-        residual, arguments, u, retain_graph=True, allow_unused=True, materialize_grads=True
+        residual,
+        arguments,
+        u.reshape(residual.shape),
+        retain_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
     )
     return list(found)
 
@@ -76,7 +82,7 @@ def check_jacobian(
         where = f"row {row}, column {column}: {passed:.6g} instead of {expected:.6g}"
     raise DerivativeError(
         f"{name} is not the derivative that torch computes of {equations.name}, in {where}. The "
-        f"solution would have wrong derivatives; correct the entries, or detach all parameters",
+        f"solution would have wrong derivatives; correct the entries, or solve under torch.no_grad()",
         row=row,
         col=column,
         difference=number,
@@ -94,19 +100,9 @@ def _find_row(
     for row in structure.rows[stored].unique().tolist():
         if removed and row in removed:
             continue
-        unit = (
-            torch.zeros_like(residual)
-            .reshape(-1)
-            .index_fill(0, torch.tensor([row], device=residual.device), 1.0)
-        )
-        (gradient,) = torch.autograd.grad(
-            residual,
-            x,
-            unit.reshape(residual.shape),
-            retain_graph=True,
-            materialize_grads=True,
-            allow_unused=True,
-        )
+        unit = torch.zeros_like(residual).reshape(-1)
+        unit[row] = 1
+        (gradient,) = _pull_back(residual, (x,), unit)
         passed = values[stored & (structure.rows == row)].sum().item()
         expected = gradient.reshape(-1)[column].item()
         tolerance = torch.finfo(values.dtype).eps ** _MISMATCH_EXPONENT * abs(passed)

@@ -56,7 +56,8 @@ def find_root(
     residual : callable
         r, of the shape of X, from X and `params`; differentiable in all of them by torch.
     jacobian_values : callable
-        (nnz,) the values of ∂r/∂X on the pattern, from the same arguments.
+        (nnz,) the values of ∂r/∂X on the pattern, from the same arguments. If they are inexact,
+        convergence is slower, and X must not be differentiable.
     pattern : Pattern
         The places of the Jacobian, for unknowns X.reshape(-1) and equations r.reshape(-1).
     x0 : Tensor
@@ -95,6 +96,9 @@ def find_root(
     ------
     ConvergenceError
         If no root is found; `error.x` is the last iterate, and `error.report` the report.
+    DerivativeError
+        If X shall be differentiable, and `jacobian_values` are not the derivatives of r that torch
+        computes: up to ε^¼ of the largest entries, so that difference quotients are exact enough.
     NonFiniteError
         If r is NaN or infinite at x0.
     ValueChangedError
@@ -115,9 +119,9 @@ def find_root(
     makes ‖r‖₂ fall in each step. Iterations also end where rounding errors allow no progress.
 
     The derivatives of X in `params` and in the fixed values are given by the implicit function
-    theorem, dX = −J⁻¹ (∂r/∂θ) dθ. They cost one substitution with the last factor and one
-    derivative of the residual, and can be differentiated again if `jacobian_values` is
-    differentiable in X and `params`.
+    theorem, dX = −J⁻¹ (∂r/∂θ) dθ. They cost one substitution with the last factor and two
+    derivatives of the residual, one of them for a check, and can be differentiated again if
+    `jacobian_values` is differentiable in X and `params`.
 
     References
     ----------

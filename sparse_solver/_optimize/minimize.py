@@ -98,14 +98,17 @@ def minimize(
         The minimiser, of the shape of x0.
     report : Report
         How it was found. ``report.unique`` is False if the Hessian at X is singular, as for a
-        structure that is not supported; X has no derivatives then.
+        structure that is not supported, or for x²⁰; X has no derivatives then.
 
     Raises
     ------
     ConvergenceError
         If no minimum is found; `error.x` is the last iterate, and `error.report` the report.
     NonFiniteError
-        If the energy or its gradient is NaN or infinite at x0.
+        If the energy, its gradient or its Hessian is NaN or infinite at x0; names the term of an
+        `IndexedSum`.
+    DerivativeError
+        If X shall be differentiable, and the Hessian is not the derivative of the gradient.
     NotSymmetricError
         If the values of the Hessian are not symmetric.
     ValueChangedError
@@ -124,11 +127,14 @@ def minimize(
     -----
     The pattern is analysed once, and the Hessian is factored once per iteration, or several times
     where it is not positive definite [1]_ [3]_. Saddle points are escaped along directions of
-    negative curvature. If no minimum is found, `ConvergenceError` is raised.
+    negative curvature. If no minimum is found, `ConvergenceError` is raised, also where the energy
+    falls ever more slowly, as e⁻ˣ does, until rounding errors hide that it has no minimum. Towards
+    minima at which the Hessian is singular, convergence is linear: after sixty such steps, their
+    limit is extrapolated.
 
     The derivatives of X in the parameters and in the fixed values are given by the implicit
     function theorem [2]_, dX = −H⁻¹ (∂g/∂θ) dθ. They cost one substitution with the last factor
-    and one derivative of the gradient, and can be differentiated again.
+    and two derivatives of the gradient, one of them for a check, and can be differentiated again.
 
     References
     ----------

@@ -138,7 +138,7 @@ class NewtonMinimizer:
     def _is_runaway(self, point: Point) -> bool:
         """Whether the Hessian vanishes since the energy becomes ever flatter, without a minimum."""
         X, travel, eps = point.X, point.X - self._start, torch.finfo(point.X.dtype).eps
-        size = float(travel.abs().max())
+        size, tiny = float(travel.abs().max()), torch.finfo(X.dtype).tiny / eps
         # Energies may be constant beyond a point, to which the steps converge, or a parabola leads.
         if self._convergence.is_local(X, eps**0.5 * size):
             return False
@@ -146,7 +146,7 @@ class NewtonMinimizer:
             if last.matrix == "curvature" or last.step not in (0, 1):
                 break
             fall, decrement = last.objective - point.value, last.decrement
-            if decrement > eps**2 and abs(fall - decrement) < decrement / 10:
+            if decrement > tiny and abs(fall - decrement) < decrement / 10:
                 return False
         if point.direction.is_true:  # the last step of linear convergence
             way = point.d * (size / (float(point.d.abs().max()) or 1.0))
@@ -181,7 +181,7 @@ class NewtonMinimizer:
             return step
         trial = point.X + fraction * point.d
         value = energy_at(self.energy, trial)
-        if value <= step.value and self._gradient(trial).norm() < self._gradient(step.x).norm():
+        if value <= step.value and self._gradient_norm(trial) < self._gradient_norm(step.x):
             self._convergence.jump()
             return Step(fraction, trial, value)
         return step
@@ -353,6 +353,9 @@ class NewtonMinimizer:
                 best = further
             return best
         return None
+
+    def _gradient_norm(self, X: Tensor) -> float:
+        return float(self.hessians.equations.flatten(self.energy.gradient(X)).norm())
 
     def _gradient(self, X: Tensor) -> Tensor:
         """The gradient as a vector, zero at fixed entries."""
