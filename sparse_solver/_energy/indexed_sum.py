@@ -53,8 +53,7 @@ class IndexedSum:
     -----
     X is float32 or float64. Constants are not copied: a model's parameters may be updated in place.
     Tensors that the summand uses without being passed them are differentiable, too, but they must
-    be passed to `minimize` separately, and if they require gradients, chunks do not bound the
-    memory of a graph.
+    be passed to `minimize` separately, and chunks do not bound the memory of their graph.
 
     Everything that depends on the indices alone is computed once, and found again for equal
     indices, also by another energy: Hessians after the first one sort and coalesce nothing.

@@ -32,9 +32,14 @@ _ADVICE = {
     "vmap": "uses an operation that torch.vmap, which computes many terms at once, does not "
     "support; write the summand with other torch operations",
 }
-# Methods whose names look like those of methods that work in place.
-_NOT_IN_PLACE = {"__int__", "__index__", "__invert__"}
-
+# Operators that work in place; the names of such methods end with one underscore.
+_IN_PLACE = {
+    "__setitem__",
+    *(f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "div", "pow")),
+}
+_IN_PLACE |= {
+    f"__i{name}__" for name in ("floordiv", "mod", "and", "or", "xor", "lshift", "rshift")
+}
 # Added to the arguments of a summand, so that they are not zero.
 _DISPLACEMENT = 0.731
 
@@ -105,23 +110,23 @@ class _CapturedTensorGuard(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        is_in_place = name.endswith("_") and (
-            not name.startswith("__") or name.startswith("__i") or name == "__setitem__"
-        )
+        is_in_place = name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
         changed = [kwargs.get("out"), *args[:1]] if is_in_place else [kwargs.get("out")]
         for leaf in tree_leaves(changed):
-            if isinstance(leaf, Tensor) and name not in _NOT_IN_PLACE and not self._owns(leaf):
+            if isinstance(leaf, Tensor) and not self._owns(leaf):
                 raise TransformError(
                     f"the summand changes a tensor of shape {tuple(leaf.shape)} in place (by "
                     f"{name}) that is not one of its arguments; write the result to a new tensor"
                 )
         result = func(*args, **kwargs)
+        given = {id(leaf) for leaf in tree_leaves((args, kwargs))}
         for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and (leaf._base is None or self._owns(leaf._base)):
+            is_new = isinstance(leaf, Tensor) and id(leaf) not in given
+            if is_new and (leaf._base is None or self._owns(leaf._base)):
                 self._own[id(leaf)] = leaf
         return result
 
     def _owns(self, tensor: Tensor) -> bool:
-        return id(tensor) in self._own or (
-            tensor._base is not None and id(tensor._base) in self._own
-        )
+        """Whether the tensor is an argument, or was made by the summand or by its transforms."""
+        known = id(tensor) in self._own or id(tensor._base) in self._own
+        return known or torch._C._functorch.is_functorch_wrapped_tensor(tensor)

@@ -82,7 +82,7 @@ def check_jacobian(
         where = f"row {row}, column {column}: {passed:.6g} instead of {expected:.6g}"
     raise DerivativeError(
         f"{name} is not the derivative that torch computes of {equations.name}, in {where}. The "
-        f"solution would have wrong derivatives; correct the entries, or solve under torch.no_grad()",
+        f"solution would have wrong derivatives; correct the entries, or use torch.no_grad()",
         row=row,
         col=column,
         difference=number,

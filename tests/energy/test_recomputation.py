@@ -114,3 +114,23 @@ def test_recomputed_results_are_differentiable_again() -> None:
     k.mul_(3)
     with pytest.raises(ss.ValueChangedError):
         torch.autograd.grad(loss, l, create_graph=True)
+
+
+def test_complex_constants() -> None:
+    z = torch.ones(N, dtype=torch.complex128, requires_grad=True)
+    k = torch.ones((), dtype=torch.double)
+    x = torch.arange(N + 1, dtype=torch.double, requires_grad=True)
+    results = []
+    for chunk in (None, 4):
+        energy = ss.IndexedSum(
+            lambda x, z: k * (x[1] - x[0] - z.real + 2 * z.imag) ** 2,
+            CHAIN,
+            per_term=z,
+            chunk_size=chunk,
+        )
+        loss = (energy.gradient(x) * torch.arange(N + 1)).sum()
+        results.append(torch.autograd.grad(loss, z, retain_graph=True)[0])
+    assert torch.allclose(*results)
+    k.mul_(2)
+    with pytest.raises(ss.ValueChangedError):
+        torch.autograd.grad(loss, z)

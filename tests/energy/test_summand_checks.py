@@ -81,7 +81,10 @@ def test_captured_tensors_are_not_changed() -> None:
         torch.add(table, 1.0, out=table)
         return x.sum()
 
-    for summand in (change_scalar, change_entry, change_view, write_out):
+    def change_itself(x: Tensor) -> Tensor:
+        return table.contiguous().mul_(2).sum() * x[0]
+
+    for summand in (change_scalar, change_entry, change_view, write_out, change_itself):
         for call in CALLS:
             with pytest.raises(ss.TransformError, match="in place"):
                 getattr(ss.IndexedSum(summand, EDGES), call)(torch.ones(4))
@@ -93,7 +96,13 @@ def test_captured_tensors_are_not_changed() -> None:
         own.view(-1)[0] += 3
         return own.sum() * x[0]
 
+    def only_read(x: Tensor) -> Tensor:
+        first, second, third = table  # iterates
+        index = int(table[0]) - 1
+        return (first + ~(second < 0) * third) * x[index] + torch.func.grad(torch.sum)(x).sum()
+
     assert ss.IndexedSum(change_own, EDGES)(torch.ones(4)) == 9
+    assert ss.IndexedSum(only_read, EDGES)(torch.ones(4)) == 12
 
 
 GENERATOR = np.random.default_rng(0)
