@@ -8,7 +8,6 @@ uᵀ J: one more reverse derivative of the residual.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,9 +15,7 @@ from torch import Tensor
 from .._sparse.kernels import Places, apply
 from .._sparse.values import probe_vector
 from ..errors import DerivativeError
-
-if TYPE_CHECKING:
-    from .implicit_diff import Equations
+from .equations import Equations
 
 # A Jacobian may differ from the derivative by ε to this power, relative to its largest entries in
 # the same row and column: difference quotients are less exact than formulas.

@@ -15,7 +15,8 @@ from .._solve.pattern import Pattern
 from .._sparse.index_checks import describe_type
 from .._torch.dynamo import disable_dynamo
 from ..errors import NonFiniteError, OptionError, ShapeError, SingularMatrixError
-from .implicit_diff import Equations, Solution, attach_derivatives
+from .equations import Equations, Solution
+from .implicit_diff import attach_derivatives
 from .line_search import LargestStep, Limits, backtrack
 from .report import Iteration, Report, report_progress
 from .start import check_start, make_problem, set_fixed_values

@@ -14,7 +14,7 @@ from .._factor.factors import Factors
 from .._sparse.structure import Structure
 from .._sparse.values import probe_vector
 from ..errors import NotPositiveDefiniteError, SingularMatrixError
-from .implicit_diff import Equations
+from .equations import Equations
 from .report import MatrixKind
 from .stopping import StopReason, Stuck
 

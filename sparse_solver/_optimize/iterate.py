@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .._sparse.values import probe_vector
 from ..errors import ShapeError
+from .equations import Equations
 from .hessian_modification import Direction
-from .implicit_diff import Equations
 
 # Rounding errors of the energy, in units of ε times its size.
 _NOISE = 10

@@ -17,8 +17,9 @@ from .._energy.psd_projection import Projection, projection_of
 from .._factor.options import Options
 from .._torch.dynamo import disable_dynamo
 from ..errors import NonFiniteError, OptionError, ShapeError
+from .equations import Equations
 from .hessian_modification import HessianModifier
-from .implicit_diff import Equations, attach_derivatives
+from .implicit_diff import attach_derivatives
 from .iterate import energy_at
 from .line_search import LargestStep, Limits
 from .newton_minimizer import NewtonMinimizer

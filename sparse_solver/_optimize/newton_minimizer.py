@@ -14,8 +14,8 @@ from torch import Tensor
 from .._energy.non_finite_terms import describe_non_finite_term
 from ..errors import NonFiniteError
 from .degenerate_minima import Convergence, is_runaway
+from .equations import Solution
 from .hessian_modification import Direction, HessianModifier
-from .implicit_diff import Solution
 from .iterate import Point, energy_at, scatter_signs
 from .line_search import Limits, backtrack
 from .report import Iteration, Report
