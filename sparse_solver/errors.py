@@ -24,6 +24,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # missing in
 __all__ = [
     "CollectiveError",
     "ConvergenceError",
+    "DerivativeError",
     "DeviceError",
     "DtypeError",
     "EngineError",
@@ -215,6 +216,24 @@ class ConvergenceError(SparseSolverError, RuntimeError):
     """
 
 
+class DerivativeError(SparseSolverError, ValueError):
+    """A Jacobian is not the derivative of its residual, or a Hessian not that of its gradient.
+
+    Attributes
+    ----------
+    row : int or None
+        The row of the entry that differs most; None if the pattern lacks the entry.
+    col : int or None
+        The column of the entry.
+    difference : float or None
+        By how much the entry differs; without a row, a scattered combination of its column.
+    """
+
+    row: int | None = None
+    col: int | None = None
+    difference: float | None = None
+
+
 class ValueChangedError(SparseSolverError, RuntimeError):
     """A value that a derivative needs was changed in place before the derivative was computed."""
 
@@ -277,4 +296,4 @@ class EngineError(SparseSolverError, RuntimeError):
 
 
 class TransformError(SparseSolverError, NotImplementedError):
-    """Torch would compute this derivative wrongly; the message names a way that is correct."""
+    """Torch would compute this wrongly, or cannot transform it; the message names another way."""

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 from torch.func import vmap
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from .._sparse.index_checks import describe_type
 from .._torch.modes import is_differentiable, is_transformed
-from ..errors import DtypeError, ShapeError, ValueChangedError
 from .element_derivatives import Function as TermFunction
+from .recomputation import Recompute
+from .summand_checks import check_summand, check_term, run_summand
 
 # Entries of element Hessians that are computed at once: larger arrays are not faster.
 _CHUNK_ENTRIES = 2**22
@@ -30,12 +29,14 @@ class Terms:
     indices : (terms, locals) int64, with rows e_i
     constants : "per_variable", "per_term" and "weight"
     chunk_size : how many terms are computed at once; None for a size of bounded memory
+    checked : not empty after `check_summand`, also for the same summand with other constants
     """
 
     summand: Callable[..., Tensor]
     indices: Tensor
     constants: dict[str, Any]
     chunk_size: int | None
+    checked: list[bool] = field(default_factory=list)
 
     def split(self, X: Tensor) -> list[slice]:
         """The slices of terms that are computed at once."""
@@ -58,7 +59,14 @@ class Terms:
         if self.constants["per_term"] is not None:
             arguments.append(tree_map(lambda tensor: tensor[chunk], self.constants["per_term"]))
         leaves, tree = tree_flatten(arguments)
-        batched = vmap(self._check_result(X.dtype))
+        batched = self._map_summand(X.dtype)
+
+        def first() -> Any:
+            return tree_unflatten([leaf[0].detach().clone() for leaf in leaves], tree)
+
+        if not self.checked and not is_transformed(*leaves):
+            check_summand(self.summand, first())
+            self.checked.append(True)
 
         def function(x: Tensor, *constants: Tensor) -> Tensor:
             return derivative(lambda x: batched(*tree_unflatten([x, *constants], tree)), x)
@@ -66,7 +74,7 @@ class Terms:
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False), torch.no_grad():
                 result = function(*(leaf.clone() for leaf in leaves))
-        elif is_transformed(*leaves) or not torch.is_grad_enabled() or self._captures(leaves, tree):
+        elif is_transformed(*leaves) or not torch.is_grad_enabled() or self._captures(first()):
             result = function(*leaves)
         elif not any(leaf.requires_grad for leaf in leaves):
             with torch.no_grad():
@@ -77,70 +85,20 @@ class Terms:
             result = function(*leaves)
         return result if isinstance(weight, float) and weight == 1 else weight * result
 
-    def _check_result(self, dtype: torch.dtype) -> Callable[..., Tensor]:
-        """The summand, which raises unless it returns a scalar tensor of this dtype."""
-        summand = self.summand
+    def _map_summand(self, dtype: torch.dtype) -> Callable[..., Tensor]:
+        """The summand of many terms at once, with checks; it may change its arguments in place."""
 
-        def checked(*arguments: Any) -> Tensor:
-            term = summand(*arguments)
-            if not isinstance(term, Tensor) or term.dim() != 0:
-                is_tensor = isinstance(term, Tensor)
-                what = (
-                    f"a tensor of shape {tuple(term.shape)}" if is_tensor else describe_type(term)
-                )
-                raise ShapeError(f"the summand returned {what}; expected one of shape (), one term")
-            if term.dtype != dtype:
-                message = f"the summand returned {term.dtype} for variables of {dtype}"
-                raise DtypeError(f"{message}; convert its constants")
-            return term
+        def call(*arguments: Any) -> Tensor:
+            copies = tree_map(torch.clone, arguments)
+            return check_term(run_summand(self.summand, copies), dtype)
 
-        return checked
+        return vmap(call)
 
-    def _captures(self, leaves: list[Tensor], tree: Any) -> bool:
+    def _captures(self, arguments: Any) -> bool:
         """Whether the summand uses tensors that require gradients, besides its arguments."""
         with torch.enable_grad():
-            first = tree_unflatten([leaf[0].detach() for leaf in leaves], tree)
-            term = self.summand(*first)
+            term = run_summand(self.summand, arguments)
             return isinstance(term, Tensor) and term.requires_grad
-
-
-class Recompute(Function):
-    """A function whose graph keeps only the arguments; its backward computes the rest again.
-
-    So the intermediate results of many chunks are never in memory at the same time. Tensors that
-    the function uses besides its arguments are not kept; if they are changed meanwhile, the sum of
-    the results differs, and the backward raises ValueChangedError.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
-        ctx.function = function
-        ctx.save_for_backward(*arguments)
-        result = function(*arguments)
-        ctx.sum = result.sum()
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, bar: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override] # torch's is (ctx, *grads)
-        wanted = ctx.needs_input_grad[1:]
-        recorded = torch.is_grad_enabled()  # then the gradients are differentiable, too
-        with torch.enable_grad():
-            arguments = ctx.saved_tensors
-            if not recorded:
-                pairs = zip(arguments, wanted, strict=True)
-                arguments = tuple(t.detach().requires_grad_(wants) for t, wants in pairs)
-            result = ctx.function(*arguments)
-            tolerance = torch.finfo(result.dtype).eps ** 0.5 * result.detach().abs().sum()
-            if bool((result.detach().sum() - ctx.sum).abs() > tolerance):  # not so for NaN
-                message = "a tensor that the summand uses was changed in place before the backward"
-                raise ValueChangedError(message)
-            if not result.requires_grad:
-                return (None, *(None for _ in arguments))
-            inputs = [argument for argument, wants in zip(arguments, wanted, strict=True) if wants]
-            found = iter(
-                torch.autograd.grad(result, inputs, bar, create_graph=recorded, allow_unused=True)
-            )
-        return (None, *(next(found) if wants else None for wants in wanted))
 
 
 def is_parameter(leaf: Any) -> bool:

@@ -31,7 +31,8 @@ class IndexedSum:
     ----------
     summand : callable
         One term, written for one element with torch operations: a function from x (locals,) or
-        (locals, dim), and the constants that are given, to a scalar tensor.
+        (locals, dim), and the constants that are given, to a scalar tensor. It may change these in
+        place, but nothing else, and it cannot branch on values or draw random numbers.
     indices : Tensor
         (terms, locals) int64 or int32: the vertices that each term reads. They are copied.
     per_variable : Tensor or nested tuple, list or dict of Tensor, optional
@@ -50,10 +51,9 @@ class IndexedSum:
 
     Notes
     -----
-    X is float32 or float64. Constants are not copied, so that parameters of a model may be updated
-    in place. Tensors that the summand uses without being passed them are differentiable, too, but
-    they must be passed to `minimize` separately, and if they require gradients, chunks do not bound
-    the memory of a graph.
+    X is float32 or float64. Constants are not copied: a model's parameters may be updated in place.
+    Tensors that the summand uses without being passed them are differentiable, too, but they must
+    be passed to `minimize` separately, and chunks do not bound the memory of their graph.
 
     Everything that depends on the indices alone is computed once, and found again for equal
     indices, also by another energy: Hessians after the first one sort and coalesce nothing.

@@ -53,9 +53,14 @@ class RestrictedEnergy:
     """
 
     def __init__(self, energy: Any, X: Tensor, *, fixed: Tensor | None):
-        numbers = fixed_numbers(fixed, X.shape)
-        self._energy, self._X = energy, X
-        self._submatrix = remove_rows(energy.pattern._structure, numbers)
+        self.__setstate__((energy, X, fixed_numbers(fixed, X.shape)))
+
+    def __getstate__(self) -> tuple[Any, Tensor, Tensor]:
+        return self._energy, self._X, self._submatrix.removed
+
+    def __setstate__(self, state: tuple[Any, Tensor, Tensor]) -> None:
+        self._energy, self._X, removed = state
+        self._submatrix = remove_rows(self._energy.pattern._structure, removed)
         self.pattern = Pattern._of(self._submatrix.structure)
 
     def select(self, X: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from .._solve.pattern import Pattern
 from .._sparse.index_checks import describe_type
 from .._torch.dynamo import disable_dynamo
 from ..errors import NonFiniteError, OptionError, ShapeError, SingularMatrixError
-from .implicit_diff import Equations, Solution, attach_derivatives
+from .equations import Equations, Solution
+from .implicit_diff import attach_derivatives
 from .line_search import LargestStep, Limits, backtrack
 from .report import Iteration, Report, report_progress
 from .start import check_start, make_problem, set_fixed_values
@@ -56,7 +57,8 @@ def find_root(
     residual : callable
         r, of the shape of X, from X and `params`; differentiable in all of them by torch.
     jacobian_values : callable
-        (nnz,) the values of ∂r/∂X on the pattern, from the same arguments.
+        (nnz,) the values of ∂r/∂X on the pattern, from the same arguments. If they are inexact,
+        convergence is slower, and X must not be differentiable.
     pattern : Pattern
         The places of the Jacobian, for unknowns X.reshape(-1) and equations r.reshape(-1).
     x0 : Tensor
@@ -95,6 +97,9 @@ def find_root(
     ------
     ConvergenceError
         If no root is found; `error.x` is the last iterate, and `error.report` the report.
+    DerivativeError
+        If X shall be differentiable, and `jacobian_values` are not the derivatives of r that torch
+        computes: up to ε^¼ of the largest entries, so that difference quotients are exact enough.
     NonFiniteError
         If r is NaN or infinite at x0.
     ValueChangedError
@@ -115,9 +120,9 @@ def find_root(
     makes ‖r‖₂ fall in each step. Iterations also end where rounding errors allow no progress.
 
     The derivatives of X in `params` and in the fixed values are given by the implicit function
-    theorem, dX = −J⁻¹ (∂r/∂θ) dθ. They cost one substitution with the last factor and one
-    derivative of the residual, and can be differentiated again if `jacobian_values` is
-    differentiable in X and `params`.
+    theorem, dX = −J⁻¹ (∂r/∂θ) dθ. They cost one substitution with the last factor and two
+    derivatives of the residual, one of them for a check, and can be differentiated again if
+    `jacobian_values` is differentiable in X and `params`.
 
     References
     ----------
@@ -154,8 +159,8 @@ def find_root(
         return start.clone(), Report(True, StopReason.ALL_FIXED.value, (), True)
     options = Options(assume, engine=engine)
     problem = make_problem(pattern._structure, numbers, options, x0.device)
-    name, hint = "the residual", "all of them as params="
-    equations = Equations(residual, jacobian_values, parameters, problem, name, hint)
+    words = "the residual", "the Jacobian", "all of them as params="
+    equations = Equations(residual, jacobian_values, parameters, problem, *words)
     with report_progress(callback, progress, "find_root") as report_iteration:
         solution, report = _RootFinder(equations, limits, report_iteration).run(start)
     return attach_derivatives(solution, start, equations), report

@@ -14,7 +14,7 @@ from .._factor.factors import Factors
 from .._sparse.structure import Structure
 from .._sparse.values import probe_vector
 from ..errors import NotPositiveDefiniteError, SingularMatrixError
-from .implicit_diff import Equations
+from .equations import Equations
 from .report import MatrixKind
 from .stopping import StopReason, Stuck
 
@@ -23,6 +23,9 @@ _SHIFTS = 25
 _GROWTH = 10
 # Steps of inverse iteration, which find a curvature well enough to judge its sign.
 _INVERSE_ITERATIONS = 12
+
+# How often a vector is filtered to remove its components of larger curvature.
+_FILTERS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +109,21 @@ class HessianModifier:
             curvature, v = 1 / float(v @ w) - found.shift, w
         size = -float(v.norm()) if float(g @ v) > 0 else float(v.norm())
         return v / size, curvature < -self._smallest_shift(values)
+
+    def select_soft_part(self, X: Tensor, g: Tensor, v: Tensor) -> Tensor:
+        """v without its components along which the curvature is larger than rounding errors.
+
+        All of v, if the Hessian is too small or too large to be inverted.
+        """
+        try:
+            found = self._try_shifts(self._compute_once(X), g)
+        except Stuck:
+            return v
+        size = float(v.abs().max()) or 1.0
+        soft = v.reshape(-1) / size
+        for _ in range(_FILTERS):
+            soft = found.shift * self.equations.apply_inverse(found.values, soft, found.factors)
+        return size * soft.reshape(v.shape)
 
     def _compute_once(self, X: Tensor) -> Tensor:
         """The true Hessian's values at X, computed at the first call for this tensor."""

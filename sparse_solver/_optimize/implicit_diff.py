@@ -13,8 +13,6 @@ it can be differentiated again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,84 +20,14 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.graph import get_gradient_edge
 
+from .._energy.recomputation import differs
 from .._factor.factors import Factors
 from .._factor.lifetime import token_of
-from .._factor.problem import Problem
 from .._solve.autograd import Solve
-from .._solve.shapes import solve_values
-from .._sparse.index_checks import describe_type
-from .._sparse.kernels import Places, apply
 from .._torch.modes import is_differentiable
-from ..errors import OptionError, ShapeError, SingularMatrixError, ValueChangedError
-
-
-@dataclass(frozen=True, eq=False)
-class Equations:
-    """r(x, θ) = 0.
-
-    residual : r, with as many entries as x, from x and the parameters θ
-    jacobian_values : the values of J on the problem's structure, from the same
-    parameters : θ
-    problem : the structure, how it is factored, and which entries of x.reshape(-1) are not fixed
-    name : what r is called in error messages
-    hint : how tensors on which r depends are to be passed
-    """
-
-    residual: Callable[..., Tensor]
-    jacobian_values: Callable[..., Tensor]
-    parameters: tuple[Tensor, ...]
-    problem: Problem
-    name: str
-    hint: str
-
-    def flatten(self, residual: Any) -> Tensor:
-        """The residual as a detached vector (n,), zero where entries of x are fixed."""
-        n, submatrix = self.problem.structure.shape[0], self.problem.submatrix
-        if not isinstance(residual, Tensor) or residual.numel() != n:
-            given = tuple(residual.shape) if isinstance(residual, Tensor) else None
-            what = f"has shape {given}" if given is not None else f"is {describe_type(residual)}"
-            expected = f"expected a tensor of the shape of x0, with {n} entries"
-            raise ShapeError(f"{self.name} {what}; {expected}")
-        r = residual.detach().reshape(-1)
-        return r if submatrix is None else r.index_fill(0, submatrix.removed, 0.0)
-
-    def multiply_moduli(self, values: Tensor, x: Tensor) -> Tensor:
-        """(n,) |J| |x|; rounding errors of x change the residual by at most ε times that."""
-        structure = self.problem.structure
-        places = Places(structure.rows, structure.cols)
-        return apply(values.abs(), x.reshape(1, -1).abs(), places).squeeze(0)
-
-    def check_unchanged(self, residual: Tensor, before: Tensor, values: Tensor, x: Tensor) -> None:
-        """Raise ValueChangedError if the residual at x differs from `before`, up to rounding.
-
-        Tensors that r uses without listing them as parameters may have been overwritten, which
-        autograd does not detect.
-        """
-        largest = (self.multiply_moduli(values, x) + before.abs()).max()
-        tolerance = torch.finfo(x.dtype).eps ** 0.5 * largest  # half the digits
-        if not bool(((residual - before).abs() <= tolerance).all()):
-            raise ValueChangedError(
-                f"a tensor that {self.name} depends on was changed in place between the solution "
-                f"and its derivative; clone it before it is changed"
-            )
-
-    def apply_inverse(self, values: Tensor, rhs: Tensor, factors: Factors) -> Tensor:
-        """J⁻¹ applied to the vector `rhs`; zero at fixed entries."""
-        return solve_values(self.problem, values, rhs, factors=factors)
-
-
-@dataclass(frozen=True, eq=False)
-class Solution:
-    """What Newton's method found.
-
-    residual : (n,) the residual at x, zero where entries of x are fixed
-    values, factors : the values of the Jacobian at x, and its factor; None if it is singular
-    """
-
-    x: Tensor
-    residual: Tensor
-    values: Tensor
-    factors: Factors | None
+from ..errors import OptionError, SingularMatrixError, ValueChangedError
+from .derivative_checks import check_jacobian, differentiate_residual
+from .equations import CHANGED, Equations, Solution
 
 
 class _ImplicitFunction(Function):
@@ -112,16 +40,19 @@ class _ImplicitFunction(Function):
         equations: Equations,
         solution: Solution,
         token: Tensor,
+        before: list[Tensor],
         *parameters: Tensor,
     ) -> Tensor:
         ctx.equations, ctx.is_regular = equations, solution.factors is not None
-        x = solution.x.clone()
-        ctx.save_for_backward(x, solution.residual, solution.values, token, *parameters)
+        ctx.count, x = len(before), solution.x.clone()
+        saved = (x, solution.residual, solution.values, token)
+        ctx.save_for_backward(*saved, *before, *parameters)
         return x
 
     @staticmethod
     def backward(ctx: Any, x_bar: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override] # torch's is (ctx, *grads)
-        x, residual, values, token, *parameters = ctx.saved_tensors
+        x, residual, values, token, *others = ctx.saved_tensors
+        before, parameters = others[: ctx.count], others[ctx.count :]
         equations: Equations = ctx.equations
         if not ctx.is_regular:
             raise SingularMatrixError(
@@ -130,51 +61,67 @@ class _ImplicitFunction(Function):
                 engine=None,
                 row=None,
             )
-        # In a recorded backward pass the result is differentiable, too.
-        if torch.is_grad_enabled():
-            values = equations.jacobian_values(x, *parameters)
         rhs, problem = x_bar.reshape(1, -1), equations.problem
+        wanted = (ctx.needs_input_grad[0], *ctx.needs_input_grad[5:])
+        # In a recorded backward pass the result is differentiable, too.
+        is_recorded = torch.is_grad_enabled()
+        derivatives = _Derivatives(equations, (x, *parameters), is_recorded)
+        derivatives.check_unchanged(residual, values, before)
+        if is_recorded:
+            now = equations.jacobian_values(x, *parameters)
+            if differs(values, now.detach()):
+                raise ValueChangedError(CHANGED.format(equations.jacobian_name))
+            values = now
         # Not strict: a gradient that is not finite, as of a gradient scaler, is passed on.
         lam = Solve.apply(values, rhs, token, problem, True, False).squeeze(0)
-        wanted = (ctx.needs_input_grad[0], *ctx.needs_input_grad[4:])
-        pulled = _pull_back(equations, (x, *parameters), wanted, lam, residual, values)
+        pulled = derivatives.pull_back(-lam, wanted)
         start_bar = None
         if wanted[0] and problem.submatrix is not None:
             total = (x_bar if pulled[0] is None else x_bar + pulled[0]).reshape(-1)
             start_bar = total.index_fill(0, problem.submatrix.rows, 0.0).reshape(x.shape)
-        return start_bar, None, None, None, *pulled[1:]
+        return start_bar, None, None, None, None, *pulled[1:]
 
 
-def _pull_back(
-    equations: Equations,
-    arguments: tuple[Tensor, ...],
-    wanted: tuple[bool, ...],
-    lam: Tensor,
-    before: Tensor,
-    values: Tensor,
-) -> list[Tensor | None]:
-    """−(∂r/∂a)ᵀ λ for each argument a, x first; None for those that are not wanted.
+class _Derivatives:
+    """The derivatives of the residual in its arguments, x first and then the parameters."""
 
-    before, values : the residual and the Jacobian at the solution
-    """
-    is_recorded = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # x depends on the parameters, and these may depend on each other. Autograd's total
-        # derivatives in new aliases are the partial derivatives that are needed.
-        alias = torch.Tensor.view_as if is_recorded else _detach
-        aliases = [alias(argument, argument) for argument in arguments]
-        residual = equations.residual(*aliases)
-        now, x = equations.flatten(residual), arguments[0].detach()
-        equations.check_unchanged(now, before, values.detach(), x)
-        inputs = [a for a, is_wanted in zip(aliases, wanted, strict=True) if is_wanted]
+    def __init__(self, equations: Equations, arguments: tuple[Tensor, ...], is_recorded: bool):
+        self.equations, self.is_recorded = equations, is_recorded
+        with torch.enable_grad():
+            # x depends on the parameters, and these may depend on each other. Autograd's total
+            # derivatives in new aliases are the partial derivatives that are needed.
+            alias = torch.Tensor.view_as if is_recorded else _detach
+            self.aliases = [alias(argument, argument) for argument in arguments]
+            self.residual = equations.residual(*self.aliases)
+
+    def check_unchanged(self, residual: Tensor, values: Tensor, before: list[Tensor]) -> None:
+        """Raise ValueChangedError if the residual or its derivatives are no longer the same.
+
+        residual, values, before : the residual, the Jacobian, and `compute_probe`, at the solution
+        """
+        equations, now = self.equations, self.equations.flatten(self.residual)
+        equations.check_unchanged(now, residual, values, self.aliases[0].detach())
+        if any(map(differs, before, self.compute_probe(values))):
+            raise ValueChangedError(CHANGED.format(equations.name))
+
+    def compute_probe(self, values: Tensor) -> list[Tensor]:
+        """uᵀ ∂r/∂a for x and each parameter that requires gradients, with a scattered vector u."""
+        x, *others = self.aliases
+        pairs = zip(others, self.equations.parameters, strict=True)
+        arguments = [x, *(alias for alias, parameter in pairs if parameter.requires_grad)]
+        return differentiate_residual(self.equations, values, self.residual, arguments)
+
+    def pull_back(self, bar: Tensor, wanted: tuple[bool, ...]) -> list[Tensor | None]:
+        """(∂r/∂a)ᵀ bar for each argument a; None for those that are not wanted."""
+        inputs = [a for a, is_wanted in zip(self.aliases, wanted, strict=True) if is_wanted]
         found: tuple[Tensor | None, ...] = (None,) * len(inputs)
-        if residual.requires_grad:
-            lam = -lam.reshape(residual.shape)
+        if self.residual.requires_grad:
+            bar = bar.reshape(self.residual.shape)
             found = torch.autograd.grad(
-                residual, inputs, lam, create_graph=is_recorded, allow_unused=True
+                self.residual, inputs, bar, create_graph=self.is_recorded, allow_unused=True
             )
-    each = iter(found)
-    return [next(each) if is_wanted else None for is_wanted in wanted]
+        each = iter(found)
+        return [next(each) if is_wanted else None for is_wanted in wanted]
 
 
 def _detach(tensor: Tensor, _: Tensor) -> Tensor:
@@ -185,14 +132,15 @@ def _detach(tensor: Tensor, _: Tensor) -> Tensor:
 def attach_derivatives(solution: Solution, start: Tensor, equations: Equations) -> Tensor:
     """The solution, differentiable in the parameters, and in `start` at the fixed entries.
 
-    Raises OptionError if it would lack derivatives.
+    Raises OptionError if it would lack derivatives, DerivativeError if they would be wrong.
     """
     if not torch.is_grad_enabled():
         return solution.x
     parameters, name = equations.parameters, equations.name
     has_fixed = start.requires_grad and equations.problem.submatrix is not None
-    aliases = [_detach(tensor, tensor) for tensor in (solution.x, *parameters)]
-    others, depends_on_x = _find_leaves(equations.residual(*aliases), aliases)
+    derivatives = _Derivatives(equations, (solution.x, *parameters), False)
+    aliases = derivatives.aliases
+    others, depends_on_x = _find_leaves(derivatives.residual, aliases)
     if others:  # a leaf that is made anew in each call is not a tensor of the caller
         again, _ = _find_leaves(equations.residual(*aliases), aliases)
         others = [leaf for leaf in others if any(leaf is other for other in again)]
@@ -208,9 +156,12 @@ def attach_derivatives(solution: Solution, start: Tensor, equations: Equations) 
             f"{name} must be differentiable in its argument, for derivatives of the solution; do "
             f"not detach it"
         )
+    before = derivatives.compute_probe(solution.values)
+    if solution.factors is not None:
+        check_jacobian(equations, solution.values, derivatives.residual, aliases[0], before[0])
     token = token_of(solution.factors or Factors(equations.problem))
     start = start if has_fixed else start.detach()
-    x: Tensor = _ImplicitFunction.apply(start, equations, solution, token, *parameters)
+    x: Tensor = _ImplicitFunction.apply(start, equations, solution, token, before, *parameters)
     return x
 
 

@@ -12,14 +12,17 @@ import torch
 from torch import Tensor
 
 from .._energy.energy import Energy, fixed_numbers, parameters_of, with_diagonal
+from .._energy.non_finite_terms import describe_non_finite_term
 from .._energy.psd_projection import Projection, projection_of
 from .._factor.options import Options
 from .._torch.dynamo import disable_dynamo
 from ..errors import NonFiniteError, OptionError, ShapeError
+from .equations import Equations
 from .hessian_modification import HessianModifier
-from .implicit_diff import Equations, attach_derivatives
+from .implicit_diff import attach_derivatives
+from .iterate import energy_at
 from .line_search import LargestStep, Limits
-from .newton_minimizer import NewtonMinimizer, energy_at
+from .newton_minimizer import NewtonMinimizer
 from .report import Iteration, Report, report_progress
 from .start import check_start, make_problem, set_fixed_values
 from .stopping import StopReason
@@ -96,14 +99,17 @@ def minimize(
         The minimiser, of the shape of x0.
     report : Report
         How it was found. ``report.unique`` is False if the Hessian at X is singular, as for a
-        structure that is not supported; X has no derivatives then.
+        structure that is not supported, or for x²⁰; X has no derivatives then.
 
     Raises
     ------
     ConvergenceError
         If no minimum is found; `error.x` is the last iterate, and `error.report` the report.
     NonFiniteError
-        If the energy or its gradient is NaN or infinite at x0.
+        If the energy, its gradient or its Hessian is NaN or infinite at x0; names the term of an
+        `IndexedSum`.
+    DerivativeError
+        If X shall be differentiable, and the Hessian is not the derivative of the gradient.
     NotSymmetricError
         If the values of the Hessian are not symmetric.
     ValueChangedError
@@ -122,11 +128,14 @@ def minimize(
     -----
     The pattern is analysed once, and the Hessian is factored once per iteration, or several times
     where it is not positive definite [1]_ [3]_. Saddle points are escaped along directions of
-    negative curvature. If no minimum is found, `ConvergenceError` is raised.
+    negative curvature. If no minimum is found, `ConvergenceError` is raised, also where the energy
+    falls ever more slowly, as e⁻ˣ does, until rounding errors hide that it has no minimum. Towards
+    minima at which the Hessian is singular, convergence is linear: after sixty such steps, their
+    limit is extrapolated.
 
     The derivatives of X in the parameters and in the fixed values are given by the implicit
     function theorem [2]_, dX = −H⁻¹ (∂g/∂θ) dθ. They cost one substitution with the last factor
-    and one derivative of the gradient, and can be differentiated again.
+    and two derivatives of the gradient, one of them for a check, and can be differentiated again.
 
     References
     ----------
@@ -162,7 +171,9 @@ def minimize(
     start = set_fixed_values(x0, fixed, fixed_values)
     value = energy_at(own, start.detach())
     if not math.isfinite(value):
-        raise NonFiniteError(f"the energy is {value} at x0", argument="x0", index=None)
+        term = describe_non_finite_term(own, start.detach())
+        message = f"the energy is {value} at x0" + (f": {term}" if term else "")
+        raise NonFiniteError(message, argument="x0", index=None)
     if numbers.numel() == x0.numel():
         only = Iteration(value, 0.0, 0.0, "true", 0.0, 0)
         return start.clone(), Report(True, StopReason.ALL_FIXED.value, (only,), True)
@@ -219,6 +230,7 @@ def _make_equations(
         parameters=parameters,
         problem=make_problem(structure, fixed, Options("spd", engine=engine), x0.device),
         name="the energy's gradient",
+        jacobian_name="the energy's Hessian",
         hint="them as params=, and as energy a function that makes it from them",
     )
     return hessian_values, equations

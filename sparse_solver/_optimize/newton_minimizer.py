@@ -5,21 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._sparse.values import probe_vector
-from ..errors import NonFiniteError, ShapeError
+from .._energy.non_finite_terms import describe_non_finite_term
+from ..errors import NonFiniteError
+from .degenerate_minima import Convergence, is_runaway
+from .equations import Solution
 from .hessian_modification import Direction, HessianModifier
-from .implicit_diff import Equations, Solution
+from .iterate import Point, energy_at, scatter_signs
 from .line_search import Limits, backtrack
 from .report import Iteration, Report
 from .stopping import Decision, Step, StopReason, Stuck, make_convergence_error
 
-# Rounding errors of the energy, in units of ε times its size.
-_NOISE = 10
 # Rounding errors explain a decrement up to this multiple of one that rounding errors of X cause.
 _EXACT = 16
 # A decrement above this fraction of `hidden_noise`, which is never too small, is no rounding error.
@@ -45,37 +46,11 @@ _DOUBLINGS = 20
 _RISE = 1e3
 _HALVINGS = 20
 
-
-def energy_at(energy: Any, X: Tensor) -> float:
-    """The energy as a number."""
-    with torch.no_grad():
-        value = energy.value(X)
-    if isinstance(value, Tensor) and value.numel() != 1:
-        raise ShapeError(f"the energy's value has shape {tuple(value.shape)}; expected a scalar")
-    return float(value)
-
-
-class _Point:
-    """An iterate X with its energy, its gradient as a vector, and a direction of descent.
-
-    slope, decrement : gᵀ d, and ½ λ² = −½ gᵀ d
-    noise : a bound of the rounding errors of the energy's value
-    hidden_noise : a bound that includes terms which cancel in the value, and which are as large as
-        |X|ᵀ|H||X| / 2; mostly much too large
-    """
-
-    def __init__(
-        self, X: Tensor, value: float, g: Tensor, direction: Direction, equations: Equations
-    ):
-        self.X, self.value, self.g, self.direction = X, value, g, direction
-        self.d = direction.d.reshape(X.shape)
-        self.slope = float(g @ direction.d)
-        self.decrement = -self.slope / 2
-        eps = torch.finfo(X.dtype).eps
-        terms = equations.multiply_moduli(direction.hessian, X)
-        size = float(X.reshape(-1).abs() @ terms) / 2
-        self.noise = _NOISE * eps * abs(value)
-        self.hidden_noise = _NOISE * eps * (abs(value) + size)
+# A way of at most ε to this power, relative to all of it, is due to rounding errors.
+_SOFT_EXPONENT = 2 / 3
+# In so many iterations, a parabola leads to its minimum. Its decrement is what the energy falls, of
+# which it is at most 86 % for x³, and less for x⁴, e⁻ˣ and x⁻ᵖ.
+_RECENT = 5
 
 
 class NewtonMinimizer:
@@ -91,6 +66,7 @@ class NewtonMinimizer:
         self.energy, self.hessians, self.limits, self.report = energy, hessians, limits, report
         self.iterations: list[Iteration] = []
         self._last_decrement: float | None = None
+        self._convergence = Convergence()
 
     @torch.no_grad()
     def run(self, x0: Tensor, value: float) -> tuple[Solution, Report]:
@@ -109,7 +85,7 @@ class NewtonMinimizer:
                 raise self._error(X, StopReason.OVERFLOW.value)
             cautious = point.direction.is_changed and fraction < 1
 
-    def _decide_at(self, X: Tensor, value: float, cautious: bool) -> Decision[_Point]:
+    def _decide_at(self, X: Tensor, value: float, cautious: bool) -> Decision[Point]:
         """Decide at X, within the limit of iterations; raise ConvergenceError if stuck."""
         is_last = len(self.iterations) >= self.limits.max_iterations
         self.hessians.factorizations = 0
@@ -117,18 +93,21 @@ class NewtonMinimizer:
             g = self._gradient(X)
             direction = self.hessians.find_direction(X, g, cautious)
             decision = self._decide(self._point(X, value, g, direction), is_last)
-        except (NonFiniteError, Stuck) as error:
-            if not self.iterations and isinstance(error, NonFiniteError):
-                raise
+        except NonFiniteError as error:
+            message = describe_non_finite_term(self.energy, X) or str(error)
+            if self.iterations:
+                raise self._error(X, message) from error
+            raise NonFiniteError(message, argument=error.argument, index=error.index) from error
+        except Stuck as error:
             raise self._error(X, str(error)) from error
         if is_last and isinstance(decision.action, Step):
             return Decision(decision.at, StopReason.MAX_ITERATIONS)
         return decision
 
-    def _point(self, X: Tensor, value: float, g: Tensor, direction: Direction) -> _Point:
-        return _Point(X, value, g, direction, self.hessians.equations)
+    def _point(self, X: Tensor, value: float, g: Tensor, direction: Direction) -> Point:
+        return Point(X, value, g, direction, self.hessians.equations)
 
-    def _record(self, point: _Point, fraction: float) -> None:
+    def _record(self, point: Point, fraction: float) -> None:
         found, factorizations = point.direction, self.hessians.factorizations
         iteration = Iteration(
             point.value, point.decrement, fraction, found.matrix, found.shift, factorizations
@@ -139,22 +118,44 @@ class NewtonMinimizer:
     def _error(self, X: Tensor, message: str) -> Exception:
         return make_convergence_error("the minimisation", X, message, self.iterations)
 
-    def _finish(self, point: _Point, reason: StopReason) -> tuple[Solution, Report]:
+    def _finish(self, point: Point, reason: StopReason) -> tuple[Solution, Report]:
         """The result at a point, where the method stops."""
         message, found = reason.value, point.direction
         if reason is StopReason.MAX_ITERATIONS:
             limit = f"max_iterations={self.limits.max_iterations}"
             raise self._error(point.X, f"{message}: {limit}")
-        if not found.is_true:
-            message += (
-                "; the Hessian is singular to working precision there, so that the minimum is not "
-                "unique, or not a minimum"
-            )
-        factors = found.factors if found.is_true else None
+        is_unique = found.is_true and not self._convergence.is_degenerate
+        far = any(step.step > 1 and step.matrix == "true" for step in self.iterations[-_LATELY:])
+        if (far or not is_unique) and self._is_runaway(point):
+            raise self._error(point.X, StopReason.NO_MINIMUM.value)
+        if not is_unique:
+            message += "; the Hessian is singular to working precision there: the minimum is not "
+            message += "unique, or of a higher order"
+        factors = found.factors if is_unique else None
         solution = Solution(point.X, point.g, found.values, factors)
-        return solution, Report(True, message, tuple(self.iterations), found.is_true)
+        return solution, Report(True, message, tuple(self.iterations), is_unique)
 
-    def _decide(self, point: _Point, is_last: bool) -> Decision[_Point]:
+    def _is_runaway(self, point: Point) -> bool:
+        """Whether the Hessian vanishes since the energy becomes ever flatter, without a minimum."""
+        X, travel, eps = point.X, point.X - self._start, torch.finfo(point.X.dtype).eps
+        size, tiny = float(travel.abs().max()), torch.finfo(X.dtype).tiny / eps
+        # Energies may be constant beyond a point, to which the steps converge, or a parabola leads.
+        if self._convergence.is_local(X, eps**0.5 * size):
+            return False
+        for last in reversed(self.iterations[-_RECENT:]):
+            if last.matrix == "curvature" or last.step not in (0, 1):
+                break
+            fall, decrement = last.objective - point.value, last.decrement
+            if decrement > tiny and abs(fall - decrement) < decrement / 10:
+                return False
+        if point.direction.is_true:  # the last step of linear convergence
+            way = point.d * (size / (float(point.d.abs().max()) or 1.0))
+        else:
+            way = self.hessians.select_soft_part(X, point.g, travel)
+        is_soft = float(way.abs().max()) > eps**_SOFT_EXPONENT * size
+        return is_soft and is_runaway(partial(energy_at, self.energy), X, point.value, way)
+
+    def _decide(self, point: Point, is_last: bool) -> Decision[Point]:
         """Decide at a point; the decision may rest on another direction there."""
         if not point.direction.is_true:
             return self._decide_without_true_hessian(point, is_last)
@@ -164,11 +165,28 @@ class NewtonMinimizer:
         elif is_last:
             action = StopReason.MAX_ITERATIONS
         else:
-            action = self._find_step(point) or StopReason.ROUNDING
+            step = self._find_step(point)
+            action = self._extrapolate(point, step) if step else StopReason.ROUNDING
         self._last_decrement = point.decrement
+        self._convergence.last = point.X, float(point.d.abs().max())
         return Decision(point, action)
 
-    def _decide_without_true_hessian(self, point: _Point, is_last: bool) -> Decision[_Point]:
+    def _extrapolate(self, point: Point, step: Step) -> Step:
+        """The step, or a longer one to the limit of linear convergence if it leads further."""
+        if step.fraction < 1:
+            self._convergence.reset()
+            return step
+        fraction = self._convergence.extrapolate(point.d)
+        if fraction is None or self.limits.largest_step is not None:
+            return step
+        trial = point.X + fraction * point.d
+        value = energy_at(self.energy, trial)
+        if value <= step.value and self._gradient_norm(trial) < self._gradient_norm(step.x):
+            self._convergence.jump()
+            return Step(fraction, trial, value)
+        return step
+
+    def _decide_without_true_hessian(self, point: Point, is_last: bool) -> Decision[Point]:
         """Decide at a point whose direction comes from a changed Hessian."""
         reason, step, stuck = self._find_reason_to_stop(point), None, None
         self._last_decrement = point.decrement
@@ -185,17 +203,19 @@ class NewtonMinimizer:
             if true is not None:
                 return self._decide(self._point(point.X, point.value, point.g, true), is_last)
         if step is None or self.hessians.changed % _PATIENCE == 0:
-            escape = self._escape_saddle(point, step)
+            escape, is_negative = self._escape_saddle(point, step)
             if escape is not None:
                 point.direction = replace(point.direction, matrix="curvature")
                 return Decision(point, escape)
+            if not is_negative and self._is_below_noise(point):
+                return Decision(point, StopReason.ROUNDING)
         action = step or reason
         if action is None:
             assert stuck is not None
             raise stuck
         return Decision(point, action)
 
-    def _find_reason_to_stop(self, point: _Point) -> StopReason | None:
+    def _find_reason_to_stop(self, point: Point) -> StopReason | None:
         is_true = point.direction.is_true
         if is_true:
             if point.decrement <= self._tolerance(point.value):
@@ -216,13 +236,12 @@ class NewtonMinimizer:
         is_rounding = is_true and not falls and self._is_rounding(point)
         return StopReason.ROUNDING if is_rounding else None
 
-    def _is_rounding(self, point: _Point) -> bool:
+    def _is_rounding(self, point: Point) -> bool:
         """Whether rounding errors of X, in X + δ, make decrements as large as this one."""
         X, equations = point.X, self.hessians.equations
         if point.decrement > _SUSPICIOUS * point.hidden_noise:
             return False
-        signs = probe_vector(X.numel(), X.dtype, 0.0).sign().reshape(X.shape).to(X.device)
-        moved = self._gradient(X + torch.finfo(X.dtype).eps * X * signs) - point.g
+        moved = self._gradient(X + torch.finfo(X.dtype).eps * X * scatter_signs(X)) - point.g
         found = point.direction
         noise = float(moved @ equations.apply_inverse(found.values, moved, found.factors)) / 2
         return point.decrement <= _EXACT * noise
@@ -232,7 +251,7 @@ class NewtonMinimizer:
         lately = [iteration.objective for iteration in self.iterations[-_LATELY:]]
         return max(self.limits.atol, self.limits.rtol * (lately[0] - value) if lately else 0.0)
 
-    def _find_step(self, point: _Point) -> Step | None:
+    def _find_step(self, point: Point) -> Step | None:
         """A step that makes the energy fall or, if its value is too inexact, the slope.
 
         None if rounding errors allow no step.
@@ -248,7 +267,7 @@ class NewtonMinimizer:
                 raise Stuck(StopReason.ENERGY_NOT_FALLING)
         return step
 
-    def _search_by_slope(self, point: _Point, longest: float) -> Step | None:
+    def _search_by_slope(self, point: Point, longest: float) -> Step | None:
         """The first of the steps t = longest · 2⁻ᵏ after which the slope has fallen enough.
 
         The energy may rise by what rounding errors explain. (The idea is in W. W. Hager and
@@ -266,7 +285,7 @@ class NewtonMinimizer:
             fraction /= 2
         return None
 
-    def _step_far(self, point: _Point) -> Step | None:
+    def _step_far(self, point: Point) -> Step | None:
         """Many Newton steps at once, if that lowers the energy.
 
         Newton's method creeps towards an inflection, and along a slope that becomes ever flatter.
@@ -288,8 +307,19 @@ class NewtonMinimizer:
         value = energy_at(self.energy, trial)
         return Step(fraction, trial, value) if -math.inf < value < bound else None
 
-    def _escape_saddle(self, point: _Point, step: Step | None) -> Step | None:
+    def _is_below_noise(self, point: Point) -> bool:
+        """Whether rounding errors explain the gradient, X being exact relative to its way.
+
+        Where the Hessian is singular, steps with a shift do not reach the minimum.
+        """
+        scale = torch.maximum(point.X.abs(), (point.X - self._start).abs())
+        noise = self.hessians.equations.multiply_moduli(point.direction.hessian, scale)
+        return bool((point.g.abs() <= torch.finfo(scale.dtype).eps * noise).all())
+
+    def _escape_saddle(self, point: Point, step: Step | None) -> tuple[Step | None, bool]:
         """A step along the lowest curvature, if it lowers the energy more than `step` does.
+
+        Also returns whether that curvature is negative.
 
         Saddle points attract Newton's method. (J. J. Moré and D. C. Sorensen, "On the use of
         directions of negative curvature in a modified Newton method", 1979.)
@@ -297,12 +327,12 @@ class NewtonMinimizer:
         v, is_negative = self.hessians.find_lowest_curvature(point.X, point.g)
         escape = self._search_along(point, v.reshape(point.X.shape))
         if escape is not None and (step is None or escape.value < step.value):
-            return escape
+            return escape, is_negative
         if step is None and is_negative:
             raise Stuck(StopReason.SADDLE)
-        return None
+        return None, is_negative
 
-    def _search_along(self, point: _Point, v: Tensor) -> Step | None:
+    def _search_along(self, point: Point, v: Tensor) -> Step | None:
         """A step along v or −v that lowers the energy, doubled as long as that lowers it."""
         X, limits = point.X, self.limits
         size = max(float((X - X.mean(0)).abs().max()), float((X - self._start).abs().max())) or 1.0
@@ -323,6 +353,9 @@ class NewtonMinimizer:
                 best = further
             return best
         return None
+
+    def _gradient_norm(self, X: Tensor) -> float:
+        return float(self.hessians.equations.flatten(self.energy.gradient(X)).norm())
 
     def _gradient(self, X: Tensor) -> Tensor:
         """The gradient as a vector, zero at fixed entries."""

@@ -42,6 +42,10 @@ class StopReason(Enum):
         "the gradient is small where the Hessian is indefinite, and no lower energy is found "
         "along the direction of its lowest curvature"
     )
+    NO_MINIMUM = (
+        "the gradient and the Hessian vanish, but the energy does not rise farther along the way "
+        "from x0; does it have a minimum?"
+    )
     NOT_SHIFTABLE = "no multiple of the identity makes the Hessian positive definite"
     NOT_INVERTIBLE = (
         "the Hessian is too small or too large to be inverted; does the energy have a minimum?"
