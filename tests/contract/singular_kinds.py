@@ -69,7 +69,7 @@ def free_laplacian(draw: Draw) -> Matrix:
     """Components that are not anchored."""
     m, parts = max(2, round((draw.n / 3) ** 0.5)), draw.rng.integers(1, 4)
     edges = grid_edges(m)
-    weights = draw.choice(1, 10 ** draw.rng.uniform(-3, 3, (parts, edges.shape[1])))
+    weights = draw.choice(1.0, 10 ** draw.rng.uniform(-3, 3, (parts, edges.shape[1])))
     weights = np.broadcast_to(weights, (parts, edges.shape[1]))
     return sp.block_diag([weighted_laplacian(edges, w, m * m) for w in weights])
 
