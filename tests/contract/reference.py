@@ -22,7 +22,7 @@ from scipy.sparse.csgraph import connected_components, maximum_bipartite_matchin
 CONTRACTION = 0.05
 REFINEMENT_STEPS = 12
 # The sizes up to which slower methods are tried.
-LARGEST_EXTENDED, LARGEST_EXACT = 700, 700
+LARGEST_EXTENDED, LARGEST_EXACT = 500, 700
 PRIME = 2**31 - 19  # 1 modulo 4, so that -1 has a root
 POWER_STEPS = 30
 BAUER_BOUND = 6.0  # Rump: the distance is at most (3 + 2 √2) n / ρ(|A⁻¹||A|)

@@ -22,8 +22,11 @@ from typing import Any
 
 import numpy as np
 
+from tests.contract import package_kinds
 from tests.contract.matrix_kinds import DTYPES, KINDS
 from tests.contract.verdicts import FAULTS, VERDICTS, Case, Options, Verdict, draw_case, judge
+
+__all__ = ["main", "package_kinds"]  # which registers its kinds
 
 SECONDS_FOR_A_CASE = 120
 SHOWN_OF_EACH = 3  # examples of each fault of a kind

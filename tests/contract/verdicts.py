@@ -147,6 +147,15 @@ def to_torch(A: sp.csr_matrix, triangle: str | None) -> Tensor:
     ).coalesce()
 
 
+def batch_scales(A: sp.csr_matrix, count: int) -> Tensor:
+    """Powers of two: the solution of 2ᵏ A x = b is 2⁻ᵏ times that of A x = b, without rounding."""
+    sizes, limits = abs(A.data), np.finfo(A.dtype)
+    powers = np.array([0, -6, 9, 0][:count])
+    if sizes.max() > limits.max * 2.0**-11 or sizes.min() < limits.tiny * 2.0**6:
+        powers *= 0
+    return torch.from_numpy(np.exp2(powers).astype(A.dtype))
+
+
 def solve_all(A: sp.csr_matrix, B: Tensor, options: Options, transpose: bool) -> list[Any]:
     """The solution, or the exception, for each column of B."""
     chosen: dict[str, Any] = {"assume": options.assume, "triangle": options.triangle}
@@ -156,8 +165,7 @@ def solve_all(A: sp.csr_matrix, B: Tensor, options: Options, transpose: bool) ->
         if options.way == "block":
             return list(ss.solve(tensor, B, transpose=transpose, **chosen).T)
         if options.way == "batch":
-            # A solution of A 2ᵏ x = b is 2⁻ᵏ times the one of A x = b.
-            scales = torch.tensor([1.0, 2.0**-6, 2.0**9, 1.0][: len(columns)], dtype=tensor.dtype)
+            scales = batch_scales(A, len(columns))
             P = ss.Pattern.from_tensor(tensor)
             values = scales[:, None] * tensor.values()
             return list(
