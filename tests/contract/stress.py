@@ -1,9 +1,9 @@
 """Judge random cases in several processes for some minutes, and print how many were wrong.
 
-    python -m tests.contract.stress --minutes 10 --seed 1 --kinds queues,voids --engine superlu
+    python -m tests.contract.stress --minutes 10 --seed 1 --kinds queues,markov --engine superlu
 
-A case that ends its process, or takes too long, is a crash. The exit status is 1 if anything was
-wrong, refused, answered by another error, or crashed.
+A case that ends its process, or takes too long, is a crash. Then the property tests make random
+calls, unless --kinds or --engine are given. The exit status is 1 if there was any fault.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from datetime import date
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +32,8 @@ from tests.contract.verdicts import FAULTS, VERDICTS, Case, Options, Verdict, dr
 __all__ = ["main", "package_kinds"]  # which registers its kinds
 
 SECONDS_FOR_A_CASE = 120
+SECONDS_FOR_A_CALL = 0.004
+PROPERTIES = "tests/contract/test_properties.py"
 SHOWN_OF_EACH = 3  # examples of each fault of a kind
 
 
@@ -122,6 +127,30 @@ def draw_cases(arguments: argparse.Namespace) -> Iterator[Case]:
         yield draw_case(rng, arguments.largest, kinds, arguments.engine)
 
 
+def run_properties(calls: int, seed: int, jobs: int) -> bool:
+    """Make random calls in several processes; print what failed, and return whether none did."""
+    with tempfile.TemporaryDirectory() as folder:
+        running = []
+        for job in range(jobs):
+            place = Path(folder, str(job))
+            place.write_text("before the first call")
+            variables = {
+                "SPARSE_SOLVER_CALLS": str(calls // jobs),
+                "SPARSE_SOLVER_CALL_FILE": str(place),
+            }
+            options = ["-q", "-p", "no:cacheprovider", f"--hypothesis-seed={seed + job}"]
+            command = [sys.executable, "-m", "pytest", *options, PROPERTIES]
+            with Path(folder, f"{job}.txt").open("w") as output:
+                environment = os.environ | variables
+                running.append(subprocess.Popen(command, env=environment, stdout=output))
+        statuses = [process.wait() for process in running]
+        for job, status in enumerate(statuses):
+            if status != 0:
+                print(Path(folder, f"{job}.txt").read_text()[-4000:])
+                print(f"ended with {status} at {Path(folder, str(job)).read_text()}", flush=True)
+    return not any(statuses)
+
+
 def parse(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -133,6 +162,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--largest", type=int, default=2000, help="the largest number of rows")
     parser.add_argument("--kinds", help="names of kinds, with commas")
     parser.add_argument("--engine", help="the name of an engine")
+    parser.add_argument("--calls", type=int, default=100_000, help="random calls after the cases")
     parser.add_argument("--jobs", type=int, default=2, help="the number of processes")
     return parser.parse_args(words)
 
@@ -144,7 +174,9 @@ def main(words: list[str] | None = None) -> int:
     by_kind: dict[str, Counter[str]] = defaultdict(Counter)
     by_dtype: dict[str, Counter[str]] = {dtype: Counter() for dtype in DTYPES}
     matrices: set[Any] = set()
-    for verdict in run(draw_cases(arguments), 60 * arguments.minutes, arguments.jobs):
+    calls = 0 if arguments.kinds or arguments.engine else arguments.calls
+    seconds = 60 * arguments.minutes - calls * SECONDS_FOR_A_CALL / arguments.jobs
+    for verdict in run(draw_cases(arguments), max(seconds, 0), arguments.jobs):
         case, name = verdict.case, verdict.verdict
         matrices.add(case)
         by_kind[case.kind][name] += 1
@@ -152,8 +184,13 @@ def main(words: list[str] | None = None) -> int:
         if name in (*FAULTS, "bed") and by_kind[case.kind][name] <= SHOWN_OF_EACH:
             print(verdict, flush=True)
     print(f"\n{len(matrices)} matrices, seed {arguments.seed}, engine {arguments.engine}\n")
-    print(table("kind", by_kind), table("dtype", by_dtype), sep="\n\n")
-    return int(any(count[name] for count in by_dtype.values() for name in (*FAULTS, "bed")))
+    print(table("kind", by_kind), table("dtype", by_dtype), sep="\n\n", flush=True)
+    is_good = not any(count[name] for count in by_dtype.values() for name in (*FAULTS, "bed"))
+    if calls:
+        is_right = run_properties(calls, arguments.seed, arguments.jobs)
+        print(f"\n{calls} random calls: {'right' if is_right else 'FAILED'}")
+        is_good = is_good and is_right
+    return int(not is_good)
 
 
 if __name__ == "__main__":
