@@ -190,6 +190,12 @@ def huge_or_tiny(draw: Draw) -> Matrix:
 
 
 @kind()
+def denormal(draw: Draw) -> Matrix:
+    """Entries about the smallest normal number, of which some have lost digits."""
+    return draw.sparse() * float(np.finfo(draw.dtype).tiny) * draw.decades(-3, 2)
+
+
+@kind()
 def blocks_of_different_scale(draw: Draw) -> Matrix:
     k = draw.rng.uniform(3, 15)
     sizes = np.diff(np.unique([0, *draw.rng.integers(1, draw.n, 4), draw.n]))

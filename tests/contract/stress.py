@@ -21,7 +21,6 @@ from collections.abc import Iterator
 from datetime import date
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -32,6 +31,7 @@ from tests.contract.verdicts import FAULTS, VERDICTS, Case, Options, Verdict, dr
 __all__ = ["main", "package_kinds"]  # which registers its kinds
 
 SECONDS_FOR_A_CASE = 120
+SECONDS_BETWEEN_REPORTS = 60
 SECONDS_FOR_A_CALL = 0.004
 PROPERTIES = "tests/contract/test_properties.py"
 SHOWN_OF_EACH = 3  # examples of each fault of a kind
@@ -173,7 +173,8 @@ def main(words: list[str] | None = None) -> int:
     print(f"seed {arguments.seed}", flush=True)
     by_kind: dict[str, Counter[str]] = defaultdict(Counter)
     by_dtype: dict[str, Counter[str]] = {dtype: Counter() for dtype in DTYPES}
-    matrices: set[Any] = set()
+    matrices: set[Case] = set()
+    reported = time.monotonic()
     calls = 0 if arguments.kinds or arguments.engine else arguments.calls
     seconds = 60 * arguments.minutes - calls * SECONDS_FOR_A_CALL / arguments.jobs
     for verdict in run(draw_cases(arguments), max(seconds, 0), arguments.jobs):
@@ -181,6 +182,9 @@ def main(words: list[str] | None = None) -> int:
         matrices.add(case)
         by_kind[case.kind][name] += 1
         by_dtype[case.dtype][name] += 1
+        if time.monotonic() > reported + SECONDS_BETWEEN_REPORTS:
+            reported = time.monotonic()
+            print(f"... {len(matrices)} matrices", flush=True)
         if name in (*FAULTS, "bed") and by_kind[case.kind][name] <= SHOWN_OF_EACH:
             print(verdict, flush=True)
     print(f"\n{len(matrices)} matrices, seed {arguments.seed}, engine {arguments.engine}\n")
