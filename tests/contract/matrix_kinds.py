@@ -35,7 +35,7 @@ class Draw:
     @property
     def side(self) -> int:
         """The side of a square grid with about `n` nodes."""
-        return max(2, round(self.n**0.5))
+        return max(2, round(float(self.n) ** 0.5))
 
     def decades(self, low: float, high: float) -> float:
         """A number whose logarithm is uniform between those of 10^low and 10^high."""
@@ -138,7 +138,7 @@ def grid_laplacian(m: int) -> sp.csr_matrix:
     return sp.csr_matrix(sp.kron(path(m), sp.eye(m)) + sp.kron(sp.eye(m), path(m)))
 
 
-def weighted_laplacian(edges: np.ndarray, weights: np.ndarray, n: int) -> sp.csr_matrix:
+def weighted_laplacian(edges: np.ndarray, weights: Matrix, n: int) -> sp.csr_matrix:
     i, j = edges
     off = sp.coo_matrix((-weights, (i, j)), (n, n))
     off = sp.csr_matrix(off + off.T)

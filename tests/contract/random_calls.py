@@ -254,8 +254,10 @@ class Attempt:
             else:
                 P = ss.Pattern(rows, cols, shape)
             if way == "factorize":
-                return P.factorize(self.values, **self.options).solve(self.b, **self.sides)
-            return P.solve(self.values, self.b, **self.options, **self.sides)
+                F = P.factorize(self.values, **self.options)
+                return F.solve(self.b, **self.sides)
+            x: Tensor = P.solve(self.values, self.b, **self.options, **self.sides)
+            return x
         return ss.solve(self._matrix(rows, cols, shape), self.b, **self.options, **self.sides)
 
     def _matrix(self, rows: Tensor, cols: Tensor, shape: tuple[int, int]) -> Any:

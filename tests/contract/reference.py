@@ -154,7 +154,7 @@ def _condition(modulus: sp.csr_matrix, inverse: Array, matched: Array) -> float:
 def _product(matrix: Array, vectors: Array) -> Array:
     """The product of a matrix in double precision and vectors with large exponents."""
     scale = np.exp2(np.round(np.log2(np.maximum(vectors.max(0), np.finfo(np.longdouble).tiny))))
-    return (matrix @ (vectors / scale).astype(float)) * scale
+    return np.asarray((matrix @ (vectors / scale).astype(float)) * scale)
 
 
 def equilibrate(A: sp.csr_matrix) -> tuple[Array, Array]:
@@ -189,7 +189,7 @@ class _DoubleFactor:
     def _factor(self, S: Array) -> Array:
         """Factor, and return the pivots."""
         self.lu = la.lu_factor(S, check_finite=False)
-        return self.lu[0].diagonal()
+        return np.asarray(self.lu[0].diagonal())
 
     def _substitute(self, rhs: Array, transpose: bool) -> Array:
         return np.asarray(la.lu_solve(self.lu, rhs, trans=int(transpose), check_finite=False))
@@ -200,7 +200,7 @@ class _DoubleFactor:
         with np.errstate(all="ignore"):
             scaled = (rhs / scale).astype(self.dtype)
             x = self._substitute(scaled, transpose)
-        return x.astype(self.extended) * scale
+        return np.asarray(x.astype(self.extended) * scale)
 
     def inverse(self) -> Array:
         return self._substitute(np.eye(self.n, dtype=self.dtype), False)
@@ -211,7 +211,7 @@ class _OrthogonalFactor(_DoubleFactor):
 
     def _factor(self, S: Array) -> Array:
         self.q, self.r, self.order = la.qr(S, pivoting=True, check_finite=False)
-        return self.r.diagonal()
+        return np.asarray(self.r.diagonal())
 
     def _substitute(self, rhs: Array, transpose: bool) -> Array:
         if transpose:

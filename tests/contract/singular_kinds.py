@@ -67,7 +67,7 @@ def kronecker_of_ones(draw: Draw) -> Matrix:
 @kind("symmetric", singular=True)
 def free_laplacian(draw: Draw) -> Matrix:
     """Components that are not anchored."""
-    m, parts = max(2, round((draw.n / 3) ** 0.5)), draw.rng.integers(1, 4)
+    m, parts = max(2, round((draw.n / 3) ** 0.5)), int(draw.rng.integers(1, 4))
     edges = grid_edges(m)
     weights = draw.choice(1.0, 10 ** draw.rng.uniform(-3, 3, (parts, edges.shape[1])))
     weights = np.broadcast_to(weights, (parts, edges.shape[1]))
@@ -78,7 +78,9 @@ def free_laplacian(draw: Draw) -> Matrix:
 def incidence_product(draw: Draw) -> Matrix:
     """B Bᵀ of 0/1 vertices and cells: fewer cells than vertices."""
     n = draw.n
-    B = sp.csr_matrix((draw.rng.random((n, max(1, n - draw.rng.integers(1, 4)))) < 2.5 / n) * 1.0)
+    B = sp.csr_matrix(
+        (draw.rng.random((n, max(1, n - int(draw.rng.integers(1, 4))))) < 2.5 / n) * 1.0
+    )
     return B @ B.T
 
 
@@ -149,8 +151,9 @@ def magnetic_laplacian(draw: Draw) -> Matrix:
 def low_rank(draw: Draw) -> Matrix:
     """Integers of rank n - 1 … n - 3, dense."""
     n = draw.n
-    k = max(1, n - draw.rng.integers(1, 4))
-    return (draw.rng.integers(-2, 3, (n, k)) @ draw.rng.integers(-2, 3, (k, n))) * 1.0
+    k = max(1, n - int(draw.rng.integers(1, 4)))
+    left, right = draw.rng.integers(-2, 3, (n, k)), draw.rng.integers(-2, 3, (k, n))
+    return (left @ right) * 1.0
 
 
 # Nearly singular
