@@ -244,11 +244,12 @@ def unstable_three_terms(draw: Draw) -> Matrix:
     return A
 
 
-@kind(largest=300)
+@kind()
 def hadamard_growth(draw: Draw) -> Matrix:
     """Orthogonal blocks with small pivots, which grow without pivoting."""
-    H = la.hadamard(draw.choice(2, 4, 8)) * 1.0
-    A = sp.kron(sp.csr_matrix(draw.zero_one(1.5)), H)
+    order = draw.choice(2, 4, 8)
+    blocks = Draw(draw.rng, max(2, draw.n // order), draw.dtype).zero_one(1.5)
+    A = sp.kron(sp.csr_matrix(blocks), la.hadamard(order) * 1.0)
     return A if draw.rng.random() < 0.5 else A + draw.decades(-9, -2) * sp.eye(A.shape[0])
 
 

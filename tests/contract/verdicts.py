@@ -54,15 +54,18 @@ class Options:
     """How a matrix is solved.
 
     way : "factorize", "solve", "block" (all right-hand sides at once) or "batch"
+    adjoint : whether systems with Aᵀ are solved as the conjugates of systems with Aᴴ
     """
 
     engine: str | None = None
     assume: str = "auto"
     triangle: str | None = None
     way: str = "factorize"
+    adjoint: bool = False
 
     def __str__(self) -> str:
-        return f"engine={self.engine}, assume={self.assume}, triangle={self.triangle}, {self.way}"
+        names = f"engine={self.engine}, assume={self.assume}, triangle={self.triangle}"
+        return f"{names}, {self.way}{', adjoint' * self.adjoint}"
 
 
 @dataclass(frozen=True)
@@ -126,8 +129,9 @@ def draw_options(
 ) -> Options:
     """A way to solve: mostly with the defaults."""
     way = str(rng.choice(["factorize", "solve", "block", "batch"], p=[0.6, 0.15, 0.15, 0.1]))
+    adjoint = not real and bool(rng.random() < 0.5)
     if rng.random() < 0.6:
-        return Options(engine, way=way)
+        return Options(engine, way=way, adjoint=adjoint)
     named = [symmetry]
     if symmetry == "spd":
         named = ["spd", "spd", "symmetric" if real else "hermitian"]
@@ -135,7 +139,7 @@ def draw_options(
     triangle = None
     if assume != "general" and rng.random() < 0.3:
         triangle = str(rng.choice(["lower", "upper"]))
-    return Options(engine, assume, triangle, way)
+    return Options(engine, assume, triangle, way, adjoint)
 
 
 def to_torch(A: sp.csr_matrix, triangle: str | None) -> Tensor:
@@ -158,20 +162,25 @@ def batch_scales(A: sp.csr_matrix, count: int) -> Tensor:
 
 
 def solve_all(A: sp.csr_matrix, B: Tensor, options: Options, transpose: bool) -> list[Any]:
-    """The solution, or the exception, for each column of B."""
+    """The solution of A x = b or Aᵀ x = b, or the exception, for each column b of B."""
+    if transpose and options.adjoint:
+        answers = _solve_all(A, B.conj(), options, {"adjoint": True})
+        return [x if isinstance(x, Exception) else x.conj().resolve_conj() for x in answers]
+    return _solve_all(A, B, options, {"transpose": transpose})
+
+
+def _solve_all(A: sp.csr_matrix, B: Tensor, options: Options, side: dict[str, bool]) -> list[Any]:
     chosen: dict[str, Any] = {"assume": options.assume, "triangle": options.triangle}
     chosen["engine"] = options.engine
     tensor, columns = to_torch(A, options.triangle), list(B.T.contiguous())
     try:
         if options.way == "block":
-            return list(ss.solve(tensor, B, transpose=transpose, **chosen).T)
+            return list(ss.solve(tensor, B, **side, **chosen).T)
         if options.way == "batch":
             scales = batch_scales(A, len(columns))
             P = ss.Pattern.from_tensor(tensor)
             values = scales[:, None] * tensor.values()
-            return list(
-                P.solve(values, B.T.contiguous(), transpose=transpose, **chosen) * scales[:, None]
-            )
+            return list(P.solve(values, B.T.contiguous(), **side, **chosen) * scales[:, None])
         if options.way == "factorize":
             F = ss.factorize(tensor, **chosen)
     except Exception as error:
@@ -180,9 +189,9 @@ def solve_all(A: sp.csr_matrix, B: Tensor, options: Options, transpose: bool) ->
     for b in columns:
         try:
             if options.way == "factorize":
-                found.append(F.solve(b, transpose=transpose))
+                found.append(F.solve(b, **side))
             else:
-                found.append(ss.solve(tensor, b, transpose=transpose, **chosen))
+                found.append(ss.solve(tensor, b, **side, **chosen))
         except Exception as error:
             found.append(error)
     return found
