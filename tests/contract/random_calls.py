@@ -314,8 +314,9 @@ class Attempt:
         call, mistake = self.call, self.call.mistake
         stored = len(self.rows) > 0
         if mistake is None or mistake in SIDE_MISTAKES:
-            numbers = mistake in ("b NaN", "b infinite")
-            return mistake is not None and (not numbers or self.b.numel() > 0)
+            if mistake in ("b NaN", "b infinite"):  # an empty batch of matrices uses no number
+                return self.b.numel() > 0 and 0 not in self.values.shape[:-1]
+            return mistake is not None
         if mistake in MATRIX_MISTAKES:
             return not self._is_pattern
         if mistake in POINTER_MISTAKES:
