@@ -1,6 +1,7 @@
 """Judge random cases in several processes for some minutes, and print how many were wrong.
 
     python -m tests.contract.stress --minutes 10 --seed 1 --kinds queues,markov --engine superlu
+    python -m tests.contract.stress --case "Case('queues', 43, 1194215870, 'float32')"
 
 A case that ends its process, or takes too long, is a crash. Then the property tests make random
 calls, unless --kinds or --engine are given. The exit status is 1 if there was any fault.
@@ -162,6 +163,9 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--largest", type=int, default=2000, help="the largest number of rows")
     parser.add_argument("--kinds", help="names of kinds, with commas")
     parser.add_argument("--engine", help="the name of an engine")
+    parser.add_argument(
+        "--case", help="judge one case, such as \"Case('queues', 9, 0, 'float32')\""
+    )
     parser.add_argument("--calls", type=int, default=100_000, help="random calls after the cases")
     parser.add_argument("--jobs", type=int, default=2, help="the number of processes")
     return parser.parse_args(words)
@@ -170,6 +174,10 @@ def parse(words: list[str] | None) -> argparse.Namespace:
 def main(words: list[str] | None = None) -> int:
     arguments = parse(words)
     os.environ["OMP_NUM_THREADS"] = "1"
+    if arguments.case:
+        verdicts = list(run(iter([eval(arguments.case, {"Case": Case})]), SECONDS_FOR_A_CASE, 1))
+        print(*verdicts, sep="\n")
+        return int(any(verdict.verdict in FAULTS for verdict in verdicts))
     print(f"seed {arguments.seed}", flush=True)
     by_kind: dict[str, Counter[str]] = defaultdict(Counter)
     by_dtype: dict[str, Counter[str]] = {dtype: Counter() for dtype in DTYPES}
