@@ -13,9 +13,10 @@ import scipy.sparse as sp
 import torch
 
 import sparse_solver as ss
+from tests.contract import verdicts
 from tests.contract.matrix_kinds import DTYPES, KINDS, make_matrix
 from tests.contract.reference import Reference, is_exactly_singular
-from tests.contract.verdicts import FAULTS, Case, Judge, judge
+from tests.contract.verdicts import FAULTS, Case, Judge, Options, judge
 
 MATRICES_OF_A_KIND = 6
 SHOWN = 12
@@ -37,11 +38,11 @@ def cases_of(kind: str) -> list[Case]:
 def test_every_answer_is_right_and_every_refusal_is_fair(kind: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        verdicts = [verdict for case in cases_of(kind) for verdict in judge(case)]
-    faults = [verdict for verdict in verdicts if verdict.verdict in FAULTS]
-    counts = dict(Counter(verdict.verdict for verdict in verdicts))
+        judged = [verdict for case in cases_of(kind) for verdict in judge(case)]
+    faults = [verdict for verdict in judged if verdict.verdict in FAULTS]
+    counts = dict(Counter(verdict.verdict for verdict in judged))
     assert not faults, "\n".join([str(counts), *map(str, faults[:SHOWN])])
-    assert counts.get("undecided", 0) <= len(verdicts) / 4
+    assert counts.get("undecided", 0) <= len(judged) / 4
 
 
 def test_there_are_many_kinds_of_every_dtype() -> None:
@@ -170,3 +171,26 @@ def test_singular_matrices_must_raise_singular_matrix_errors() -> None:
     assert verdict_on(A, indefinite, assume="spd") == "right"
     rounded = np.array([[1.0, 3.0], [1 / 3, 1.0 + 4e-16]])  # singular but for rounding
     assert verdict_on(rounded, np.array([1.0, 5.0]), singular=True) == "wrong"
+
+
+def test_one_hard_system_excuses_a_call_that_solves_several(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One error refuses all right-hand sides of the call."""
+
+    def refuse(A: Any, B: Any, options: Options, transpose: bool) -> list[Any]:
+        assert options.is_joint == (options.way in ("block", "batch"))
+        return [ss.SingularMatrixError("singular")] * B.shape[1]
+
+    monkeypatch.setattr(verdicts, "solve_all", refuse)
+    found: dict[tuple[bool, bool], set[str]] = {}
+    for seed in range(60):
+        judged = judge(Case("scaled_symmetric", 9, seed, "float32"))
+        for transpose in (False, True):
+            side = [v for v in judged if v.transpose == transpose]
+            kinds = {v.verdict for v in side}
+            mixed = "refused fairly" in kinds
+            found.setdefault((side[0].options.is_joint, mixed), set()).update(kinds)
+    assert found[True, True] == {"refused fairly"}
+    assert found[False, True] == {"refused", "refused fairly"}
+    assert found[True, False] == {"refused"}

@@ -53,7 +53,8 @@ CERTAIN_ERROR = 0.1  # of the reference solution
 class Options:
     """How a matrix is solved.
 
-    way : "factorize", "solve", "block" (all right-hand sides at once) or "batch"
+    way : "factorize", "solve", "block" (all right-hand sides at once) or "batch" (all at once, each
+        with a multiple of the matrix)
     adjoint : whether systems with Aᵀ are solved as the conjugates of systems with Aᴴ
     """
 
@@ -62,6 +63,11 @@ class Options:
     triangle: str | None = None
     way: str = "factorize"
     adjoint: bool = False
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether one call solves for all right-hand sides, so that one error refuses them all."""
+        return self.way in ("block", "batch")
 
     def __str__(self) -> str:
         names = f"engine={self.engine}, assume={self.assume}, triangle={self.triangle}"
@@ -323,9 +329,11 @@ def judge(case: Case) -> list[Verdict]:
         found = solve_all(A, torch.from_numpy(b), options, transpose)
         if any(isinstance(error, ss.EngineUnsupportedError) for error in found):
             continue
-        for name, (verdict, why) in zip(
-            names, judged.judge_columns(b, found, transpose, options.assume), strict=True
-        ):
+        judgements = judged.judge_columns(b, found, transpose, options.assume)
+        one_is_hard = any(verdict == "refused fairly" for verdict, _ in judgements)
+        for name, (verdict, why) in zip(names, judgements, strict=True):
+            if verdict == "refused" and options.is_joint and one_is_hard:
+                verdict = "refused fairly"
             verdicts.append(Verdict(verdict, case, options, name, transpose, why))
     return verdicts
 
