@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from scipy.sparse.csgraph import structural_rank
 
 import sparse_solver as ss
 from tests.contract import verdicts
 from tests.contract.matrix_kinds import DTYPES, KINDS, make_matrix
-from tests.contract.reference import Reference, is_exactly_singular
+from tests.contract.reference import Reference, is_exactly_singular, match_columns
 from tests.contract.verdicts import FAULTS, Case, Judge, Options, judge
 
 MATRICES_OF_A_KIND = 6
@@ -124,6 +125,18 @@ def test_exactly_singular_matrices_are_recognised(kind: str, dtype: str) -> None
     assert reference.singular
     nudged = sp.csr_matrix(A + sp.eye(A.shape[0], dtype=A.dtype) * 1e-2)
     assert not is_exactly_singular(nudged)
+
+
+def test_rows_are_matched_with_columns() -> None:
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        n = int(rng.integers(2, 40))
+        A = sp.csr_matrix((rng.random((n, n)) < 2.5 / n) * 1.0)
+        matched = match_columns(A)
+        rows = np.flatnonzero(matched >= 0)
+        assert len(rows) == structural_rank(A)
+        assert len(set(matched[rows])) == len(rows)
+        assert A.toarray()[rows, matched[rows]].all()
 
 
 def verdict_on(
