@@ -182,7 +182,7 @@ class Attempt:
             M = M + np.swapaxes(M, -1, -2).conj()
         shift = 6.0 * n if structure == "spd" else self.rng.choice([0.0, 3.0])
         M = M + shift * np.eye(n)
-        factor = 10.0 ** (self.call.scale / (10 if self.call.dtype.itemsize < 8 else 1))
+        factor = 10.0 ** (self.call.scale / (10 if torch.finfo(self.call.dtype).eps > 1e-10 else 1))
         return torch.from_numpy(M[..., self.rows, self.cols] * factor).to(self.call.dtype)
 
     def corrupt(self) -> None:
