@@ -5,6 +5,7 @@ RUN = .venv/bin/python
 PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist worksteal
 
 .PHONY: demo examples test static lint types tests without-pardiso clusters benchmark format clean
+.PHONY: stress
 .PHONY: clusters-1 clusters-2 clusters-4
 
 demo: .venv/installed
@@ -54,6 +55,11 @@ clusters-1 clusters-2 clusters-4: clusters-%: .venv/test-installed
 benchmark: .venv/test-installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-peers.txt
 	$(RUN) -m benchmarks --peers --json benchmark.json --plot benchmark.png $(ARGUMENTS)
+
+# Ten minutes, with a seed of the date; --seed and others can be given in ARGUMENTS.
+stress: .venv/test-installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-stress.txt
+	$(RUN) -m tests.contract.stress $(ARGUMENTS)
 
 format: .venv/test-installed
 	$(RUN) -m ruff check --fix .
