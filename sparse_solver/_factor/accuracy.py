@@ -161,8 +161,8 @@ class Judge:
         equations = self._equations
         if self.sound:
             return self.verdict
-        if not equations.has_scales():
-            self.verdict = Verdict.SINGULAR
+        if not equations.has_scales():  # a row or a column of zeros
+            self.in_doubt, self.verdict = True, Verdict.SINGULAR
             return self.verdict
         rhs = (equations.probe() * equations.scales(False).rows).to(equations.dtype)
         first = self._evaluate(self.factor.substitute(rhs.to(self._dtype), False), rhs, False)

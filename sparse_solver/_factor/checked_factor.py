@@ -117,10 +117,13 @@ class CheckedFactor:
         while (rung := ladder.climb()) is not None:
             equations = self._equations = ladder.equations(rung.factor)
             judge = Judge(equations, rung.factor, rung.sound)
-            if judge.examine() is Verdict.SINGULAR:
-                if equations.blocks > 1:
-                    raise BlockInDoubt
-                raise self._singular(judge, rung.engine)
+            verdict = judge.examine()
+            if equations.blocks > 1 and judge.in_doubt:
+                raise BlockInDoubt
+            # Rounding errors may hide that rows share too few columns.
+            structure = ladder.explain_structure() if judge.in_doubt else None
+            if structure is not None or verdict is Verdict.SINGULAR:
+                raise self._singular(judge, rung.engine, structure)
             if judge.is_usable:
                 found = judge, rung, reason
                 if not (judge.is_perturbed and rung.may_perturb_less):
@@ -200,9 +203,9 @@ class CheckedFactor:
         message = self._ladder.explain_structure() or str(failure)
         return SingularMatrixError(message, engine=failure.engine or record.engine, row=failure.row)
 
-    def _singular(self, judge: Judge, engine: str) -> SingularMatrixError:
-        """The error for a matrix that is singular to working precision."""
-        message = self._ladder.explain_structure() or (
+    def _singular(self, judge: Judge, engine: str, structure: str | None) -> SingularMatrixError:
+        """The error for a matrix that is singular to working precision, or by its structure."""
+        message = structure or (
             f"the matrix is singular to working precision: a relative change of its entries by "
             f"{judge.distance:.0e} makes it singular (a graph or mesh Laplacian needs an anchor: a "
             f"fixed vertex, or a multiple of the identity or of the mass matrix added)"

@@ -1,6 +1,8 @@
-"""Structurally singular matrices: whatever the values, some rows and columns cannot be matched."""
+"""Structurally singular matrices: some rows share too few columns, whatever the values are."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 
@@ -12,31 +14,64 @@ _MOST_NAMED = 5
 
 
 def explain_structure(structure: Structure, triangle: str | None) -> str | None:
-    """Why no values make this pattern regular; None if some do.
+    """Why a matrix with this pattern is singular whatever its values are; None if it need not be.
 
-    A matrix is structurally singular if it has no n entries of which no two share a row or a
-    column. (I. S. Duff, "On algorithms for obtaining a maximum transversal", ACM Trans. Math.
-    Softw. 7, 1981.)
+    By Hall's theorem, either every row can be matched with a column of its own in which it has an
+    entry, or some rows have entries in fewer columns than there are rows. Rows are matched one by
+    one along augmenting paths. (I. S. Duff, "On algorithms for obtaining a maximum transversal",
+    ACM Trans. Math. Softw. 7, 1981.)
     """
-    import numpy as np
-    from scipy.sparse import csr_matrix
-    from scipy.sparse.csgraph import maximum_bipartite_matching
+    return structure.remember(_explain, triangle)
 
+
+def _explain(structure: Structure, triangle: str | None) -> str | None:
     arrangement, n = arrangement_of(structure, "full", triangle), structure.shape[0]
-    ones = torch.ones(arrangement.nnz, dtype=torch.int8, device="cpu").numpy()
-    indices = arrangement.col.cpu().numpy(), arrangement.crow.cpu().numpy()
-    pattern = csr_matrix((ones, *indices), shape=(n, n))
-    column_of_row = maximum_bipartite_matching(pattern, perm_type="column")
-    rows = np.flatnonzero(column_of_row < 0)
-    if not rows.size:
-        return None
-    columns = np.setdiff1d(np.arange(n), column_of_row)
-    listed = (_list([structure.label(int(i)) for i in lines]) for lines in (rows, columns))
-    return (
-        "the matrix is structurally singular: whatever its values are, rows {} and columns {} "
-        "cannot be matched ({} of {} can), so that "
-        "no diagonal without zeros exists after any exchange of rows"
-    ).format(*listed, n - rows.size, n)
+    crow, col = arrangement.crow.tolist(), arrangement.col.tolist()
+    neighbours = [col[first:last] for first, last in pairwise(crow)]
+    degree = torch.bincount(arrangement.col, minlength=n).tolist()
+    row_of = [-1] * n  # the row that is matched with each column
+    unmatched = []
+    for row in sorted(range(n), key=lambda row: len(neighbours[row])):
+        free = [j for j in neighbours[row] if row_of[j] < 0]
+        if row in free:
+            row_of[row] = row
+        elif free:  # few other rows want the column with the fewest entries
+            row_of[min(free, key=degree.__getitem__)] = row
+        else:
+            unmatched.append(row)
+    for row in unmatched:
+        reached = _match(row, neighbours, row_of)
+        if reached is not None:
+            rows = sorted(structure.label(at) for at in [row, *(row_of[j] for j in reached)])
+            columns = sorted(structure.label(at) for at in reached)
+            return (
+                f"the matrix is structurally singular, whatever its values are: the {len(rows)} "
+                f"rows {_list(rows)} have entries in {len(columns)} columns only ({_list(columns)})"
+            )
+    return None
+
+
+def _match(start: int, neighbours: list[list[int]], row_of: list[int]) -> list[int] | None:
+    """Match a row by moving others to new columns; if that fails, return the columns it reached."""
+    came_from: dict[int, int] = {}
+    queue = [start]
+    for row in queue:
+        for col in neighbours[row]:
+            if col in came_from:
+                continue
+            came_from[col] = row
+            if row_of[col] >= 0:
+                queue.append(row_of[col])
+                continue
+            free = col
+            while True:  # exchange along the path
+                row = came_from[free]
+                following = next((j for j in neighbours[row] if row_of[j] == row), -1)
+                row_of[free] = row
+                if row == start:
+                    return None
+                free = following
+    return list(came_from)
 
 
 def _list(numbers: list[int]) -> str:

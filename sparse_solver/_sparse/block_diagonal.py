@@ -51,7 +51,8 @@ def _repeat(structure: Structure, count: int) -> Structure:
 def join_batch(vectors: Tensor) -> Tensor:
     """Join the right-hand sides (count, k, n) of blocks to those (k, count · n) of the whole."""
     count, k, n = vectors.shape
-    return vectors.transpose(0, 1).reshape(k, count * n)
+    # Contiguous even where `reshape` returns a view with other strides.
+    return vectors.transpose(0, 1).reshape(k, count * n).contiguous()
 
 
 def unjoin_batch(vectors: Tensor, count: int) -> Tensor:

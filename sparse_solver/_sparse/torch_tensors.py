@@ -184,7 +184,7 @@ def structure_in(skeleton: Skeleton) -> Structure:
         return check_coo_structure(rows, cols, shape)
     compressed, plain = skeleton.indices
     if compressed.dim() > 1:
-        compressed, plain = (i.reshape(-1, i.shape[-1]) for i in (compressed, plain))
+        compressed, plain = (i.flatten(0, -2) for i in (compressed, plain))
         if compressed.shape[0] == 0:
             raise ShapeError(
                 f"A has shape {skeleton.size}: an empty batch has no pattern; use Pattern.solve"
