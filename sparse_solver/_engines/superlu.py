@@ -74,6 +74,9 @@ class SuperluSymbolic:
         spd = self._kind == "spd"
         try:
             return Decomposition(transposed, _SPD_OPTIONS if spd else _LU_OPTIONS)
+        except MemoryError as error:
+            message = "SuperLU ran out of memory"
+            raise EngineError(message, engine="superlu", code=None, out_of_memory=True) from error
         except RuntimeError as error:
             if "singular" not in str(error) and structural_rank(transposed) == self._shape[0]:
                 message = f"SuperLU failed: {error}"
@@ -133,10 +136,11 @@ class EquilibratedSymbolic(SuperluSymbolic):
         on_host = Matrix(matrix.structure.on(CPU), to_double(matrix.values).cpu())
         values = on_host.arrange(self.arrangement, self._is_hermitian)
         rows, cols = self.arrangement.rows, self.arrangement.col
-        scales = _equilibrate(values.abs(), rows, cols, self._shape[0])
-        scaled = values * scales[0][rows] * scales[1][cols]
-        decomposition = self._decompose(scaled)
-        return EquilibratedFactor(decomposition, self.arrangement, values, scales)
+        unit = scaling_power(values.abs().amax())  # else powers for subnormal rows would overflow
+        scaled = values * unit
+        scales = _equilibrate(scaled.abs(), rows, cols, self._shape[0])
+        decomposition = self._decompose(scaled * scales[0][rows] * scales[1][cols])
+        return EquilibratedFactor(decomposition, self.arrangement, values, unit, scales)
 
 
 class EquilibratedFactor(SuperluFactor):
@@ -145,14 +149,15 @@ class EquilibratedFactor(SuperluFactor):
         decomposition: Decomposition,
         arrangement: Arrangement,
         values: Tensor,
+        unit: Tensor,
         scales: tuple[Tensor, Tensor],
     ):
         super().__init__(decomposition, arrangement, values, spd=False)
-        self._scales = scales
+        self._unit, self._scales = unit, scales
 
     def substitute(self, rhs: Tensor, transpose: bool) -> Tensor:
         before, after = reversed(self._scales) if transpose else self._scales
-        x = self._decomposition.substitute(rhs.cpu() * before, transpose)
+        x = self._decomposition.substitute(rhs.cpu() * self._unit * before, transpose)
         return (x * after).to(rhs.device)
 
 

@@ -36,15 +36,16 @@ Numerical Algorithms", 2nd ed., chapters 7, 12 and 15.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._engines.protocol import Factor
-from .._sparse.values import to_double
+from .._sparse.values import scaling_power, to_double
 from .equations import Equations
 
 # ω of an accurate solution, in ε. 64 instead of 4 accepted a wrong solution on a test bed.
@@ -65,8 +66,6 @@ NO_DIGIT = 1.0
 _ESTIMATION_STEPS = 4
 # Steps of a power iteration that finds the units of the unknowns, in so many rounds at most.
 _UNIT_STEPS, _MOST_ROUNDS = 3, 4
-# Units of zero would divide by zero.
-_SMALLEST_UNIT = 1e-150
 # An estimate that does not grow by more than this has converged.
 _ESTIMATE_GROWTH = 1.01
 
@@ -99,7 +98,7 @@ class Solution(NamedTuple):
 
     residual, bound : (k, n) b − A x and |A||x| + |b|
     error : (systems,) the componentwise backward error ω
-    enlarged : whether the bound is larger where it might be rounding errors [3]
+    enlarged : whether ω is that of larger denominators, where they may be rounding errors [3]
     """
 
     x: Tensor
@@ -137,7 +136,8 @@ class Judge:
         self.sound, self.clean, self.in_doubt, self.distance = sound, False, False, 0.0
         self.verdict = Verdict.SOUND
         # Applies the factor to double precision vectors (k, n), in double precision.
-        self.substitute = self._substitute_scaled
+        self.substitute: Callable[[Tensor, bool], Tensor]
+        self.substitute = partial(_substitute_scaled, equations, factor)
         if torch.finfo(self._dtype).eps == torch.finfo(torch.float64).eps:
             self.substitute = factor.substitute
 
@@ -228,7 +228,7 @@ class Judge:
     def _has_digits(self, solution: Solution, transpose: bool) -> bool:
         """Whether the largest entries of all solutions have correct digits."""
         equations, (units, condition) = self._equations, self._find_conditioning(transpose)
-        # Unless the bound is larger, |A⁻¹||A||x| ≤ condition · units · max_j |x_j| / units_j.
+        # |A⁻¹||A||x| ≤ condition · units · max_j |x_j| / units_j
         growth = equations.largest(units) * equations.sizes(solution.x / units)
         bounds = self._eps * condition * growth / equations.sizes(solution.x)
         if solution.enlarged or not bool((bounds <= SMALL_ERROR).all()):
@@ -262,8 +262,8 @@ class Judge:
         weights, signs = equations.bound(units, None, transpose), equations.probe().sign()
         first = self._apply_weighted(weights, signs, transpose).abs()
         second = self._apply_weighted(weights, signs.flip(-1), transpose).abs()
-        units = torch.hypot(first, second)
-        return (units / equations.largest(units)).clamp(min=_SMALLEST_UNIT)
+        units = torch.hypot(first, second).maximum(units)  # |A⁻¹||A| ≥ |A⁻¹A|
+        return units / equations.largest(units)
 
     def _evaluate(self, x: Tensor, rhs: Tensor, transpose: bool) -> Solution:
         """The errors of these solutions."""
@@ -273,8 +273,8 @@ class Judge:
         error = equations.ratios(residual, bound)
         if bool((error <= ACCURATE * self._eps).all()):
             return Solution(x, residual, bound, error, False)
-        bound = self._enlarge_tiny(bound, x, rhs, transpose)
-        return Solution(x, residual, bound, equations.ratios(residual, bound), True)
+        enlarged = self._enlarge_tiny(bound, x, rhs, transpose)
+        return Solution(x, residual, bound, equations.ratios(residual, enlarged), True)
 
     def _enlarge_tiny(self, bound: Tensor, x: Tensor, rhs: Tensor, transpose: bool) -> Tensor:
         """|A||x| + |b|, with a larger denominator where it may be rounding errors; see [3]."""
@@ -283,7 +283,9 @@ class Judge:
         scales, sums = equations.scales(transpose), equations.row_sums(transpose)
         limit = TINY_DENOMINATOR * equations.order * self._eps
         tiny = bound <= limit * (scales.rows * largest + rhs.abs())
-        return torch.where(tiny, bound - rhs.abs() + sums * largest, bound)
+        # Products underflow with an absolute error that ε does not measure.
+        underflow = equations.order * torch.finfo(torch.float64).tiny
+        return torch.where(tiny, bound - rhs.abs() + sums * largest, bound) + underflow
 
     def _is_small(self, solution: Solution, rhs: Tensor) -> bool:
         """Whether the residuals are those of a clean factor."""
@@ -363,8 +365,15 @@ class Judge:
         dtype = torch.complex128 if self._dtype.is_complex else torch.float64
         return self.substitute((weights * signs).to(dtype), transpose)
 
-    def _substitute_scaled(self, rhs: Tensor, transpose: bool) -> Tensor:
-        """Apply a factor in single precision, in which vectors might overflow unless scaled."""
-        powers = self._equations.powers(rhs)
-        scaled = (rhs * powers).to(self._dtype).contiguous()
-        return to_double(self.factor.substitute(scaled, transpose)) / powers
+
+def _substitute_scaled(
+    equations: Equations, factor: Factor, rhs: Tensor, transpose: bool
+) -> Tensor:
+    """Apply a factor in single precision to vectors of the size of the matrix.
+
+    Others, or their solutions, might overflow.
+    """
+    sizes = equations.sizes(rhs) / equations.sizes(equations.scales(False).rows.expand_as(rhs))
+    powers = equations.spread(scaling_power(sizes))
+    scaled = (rhs * powers).to(factor.values.dtype).contiguous()
+    return to_double(factor.substitute(scaled, transpose)) / powers

@@ -107,14 +107,16 @@ class Ladder(Protocol):
 class CheckedFactor:
     """The first factor of a ladder that is good enough for the matrix and its right-hand sides.
 
+    rung : the first one; None if no method gives a factor
+
     Raises an error if there is none, or BlockInDoubt.
     """
 
-    def __init__(self, record: Record, ladder: Ladder):
-        self.record, self._ladder, self._lock = record, ladder, ForkSafeLock()
+    def __init__(self, record: Record, ladder: Ladder, rung: Rung | None):
+        self.record, self._lock = record, ForkSafeLock()
         found: tuple[Judge, Rung, str] | None = None
         reason = "the fastest method for this kind"
-        while (rung := ladder.climb()) is not None:
+        while rung is not None:
             equations = self._equations = ladder.equations(rung.factor)
             judge = Judge(equations, rung.factor, rung.sound)
             verdict = judge.examine()
@@ -133,12 +135,14 @@ class CheckedFactor:
                 break
             else:
                 reason = f"{rung.method} was not accurate"
+            rung = ladder.climb()
         if found is None:
-            raise self._explain_failure()
+            raise self._explain_failure(ladder)
         self.judge = found[0]
         if equations.blocks > 1 and not self.judge.is_beyond_doubt:
             raise BlockInDoubt
         ladder.keep(*found[1:])
+        self._ladder = None if self.judge.sound else ladder
 
     @property
     def factor(self) -> Factor:
@@ -175,12 +179,13 @@ class CheckedFactor:
         with self._lock:
             if self.judge is not judge:  # another thread has replaced it
                 return True
-            while (rung := self._ladder.climb()) is not None:
+            ladder = self._ladder
+            while ladder is not None and (rung := ladder.climb()) is not None:
                 better = Judge(self._equations, rung.factor, rung.sound)
                 better.examine()
                 if better.is_usable:
                     self.judge = better
-                    self._ladder.keep(rung, "a faster method did not solve accurately")
+                    ladder.keep(rung, "a faster method did not solve accurately")
                     return True
             return False
 
@@ -195,12 +200,12 @@ class CheckedFactor:
         x = self.apply_inverse(torch.where(finite, rhs, 0), transpose, strict)
         return torch.where(finite, x, math.nan)
 
-    def _explain_failure(self) -> SparseSolverError:
+    def _explain_failure(self, ladder: Ladder) -> SparseSolverError:
         """The error for a matrix that no method factors accurately."""
-        failure, record = self._ladder.failure, self.record
+        failure, record = ladder.failure, self.record
         if not isinstance(failure, SingularMatrixError):
             return failure or self._inaccurate()
-        message = self._ladder.explain_structure() or str(failure)
+        message = ladder.explain_structure() or str(failure)
         return SingularMatrixError(message, engine=failure.engine or record.engine, row=failure.row)
 
     def _singular(self, judge: Judge, engine: str, structure: str | None) -> SingularMatrixError:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._sparse.matvec import Products
-from .._sparse.values import probe_vector, row_moduli, scaling_power
+from .._sparse.values import probe_vector, row_moduli
 
 # The mean of the probe vector: not zero, since the vectors that singular matrices annihilate are
 # often constant.
@@ -114,10 +114,6 @@ class Equations:
     def spread(self, numbers: Tensor) -> Tensor:
         """(k, n) the number of each system in all of its rows."""
         return numbers.unsqueeze(-1).expand(-1, self.order).reshape(-1, self.n)
-
-    def powers(self, vectors: Tensor) -> Tensor:
-        """(k, n) powers of two that scale each system to a size near one."""
-        return self.spread(scaling_power(self.sizes(vectors)))
 
     def ratios(self, numerator: Tensor, denominator: Tensor) -> Tensor:
         """(systems,) max_i |numerator_i| / denominator_i of each system.

@@ -10,9 +10,9 @@ now and then the first one is tried again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -53,7 +53,11 @@ def factor_matrix(
     for kind in ladder:
         with ladder.attempt(kind):
             record.kind, record.kind_reason = kind, ladder.reason
-            return CheckedFactor(record, MethodLadder(matrix, options, record, blocks))
+            methods = MethodLadder(matrix, options, record, blocks)
+            first = None
+            with methods.attempt("factorization_seconds"):
+                first = methods.method.factor(matrix)
+            return CheckedFactor(record, methods, methods.climb(first))
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -66,35 +70,56 @@ class MethodLadder:
         self.failure: SparseSolverError | None = None
         request = record.kind, matrix.dtype, options.triangle, options.engine
         self._start: Start = matrix.structure.remember(_find_start, *request)
-        self._rungs = self._generate()
+        self._first = analyze(matrix, record.kind, options.triangle, options.engine)
+        record.analysis_seconds += self._first.seconds
+        self.method: _Method = self._start.find() or self._first.symbolic
+        self._is_matched = False
 
-    def climb(self) -> Rung | None:
-        """The factor by the next method that gives one; None after the last method."""
-        return next(self._rungs, None)
+    def climb(self, factor: Factor | None = None) -> Rung | None:
+        """The factor by the present method or, without one, by the next method that gives one."""
+        while factor is None and (method := self._find_next()) is not None:
+            self.method = method
+            with self.attempt("factorization_seconds"):
+                factor = method.factor(self._matrix)
+        if factor is None:
+            return None
+        is_robust = isinstance(self.method, EquilibratedSymbolic)
+        engine = "superlu" if is_robust else self._first.engine
+        sound = factor.sound and self._is_well_scaled()
+        made = factor, self.method.method, engine, self.method, sound
+        return Rung(*made, may_perturb_less=not self._is_matched)
 
-    def _generate(self) -> Iterator[Rung]:
-        options, record = self._options, self._record
-        analysis = analyze(self._matrix, record.kind, options.triangle, options.engine)
-        self._first = analysis
-        record.analysis_seconds += analysis.seconds
-        symbolic: Symbolic | None = self._start.find() or analysis.symbolic
-        is_matched = False
-        while symbolic is not None:
-            last = symbolic
-            factor = self._attempt(symbolic.factor, "factorization_seconds")
-            if factor is not None:
-                sound = factor.sound and self._is_well_scaled()
-                made = factor, symbolic.method, analysis.engine, symbolic, sound
-                yield Rung(*made, may_perturb_less=not is_matched)
-                del factor
-            symbolic = self._attempt(symbolic.analyze_values, "analysis_seconds")
-            is_matched = True
-        for robust in self._find_robust(last):
-            factor = self._attempt(robust.factor, "factorization_seconds")
-            if factor is not None:
-                sound = factor.sound and self._is_well_scaled()
-                yield Rung(factor, robust.method, robust.engine, robust, sound, False)
-                del factor
+    def _find_next(self) -> _Method | None:
+        """The method after the present one; None after the last method."""
+        matrix, options, kind = self._matrix, self._options, self._record.kind
+        present = self.method
+        if isinstance(present, EquilibratedSymbolic):
+            return None
+        if not isinstance(present, InDouble):
+            self._is_matched, better = True, None
+            with self.attempt("analysis_seconds"):
+                better = present.analyze_values(matrix)
+            if better is not None:
+                return better
+            if kind == "spd" and matrix.dtype in (torch.float32, torch.complex64):
+                doubles = Matrix(matrix.structure, to_double(matrix.values))
+                return InDouble(analyze(doubles, kind, options.triangle, options.engine))
+        return EquilibratedSymbolic(matrix.structure, kind, matrix.dtype, options.triangle)
+
+    @contextmanager
+    def attempt(self, clock: str) -> Iterator[None]:
+        """Measure the time of an attempt, and suppress errors that let the next method follow."""
+        started = time.perf_counter()
+        try:
+            yield
+        except (EngineError, EngineUnsupportedError, SingularMatrixError) as error:
+            is_first = clock == "factorization_seconds" and self.method is self._first.symbolic
+            if is_first and not isinstance(error, SingularMatrixError):
+                raise  # the engine failed, and not this matrix
+            self.failure = error.with_traceback(None)  # which holds frames, hence factors
+        finally:
+            seconds = getattr(self._record, clock) + time.perf_counter() - started
+            setattr(self._record, clock, seconds)
 
     def _is_well_scaled(self) -> bool:
         """Whether errors of a positive definite matrix are small beside all large solutions.
@@ -106,31 +131,6 @@ class MethodLadder:
         low, high = torch.aminmax(diagonal, dim=-1)
         return bool((low >= torch.finfo(diagonal.dtype).eps * high).all())
 
-    def _find_robust(self, last: Symbolic) -> Iterator[InDouble | EquilibratedSymbolic]:
-        """The methods in double precision that come after this one."""
-        if isinstance(last, EquilibratedSymbolic):
-            return
-        matrix, options, kind = self._matrix, self._options, self._record.kind
-        is_single = matrix.dtype in (torch.float32, torch.complex64)
-        if is_single and kind == "spd" and not isinstance(last, InDouble):
-            doubles = Matrix(matrix.structure, to_double(matrix.values))
-            yield InDouble(analyze(doubles, kind, options.triangle, options.engine))
-        yield EquilibratedSymbolic(matrix.structure, kind, matrix.dtype, options.triangle)
-
-    def _attempt(self, method: Callable[[Matrix], _Made], clock: str) -> _Made | None:
-        """What the method makes of the matrix; None if it fails, unless another kind may serve."""
-        started = time.perf_counter()
-        try:
-            return method(self._matrix)
-        except (EngineError, EngineUnsupportedError, SingularMatrixError) as error:
-            if isinstance(error, EngineError) and error.out_of_memory:
-                raise
-            self.failure = error.with_traceback(None)  # which holds frames, hence factors
-            return None
-        finally:
-            seconds = getattr(self._record, clock) + time.perf_counter() - started
-            setattr(self._record, clock, seconds)
-
     def keep(self, rung: Rung, reason: str) -> None:
         """Record this factor, and start with its method for later values of the pattern."""
         record, first = self._record, self._first
@@ -139,9 +139,7 @@ class MethodLadder:
         record.engine = rung.engine
         record.engine_reason = first.reason if rung.engine == first.engine else reason
         record.method, record.method_reason = rung.method, reason
-        if rung.sound:
-            self._rungs = iter(())  # no other factor will be needed
-        else:  # the caller may overwrite the values
+        if not rung.sound:  # another factor may be needed; the caller may overwrite the values
             self._matrix = Matrix(self._matrix.structure, self._matrix.values.clone())
 
     def equations(self, factor: Factor) -> Equations:
@@ -161,24 +159,18 @@ def _find_start(structure: Structure, *request: object) -> Start:
     return Start()
 
 
-_Made = TypeVar("_Made")
-
-
 class InDouble:
     """An analysis that factors the matrix in double precision."""
 
     def __init__(self, analysis: Analysis):
-        self.engine, self._symbolic = analysis.engine, analysis.symbolic
+        self._symbolic = analysis.symbolic
         self.method = f"{analysis.symbolic.method} in double precision"
-
-    def factor_nnz(self, matrix: Matrix) -> int | None:
-        return self._symbolic.factor_nnz(matrix)
 
     def factor(self, matrix: Matrix) -> Factor:
         return self._symbolic.factor(Matrix(matrix.structure, to_double(matrix.values)))
 
-    def analyze_values(self, matrix: Matrix) -> Symbolic | None:
-        return None
+
+_Method = Symbolic | InDouble | EquilibratedSymbolic
 
 
 def products_of(factor: Factor, matrix: Matrix, options: Options, kind: Kind) -> Products:

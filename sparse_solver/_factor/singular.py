@@ -26,9 +26,9 @@ def explain_structure(structure: Structure, triangle: str | None) -> str | None:
 
 def _explain(structure: Structure, triangle: str | None) -> str | None:
     arrangement, n = arrangement_of(structure, "full", triangle), structure.shape[0]
-    crow, col = arrangement.crow.tolist(), arrangement.col.tolist()
+    crow, col = arrangement.crow.cpu().tolist(), arrangement.col.cpu().tolist()
     neighbours = [col[first:last] for first, last in pairwise(crow)]
-    degree = torch.bincount(arrangement.col, minlength=n).tolist()
+    degree = torch.bincount(arrangement.col.cpu(), minlength=n).tolist()
     row_of = [-1] * n  # the row that is matched with each column
     unmatched = []
     for row in sorted(range(n), key=lambda row: len(neighbours[row])):

@@ -44,7 +44,8 @@ class Info:
         Why it factored in this way: a method that is not the fastest one follows where the factor
         of a faster one was not accurate, or had to enlarge pivots.
     device : str
-        Where the factor is: with the matrix or, where no engine solves there, on the "cpu".
+        Where the factor is: with the matrix or, where no engine solves accurately there, on the
+        "cpu" ("mixed" in a batch with both).
     n : int
         Rows of the matrix.
     nnz : int
@@ -113,6 +114,7 @@ def collect_info(
         each = [getattr(one.factor, name) for one in factors if one.factor is not None]
         return None if None in each else sum(each)
 
+    devices = [one.factor.values.device for one in factors if one.factor is not None]
     return Info(
         assume=same(record.kind for record in records),
         assume_reason=same(record.kind_reason for record in records),
@@ -120,7 +122,7 @@ def collect_info(
         engine_reason=same(record.engine_reason for record in records),
         method=same(record.method for record in records),
         method_reason=same(record.method_reason for record in records),
-        device=str(device),
+        device=same(map(str, devices or [device])),
         n=structure.shape[0],
         nnz=structure.canonical_nnz,
         factor_nnz=total("nnz"),

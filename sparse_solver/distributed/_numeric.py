@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -250,7 +250,8 @@ def factor_distributed(
     for kind in ladder:
         with ladder.attempt(kind):
             record.kind, record.kind_reason = kind, ladder.reason
-            return CheckedFactor(record, DistributedLadder(matrix, record))
+            methods = DistributedLadder(matrix, record)
+            return CheckedFactor(record, methods, methods.climb())
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -325,26 +326,28 @@ class DistributedLadder:
         self._start = matrix.rows.starts.setdefault(self._kind, Start())
         self._equations: DistributedEquations | None = None
         self.failure: SparseSolverError | None = None
-        self._rungs = self._generate()
+        rungs = choose_rungs(*self._kind)
+        first = rungs.index(self._start.find() or rungs[0])
+        # An analysis that matches rows with columns may be one of other values at first.
+        tries = (
+            [(rung, fresh) for fresh in (False, True)[: 1 + rung[1]]] for rung in rungs[first:]
+        )
+        self._tries = [one for each in tries for one in each]
 
     def climb(self) -> CheckedRung | None:
         """The factor by the next method that gives one; None after the last method."""
-        return next(self._rungs, None)
-
-    def _generate(self) -> Iterator[CheckedRung]:
-        rungs = choose_rungs(*self._kind)
-        for rung in rungs[rungs.index(self._start.find() or rungs[0]) :]:
+        while self._tries:
+            rung, fresh = self._tries.pop(0)
+            factor = self._attempt(rung, fresh)
+            if factor is None:
+                continue
+            if factor.is_fresh and (rung, True) in self._tries:
+                self._tries.remove((rung, True))
             kind, match = rung
             method = METHODS[kind] + (" with scaling and matching" if match else "")
-            for fresh in (False, True)[: 1 + match]:
-                factor = self._attempt(rung, fresh)
-                if factor is None:
-                    continue
-                is_stale = not factor.is_fresh
-                yield CheckedRung(factor, method, ENGINE, rung, factor.sound, is_stale or not match)
-                del factor
-                if not is_stale:
-                    break
+            may_perturb_less = not (match and factor.is_fresh)
+            return CheckedRung(factor, method, ENGINE, rung, factor.sound, may_perturb_less)
+        return None
 
     def _attempt(self, rung: Rung, fresh: bool) -> Factor | None:
         record = self._record

@@ -161,9 +161,8 @@ class PardisoSymbolic:
         if is_new and self._method == "symmetric" and not self._dtype.is_complex:
             try:
                 return self._analyze_again(matrix.structure, match=matrix)
-            except EngineError as error:  # seen where entries have very different sizes
-                if error.out_of_memory:
-                    raise
+            except EngineError:  # seen where entries have very different sizes
+                pass
         return self._analyze_again(matrix.structure, match=matrix, lu=True)
 
     def _analyze_again(self, structure: Structure, **how: Any) -> PardisoSymbolic:

@@ -89,11 +89,15 @@ def test_a_matching_that_fails_leaves_singular_matrices_singular(cudss: Cudss) -
         P.solve(values, vector(16), assume="symmetric")
 
 
-def test_a_matching_that_fails_is_an_error_where_it_is_needed(cudss: Cudss) -> None:
+def test_where_a_matching_that_is_needed_fails_the_host_factors(cudss: Cudss) -> None:
     cudss.refuse = lambda phase, number: 4 if phase == Phase.ANALYSIS and number > 1 else 0
     P, values = cycle()
-    with pytest.raises(ss.EngineUnsupportedError, match="NOT_SUPPORTED"):
-        P.factorize(values, assume="general")
+    F = P.factorize(values, assume="general")
+    assert (F.info.engine, F.info.device) == ("superlu", "cpu")
+    dense, b = P.tensor(values).to_dense().cpu(), torch.arange(1.0, P.shape[0] + 1).double()
+    x = F.solve(b.to(values.device))
+    assert x.device == values.device
+    torch.testing.assert_close(x.cpu(), torch.linalg.solve(dense, b))
 
 
 def test_a_batch_is_one_factorisation(cudss: Cudss) -> None:
