@@ -19,7 +19,7 @@ from torch import Tensor
 from .._sparse.matrix import Matrix
 from .._sparse.structure import Structure
 from .._sparse.triangle import Arrangement, arrangement_of
-from .._sparse.values import CPU, DTYPES, scaling_power, to_double
+from .._sparse.values import DTYPES
 from ..errors import (
     EngineError,
     EngineUnsupportedError,
@@ -35,8 +35,6 @@ _SPD_OPTIONS = {
     "diag_pivot_thresh": 0.0,
     "options": {"SymmetricMode": True, "Equil": False},
 }
-# Rows and columns alternate; the second time, few sizes change by more than a factor of two.
-_EQUILIBRATION_STEPS = 3
 _LU_OPTIONS = {"permc_spec": "COLAMD", "diag_pivot_thresh": 1.0}
 
 
@@ -44,8 +42,8 @@ class SuperluSymbolic:
     """The pattern in SuperLU's integers. The rows of A are the columns of Aᵀ, which is factored."""
 
     def __init__(self, structure: Structure, kind: Kind, dtype: torch.dtype, triangle: str | None):
-        self._kind, self._shape = kind, structure.shape
-        self._is_hermitian = is_hermitian(kind, dtype)
+        self._kind, self.shape = kind, structure.shape
+        self.is_hermitian = is_hermitian(kind, dtype)
         self.method = _SPD_METHOD if kind == "spd" else "LU with partial pivoting"
         arrangement = self.arrangement = arrangement_of(structure, "full", triangle)
         if max(structure.shape[0], arrangement.nnz) > np.iinfo(np.intc).max:
@@ -57,20 +55,20 @@ class SuperluSymbolic:
     def factor_nnz(self, matrix: Matrix) -> int | None:
         try:
             found = self.factor(matrix).nnz
-            return None if found is None else (found + self._shape[0]) // 2
+            return None if found is None else (found + self.shape[0]) // 2
         except (NotPositiveDefiniteError, SingularMatrixError):
             return None
 
     def factor(self, matrix: Matrix) -> SuperluFactor:
-        values = matrix.arrange(self.arrangement, self._is_hermitian)
-        return SuperluFactor(self._decompose(values), self.arrangement, values, self._kind == "spd")
+        values = matrix.arrange(self.arrangement, self.is_hermitian)
+        return SuperluFactor(self.decompose(values), self.arrangement, values, self._kind == "spd")
 
-    def _decompose(self, values: Tensor) -> Decomposition:
+    def decompose(self, values: Tensor) -> Decomposition:
         """Factor the matrix that has these values in the arrangement."""
         from scipy.sparse import csc_matrix
         from scipy.sparse.csgraph import structural_rank
 
-        transposed = csc_matrix((values.numpy(), self._col, self._crow), shape=self._shape)
+        transposed = csc_matrix((values.numpy(), self._col, self._crow), shape=self.shape)
         spd = self._kind == "spd"
         try:
             return Decomposition(transposed, _SPD_OPTIONS if spd else _LU_OPTIONS)
@@ -78,7 +76,7 @@ class SuperluSymbolic:
             message = "SuperLU ran out of memory"
             raise EngineError(message, engine="superlu", code=None, out_of_memory=True) from error
         except RuntimeError as error:
-            if "singular" not in str(error) and structural_rank(transposed) == self._shape[0]:
+            if "singular" not in str(error) and structural_rank(transposed) == self.shape[0]:
                 message = f"SuperLU failed: {error}"
                 raise EngineError(message, engine="superlu", code=None) from error
             if spd:  # a positive definite matrix cannot be singular; the row is not known
@@ -97,7 +95,7 @@ class SuperluFactor:
     def __init__(
         self, decomposition: Decomposition, arrangement: Arrangement, values: Tensor, spd: bool
     ):
-        self._decomposition, self.arrangement, self.values = decomposition, arrangement, values
+        self.decomposition, self.arrangement, self.values = decomposition, arrangement, values
         self.negative_eigenvalues: int | None = 0 if spd else None
         self.nnz: int | None = decomposition.nnz
         self.memory_bytes: int | None = decomposition.nnz * (values.element_size() + 4)
@@ -105,8 +103,8 @@ class SuperluFactor:
 
     def _find_smallest_pivot(self) -> float:
         """The smallest pivot relative to its diagonal entry; raise unless all are positive."""
-        pivots = self._decomposition.pivots().real
-        (perm_r, perm_c), arrangement = self._decomposition.permutations(), self.arrangement
+        pivots = self.decomposition.pivots().real
+        (perm_r, perm_c), arrangement = self.decomposition.permutations(), self.arrangement
         row_of_pivot, bad = np.argsort(perm_c), ~(pivots > 0)
         if bad.any() or not np.array_equal(perm_r, perm_c):
             row = int(row_of_pivot[np.argmax(bad)]) if bad.any() else None
@@ -115,65 +113,7 @@ class SuperluFactor:
         return float((pivots / diagonal[row_of_pivot]).min())
 
     def substitute(self, rhs: Tensor, transpose: bool) -> Tensor:
-        return self._decomposition.substitute(rhs, transpose)
-
-
-class EquilibratedSymbolic(SuperluSymbolic):
-    """LU with partial pivoting, in double precision, of R A C with powers of two R and C.
-
-    R and C make the largest entries of rows and columns nearly one, so that pivots are compared
-    with entries of their own size. Matrices on other devices are copied to the CPU.
-    """
-
-    engine = "superlu"
-
-    def __init__(self, structure: Structure, kind: Kind, dtype: torch.dtype, triangle: str | None):
-        super().__init__(structure.on(CPU), "general", dtype, triangle)
-        self._is_hermitian = is_hermitian(kind, dtype)
-        self.method = "LU with partial pivoting after equilibration, in double precision"
-
-    def factor(self, matrix: Matrix) -> EquilibratedFactor:
-        on_host = Matrix(matrix.structure.on(CPU), to_double(matrix.values).cpu())
-        values = on_host.arrange(self.arrangement, self._is_hermitian)
-        rows, cols = self.arrangement.rows, self.arrangement.col
-        unit = scaling_power(values.abs().amax())  # else powers for subnormal rows would overflow
-        scaled = values * unit
-        scales = _equilibrate(scaled.abs(), rows, cols, self._shape[0])
-        decomposition = self._decompose(scaled * scales[0][rows] * scales[1][cols])
-        return EquilibratedFactor(decomposition, self.arrangement, values, unit, scales)
-
-
-class EquilibratedFactor(SuperluFactor):
-    def __init__(
-        self,
-        decomposition: Decomposition,
-        arrangement: Arrangement,
-        values: Tensor,
-        unit: Tensor,
-        scales: tuple[Tensor, Tensor],
-    ):
-        super().__init__(decomposition, arrangement, values, spd=False)
-        self._unit, self._scales = unit, scales
-
-    def substitute(self, rhs: Tensor, transpose: bool) -> Tensor:
-        before, after = reversed(self._scales) if transpose else self._scales
-        x = self._decomposition.substitute(rhs.cpu() * self._unit * before, transpose)
-        return (x * after).to(rhs.device)
-
-
-def _equilibrate(moduli: Tensor, rows: Tensor, cols: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Powers of two for rows and columns that bring their largest entries near one.
-
-    (D. Ruiz, "A scaling algorithm to equilibrate both rows and columns norms in matrices",
-    RAL-TR-2001-034, 2001.)
-    """
-    row_scales, col_scales = moduli.new_ones(n), moduli.new_ones(n)
-    for _ in range(_EQUILIBRATION_STEPS):
-        for scales, at in ((row_scales, rows), (col_scales, cols)):
-            scaled = moduli * row_scales[rows] * col_scales[cols]
-            largest = moduli.new_zeros(n).scatter_reduce_(0, at, scaled, "amax")
-            scales *= scaling_power(largest)
-    return row_scales, col_scales
+        return self.decomposition.substitute(rhs, transpose)
 
 
 class Superlu:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from .._engines.analysis import Analysis, analyze
+from .._engines.equilibrated_lu import EquilibratedSymbolic
 from .._engines.protocol import Factor, Kind, Symbolic, is_hermitian
-from .._engines.superlu import EquilibratedSymbolic
 from .._sparse.matrix import Matrix
 from .._sparse.matvec import Products, product_indices
 from .._sparse.structure import Structure
@@ -83,10 +83,10 @@ class MethodLadder:
                 factor = method.factor(self._matrix)
         if factor is None:
             return None
-        is_robust = isinstance(self.method, EquilibratedSymbolic)
-        engine = "superlu" if is_robust else self._first.engine
+        method = self.method
+        engine = method.engine if isinstance(method, EquilibratedSymbolic) else self._first.engine
         sound = factor.sound and self._is_well_scaled()
-        made = factor, self.method.method, engine, self.method, sound
+        made = factor, method.method, engine, method, sound
         return Rung(*made, may_perturb_less=not self._is_matched)
 
     def _find_next(self) -> _Method | None:

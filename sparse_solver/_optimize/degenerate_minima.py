@@ -88,11 +88,14 @@ def _find_changes(
     falls, eps = False, torch.finfo(X.dtype).eps
     for fraction in _FRACTIONS:
         trial = X + fraction * v
-        found, disturbance = evaluate(trial), eps * float(trial.abs().max()) * scatter_signs(X)
-        moved = max(abs(evaluate(trial + d) - found) for d in (disturbance, -disturbance))
-        noise = _NOISE * (
-            max(moved, eps * abs(value)) if math.isfinite(moved) else eps * abs(value)
+        found, size = evaluate(trial), eps * float(trial.abs().max())
+        # An energy of differences does not see a common shift, nor one of sums opposite ones.
+        disturbances = size * scatter_signs(X), size * torch.ones_like(X)
+        changes = (
+            abs(evaluate(trial + sign * d) - found) for d in disturbances for sign in (1, -1)
         )
+        moved = max(changes)
+        noise = _NOISE * max(moved if math.isfinite(moved) else 0.0, eps * abs(value))
         if value + noise < found < math.inf:
             return True, falls
         falls = falls or found < value - noise

@@ -14,7 +14,7 @@ from .._factor.problem import Problem
 from .._solve.shapes import solve_values
 from .._sparse.index_checks import describe_type
 from .._sparse.kernels import Places, apply
-from ..errors import ShapeError, ValueChangedError
+from ..errors import ShapeError, SingularMatrixError, ValueChangedError
 
 CHANGED = (
     "a tensor that {} depends on was changed in place between the solution and its derivative; "
@@ -74,6 +74,13 @@ class Equations:
     def apply_inverse(self, values: Tensor, rhs: Tensor, factors: Factors) -> Tensor:
         """J⁻¹ applied to the vector `rhs`; zero at fixed entries."""
         return solve_values(self.problem, values, rhs, factors=factors)
+
+    def try_inverse(self, values: Tensor, rhs: Tensor, factors: Factors) -> Tensor | None:
+        """The same, or None where no digit of the result would be correct."""
+        try:
+            return self.apply_inverse(values, rhs, factors)
+        except SingularMatrixError:
+            return None
 
 
 @dataclass(frozen=True, eq=False)

@@ -103,8 +103,8 @@ class HessianModifier:
         curvature = math.inf
         for _ in range(_INVERSE_ITERATIONS):
             v = v / v.norm()
-            w = self.equations.apply_inverse(found.values, v, found.factors)
-            if not float(v @ w) > 0:
+            w = self.equations.try_inverse(found.values, v, found.factors)
+            if w is None or not float(v @ w) > 0:
                 raise Stuck(StopReason.NOT_INVERTIBLE)
             curvature, v = 1 / float(v @ w) - found.shift, w
         size = -float(v.norm()) if float(g @ v) > 0 else float(v.norm())
@@ -122,7 +122,10 @@ class HessianModifier:
         size = float(v.abs().max()) or 1.0
         soft = v.reshape(-1) / size
         for _ in range(_FILTERS):
-            soft = found.shift * self.equations.apply_inverse(found.values, soft, found.factors)
+            filtered = self.equations.try_inverse(found.values, soft, found.factors)
+            if filtered is None:
+                return v
+            soft = found.shift * filtered
         return size * soft.reshape(v.shape)
 
     def _compute_once(self, X: Tensor) -> Tensor:

@@ -243,8 +243,8 @@ class NewtonMinimizer:
             return False
         moved = self._gradient(X + torch.finfo(X.dtype).eps * X * scatter_signs(X)) - point.g
         found = point.direction
-        noise = float(moved @ equations.apply_inverse(found.values, moved, found.factors)) / 2
-        return point.decrement <= _EXACT * noise
+        step = equations.try_inverse(found.values, moved, found.factors)
+        return step is not None and point.decrement <= _EXACT * float(moved @ step) / 2
 
     def _tolerance(self, value: float) -> float:
         """The decrement that is small enough."""

@@ -80,9 +80,9 @@ def test_info_is_frozen_and_complete() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         info.n = 3  # type: ignore[misc]
     assert {field.name for field in dataclasses.fields(info)} == {
-        "assume", "assume_reason", "engine", "engine_reason", "device", "n", "nnz", "factor_nnz",
-        "factor_flops", "memory_bytes", "perturbed_pivots", "analysis_seconds",
-        "factorization_seconds",
+        "assume", "assume_reason", "engine", "engine_reason", "method", "method_reason",
+        "device", "n", "nnz", "factor_nnz", "factor_flops", "memory_bytes", "perturbed_pivots",
+        "analysis_seconds", "factorization_seconds",
     }  # fmt: skip
 
 

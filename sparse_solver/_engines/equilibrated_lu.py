@@ -1,0 +1,79 @@
+"""LU with partial pivoting of the equilibrated matrix, in double precision, by SuperLU.
+
+It is slow, and accurate where the pivots of other methods are too small: the last resort for all
+kinds and dtypes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._sparse.matrix import Matrix
+from .._sparse.structure import Structure
+from .._sparse.triangle import Arrangement
+from .._sparse.values import CPU, scaling_power, to_double
+from .protocol import Kind, is_hermitian
+from .superlu import SuperluFactor, SuperluSymbolic
+from .superlu_memory import Decomposition
+
+# Rows and columns alternate; the second time, few sizes change by more than a factor of two.
+_EQUILIBRATION_STEPS = 3
+
+
+class EquilibratedSymbolic(SuperluSymbolic):
+    """LU with partial pivoting, in double precision, of R A C with powers of two R and C.
+
+    R and C make the largest entries of rows and columns nearly one, so that pivots are compared
+    with entries of their own size. Matrices on other devices are copied to the CPU.
+    """
+
+    engine = "superlu"
+
+    def __init__(self, structure: Structure, kind: Kind, dtype: torch.dtype, triangle: str | None):
+        super().__init__(structure.on(CPU), "general", dtype, triangle)
+        self.is_hermitian = is_hermitian(kind, dtype)
+        self.method = "LU with partial pivoting after equilibration, in double precision"
+
+    def factor(self, matrix: Matrix) -> EquilibratedFactor:
+        on_host = Matrix(matrix.structure.on(CPU), to_double(matrix.values).cpu())
+        values = on_host.arrange(self.arrangement, self.is_hermitian)
+        rows, cols = self.arrangement.rows, self.arrangement.col
+        unit = scaling_power(values.abs().amax())  # else powers for subnormal rows would overflow
+        scaled = values * unit
+        scales = _equilibrate(scaled.abs(), rows, cols, self.shape[0])
+        decomposition = self.decompose(scaled * scales[0][rows] * scales[1][cols])
+        return EquilibratedFactor(decomposition, self.arrangement, values, unit, scales)
+
+
+class EquilibratedFactor(SuperluFactor):
+    def __init__(
+        self,
+        decomposition: Decomposition,
+        arrangement: Arrangement,
+        values: Tensor,
+        unit: Tensor,
+        scales: tuple[Tensor, Tensor],
+    ):
+        super().__init__(decomposition, arrangement, values, spd=False)
+        self._unit, self._scales = unit, scales
+
+    def substitute(self, rhs: Tensor, transpose: bool) -> Tensor:
+        before, after = reversed(self._scales) if transpose else self._scales
+        x = self.decomposition.substitute(rhs.cpu() * self._unit * before, transpose)
+        return (x * after).to(rhs.device)
+
+
+def _equilibrate(moduli: Tensor, rows: Tensor, cols: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Powers of two for rows and columns that bring their largest entries near one.
+
+    (D. Ruiz, "A scaling algorithm to equilibrate both rows and columns norms in matrices",
+    RAL-TR-2001-034, 2001.)
+    """
+    row_scales, col_scales = moduli.new_ones(n), moduli.new_ones(n)
+    for _ in range(_EQUILIBRATION_STEPS):
+        for scales, at in ((row_scales, rows), (col_scales, cols)):
+            scaled = moduli * row_scales[rows] * col_scales[cols]
+            largest = moduli.new_zeros(n).scatter_reduce_(0, at, scaled, "amax")
+            scales *= scaling_power(largest)
+    return row_scales, col_scales
