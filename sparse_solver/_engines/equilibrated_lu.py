@@ -17,6 +17,7 @@ from .protocol import Kind, is_hermitian
 from .superlu import SuperluFactor, SuperluSymbolic
 from .superlu_memory import Decomposition
 
+ROBUST_ENGINE = "superlu"
 # Rows and columns alternate; the second time, few sizes change by more than a factor of two.
 _EQUILIBRATION_STEPS = 3
 
@@ -27,8 +28,6 @@ class EquilibratedSymbolic(SuperluSymbolic):
     R and C make the largest entries of rows and columns nearly one, so that pivots are compared
     with entries of their own size. Matrices on other devices are copied to the CPU.
     """
-
-    engine = "superlu"
 
     def __init__(self, structure: Structure, kind: Kind, dtype: torch.dtype, triangle: str | None):
         super().__init__(structure.on(CPU), "general", dtype, triangle)

@@ -123,17 +123,21 @@ class Judge:
     """The rules above for one factor of the matrix of `equations`.
 
     sound : whether the pivots alone show that all solutions are good
+    is_last : whether no better factor can follow
     verdict : what the probe shows
     clean : whether the factor may stand for A⁻¹
     in_doubt : whether solutions of the probe were so large that half of the digits may be lost
     distance : relative changes of the entries by so much make a singular matrix so
     """
 
-    def __init__(self, equations: Equations, factor: Factor, sound: bool = False):
+    def __init__(
+        self, equations: Equations, factor: Factor, sound: bool = False, is_last: bool = False
+    ):
         self._equations, self.factor, self._dtype = equations, factor, factor.values.dtype
         self._eps = torch.finfo(equations.dtype).eps
         self._conditioning: dict[bool, Conditioning] = {}
-        self.sound, self.clean, self.in_doubt, self.distance = sound, False, False, 0.0
+        self.sound, self._is_last = sound, is_last
+        self.clean, self.in_doubt, self.distance = False, False, 0.0
         self.verdict = Verdict.SOUND
         # Applies the factor to double precision vectors (k, n), in double precision.
         self.substitute: Callable[[Tensor, bool], Tensor]
@@ -329,7 +333,10 @@ class Judge:
         ones = self._equations.ones()
         of_residual = self.estimate(solution.residual.abs(), transpose, ones)
         of_data = self.estimate(solution.bound, transpose, ones)
-        return accurate | (of_residual <= ACCURATE * self._eps * of_data)
+        accurate = accurate | (of_residual <= ACCURATE * self._eps * of_data)
+        if self._is_last:  # an error that is known to be small is better than no solution
+            accurate |= self._forward_errors(solution, transpose, ones) <= SMALL_ERROR
+        return accurate
 
     def _forward_errors(self, solution: Solution, transpose: bool, units: Tensor) -> Tensor:
         """(systems,) the bound of the error, relative to the largest |x_j| / units_j."""

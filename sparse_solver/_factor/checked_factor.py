@@ -73,6 +73,7 @@ class Rung:
     symbolic : the analysis, to use it again
     sound : whether the pivots alone show that all solutions are good
     may_perturb_less : whether the next rung may enlarge fewer pivots, at the price of an analysis
+    is_last : whether no rung follows
     """
 
     factor: Factor
@@ -81,6 +82,7 @@ class Rung:
     symbolic: object
     sound: bool
     may_perturb_less: bool
+    is_last: bool
 
 
 class Ladder(Protocol):
@@ -118,7 +120,7 @@ class CheckedFactor:
         reason = "the fastest method for this kind"
         while rung is not None:
             equations = self._equations = ladder.equations(rung.factor)
-            judge = Judge(equations, rung.factor, rung.sound)
+            judge = Judge(equations, rung.factor, rung.sound, rung.is_last)
             verdict = judge.examine()
             if equations.blocks > 1 and judge.in_doubt:
                 raise BlockInDoubt
@@ -181,7 +183,7 @@ class CheckedFactor:
                 return True
             ladder = self._ladder
             while ladder is not None and (rung := ladder.climb()) is not None:
-                better = Judge(self._equations, rung.factor, rung.sound)
+                better = Judge(self._equations, rung.factor, rung.sound, rung.is_last)
                 better.examine()
                 if better.is_usable:
                     self.judge = better
@@ -228,8 +230,8 @@ class CheckedFactor:
             )
             return SingularMatrixError(message, engine=record.engine, row=None)
         return EngineError(
-            f"{record.engine} could not factor this {record.kind} matrix accurately, and no other "
-            f"method could; scale its rows and columns",
+            f"no method could factor this {record.kind} matrix accurately; scale its rows and "
+            f"columns",
             engine=record.engine,
             code=None,
         )

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .._engines.analysis import Analysis, analyze
-from .._engines.equilibrated_lu import EquilibratedSymbolic
+from .._engines.equilibrated_lu import ROBUST_ENGINE, EquilibratedSymbolic
 from .._engines.protocol import Factor, Kind, Symbolic, is_hermitian
 from .._sparse.matrix import Matrix
 from .._sparse.matvec import Products, product_indices
@@ -84,10 +84,11 @@ class MethodLadder:
         if factor is None:
             return None
         method = self.method
-        engine = method.engine if isinstance(method, EquilibratedSymbolic) else self._first.engine
+        is_last = isinstance(method, EquilibratedSymbolic)
+        engine = ROBUST_ENGINE if is_last else self._first.engine
         sound = factor.sound and self._is_well_scaled()
         made = factor, method.method, engine, method, sound
-        return Rung(*made, may_perturb_less=not self._is_matched)
+        return Rung(*made, may_perturb_less=not (self._is_matched or is_last), is_last=is_last)
 
     def _find_next(self) -> _Method | None:
         """The method after the present one; None after the last method."""

@@ -187,8 +187,14 @@ def list_constraints(rows: tuple[int, ...]) -> str:
     return f"constraints {', '.join(map(str, rows[:-1]))} and {rows[-1]}"
 
 
-def describe_dependence(rows: tuple[int, ...]) -> str:
+def describe_dependence(rows: tuple[int, ...], nearly: bool) -> str:
     """Say what is wrong with these rows of C, and what to do."""
+    if nearly:
+        return (
+            f"{list_constraints(rows)} depend on each other so nearly that no digit of the "
+            f"solution is correct: leave one out, replace it by its difference from a combination "
+            f"of the others, or use a dtype with more digits"
+        )
     if len(rows) == 1:
         return f"{list_constraints(rows)} involves no free entry of x: leave it out"
     return (

@@ -99,9 +99,11 @@ def count_negative_eigenvalues(
 ) -> int | None:
     """Count the negative eigenvalues of K = [[Q, Cᴴ], [C, 0]]; None if they cannot be determined.
 
-    `apply_inverse` applies K⁻¹ to the rows of (1, n) numbers, with rounding errors of `eps`. Raises
-    SingularMatrixError.
+    `apply_inverse` applies K⁻¹ to the rows of (1, n) numbers, with rounding errors of `eps`. K is
+    not singular to working precision. Raises SingularMatrixError where that is not enough.
     """
+    if objective.is_definite(equilibrate(K), 0.0):
+        return objective.constraints  # those of −C Q⁻¹ Cᴴ
     candidates = [
         (_estimate_distance(s, apply_inverse, eps), s)
         for s in _find_scalings(K, objective.is_constraint.numpy())

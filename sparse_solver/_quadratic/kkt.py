@@ -95,9 +95,13 @@ class _Diagnosis:
             reason = f"row {row} has no entry among the free entries"
         if self.constraints:
             C = assemble_hermitian(*upper)[self.unknowns :, : self.unknowns]
-            rows = Dependences(C, torch.finfo(upper.values.dtype).eps).find_rows()
+            eps = torch.finfo(upper.values.dtype).eps
+            rows, nearly = Dependences(C, eps).find_rows(), False
+            if not rows and self._is_definite(upper):
+                # Then C alone makes K singular, which contains the squares of its singular values.
+                rows, nearly = Dependences(C, eps**0.5).find_rows(), True
             if rows:
-                return RedundantConstraintsError(describe_dependence(rows), rows=rows)
+                return RedundantConstraintsError(describe_dependence(rows, nearly), rows=rows)
         return SingularMatrixError(
             f"Q is singular{self._where}, so that the minimum is not unique: fix entries of x with "
             f"fixed=, or add a constraint on what is not determined, or a multiple of the identity "
@@ -118,10 +122,11 @@ class _Diagnosis:
 
     def _is_semidefinite(self, upper: _Upper) -> bool:
         eps, eps_double = (torch.finfo(t).eps for t in (upper.values.dtype, torch.float64))
-        shift = max(_DTYPE_ERRORS * eps, _DOUBLE_ERRORS * eps_double)
-        return self.find_objective(upper).is_definite(
-            equilibrate(assemble_hermitian(*upper)), shift
-        )
+        return self._is_definite(upper, max(_DTYPE_ERRORS * eps, _DOUBLE_ERRORS * eps_double))
+
+    def _is_definite(self, upper: _Upper, shift: float = 0.0) -> bool:
+        scales = equilibrate(assemble_hermitian(*upper))
+        return self.find_objective(upper).is_definite(scales, shift)
 
 
 class KktFactor:

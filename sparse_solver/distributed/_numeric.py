@@ -345,8 +345,8 @@ class DistributedLadder:
                 self._tries.remove((rung, True))
             kind, match = rung
             method = METHODS[kind] + (" with scaling and matching" if match else "")
-            may_perturb_less = not (match and factor.is_fresh)
-            return CheckedRung(factor, method, ENGINE, rung, factor.sound, may_perturb_less)
+            made = factor, method, ENGINE, rung, factor.sound, not (match and factor.is_fresh)
+            return CheckedRung(*made, is_last=not self._tries)
         return None
 
     def _attempt(self, rung: Rung, fresh: bool) -> Factor | None:
