@@ -1,8 +1,8 @@
 """How solutions are judged: one set of rules for all kinds of matrices, dtypes and engines.
 
-Sizes are measured row by row, since matrices may have rows and columns of very different size. s_i
-is the largest modulus in row i, c_j the size of column j once rows and columns are equilibrated, ε
-that of the dtype of the matrix. Residuals r = b − A x are formed in double precision at least.
+Sizes are measured row by row, since matrices may have rows and columns of very different size: s_i
+is the largest modulus in row i. ε is that of the dtype of the matrix. Residuals r = b − A x are
+formed in double precision at least.
 
 **Accurate** is a solution whose componentwise backward error ω = max_i |r_i| / (|A||x| + |b|)_i is
 a few ε: it solves a system whose entries differ by ω from the given ones, relatively and one by one
@@ -12,15 +12,21 @@ long as it halves ω.
 **Clean** is a factor without perturbed pivots that leaves a residual row by row small before any
 refinement. Only a clean factor stands for A⁻¹ below. Where it does, a solution whose ω stagnates is
 accurate nevertheless if the residual adds no more to the forward error than the rounding of A and b
-to ε does: ‖|A⁻¹||r|‖ ≤ 4 ε ‖|A⁻¹|(|A||x| + |b|)‖. Such norms are estimated [4, 5].
+to ε does: ‖|A⁻¹||r|‖ ≤ 4 ε ‖|A⁻¹|(|A||x| + |b|)‖. `inverse_estimates` estimates such norms.
 
-**Doubt** about a factorisation arises where scattered right-hand sides of the size of the rows have
-solutions so large that half of the digits may be lost. Without doubt, accurate solutions are good.
+**Doubt** about a matrix arises where the probe, a scattered right-hand side of the size of the
+rows, has a solution so large that half of the digits may be lost. Without doubt, accurate solutions
+are good.
 
-**Singular to working precision** is a matrix in doubt whose probe has no correct digit: the bound
-ε ‖|A⁻¹|(|A||x| + |b| + |r|/ε)‖ / ‖x‖ of its forward error exceeds one, in the norm max_j c_j|x_j|.
-If ε ‖|A⁻¹||A|e‖ is small (a condition number that R. D. Skeel introduced [1]), all solutions are
-good; else every one has to pass the same bound as the probe.
+**Singular to working precision** is a matrix in doubt if the number ε ρ(|A⁻¹||A|), which no scaling
+of rows and columns changes [5], or the bound ε ‖|A⁻¹|(|A||x| + |b| + |r|/ε)‖ / ‖x‖ of the forward
+error of the probe exceeds one. The spectral radius ρ is approached by max_j (|A⁻¹||A|u)_j / u_j,
+with positive units u of the unknowns from a power iteration; the norm is max_j |x_j| / u_j. A
+matrix is also singular if the factor is not clean, but leads to a vector v with |A v| ≤ 4 ε |A||v|:
+then A v = 0 holds for a matrix whose entries differ by 4 ε.
+
+**Good** is an accurate solution of a system in doubt if the largest of its entries have correct
+digits, by the same bound in the largest norm.
 
 [1] R. D. Skeel, "Iterative refinement implies numerical stability for Gaussian elimination", Math.
 Comp. 35, 1980.
@@ -28,25 +34,24 @@ Comp. 35, 1980.
 error bounds for coefficients and right-hand sides", Numer. Math. 6, 1964.
 [3] M. Arioli, J. W. Demmel, I. S. Duff, "Solving sparse linear systems with sparse backward error",
 SIAM J. Matrix Anal. Appl. 10, 1989.
-[4] W. W. Hager, "Condition estimates", SIAM J. Sci. Stat. Comput. 5, 1984.
-[5] N. J. Higham, "FORTRAN codes for estimating the one-norm of a real or complex matrix, with
-applications to condition estimation", ACM Trans. Math. Softw. 14, 1988; "Accuracy and Stability of
-Numerical Algorithms", 2nd ed., chapters 7, 12 and 15.
+[4] N. J. Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed., chapters 7, 12 and 15.
+[5] F. L. Bauer, "Optimally scaled matrices", Numer. Math. 5, 1963; S. M. Rump, "Ill-conditioned
+matrices are componentwise near to singularity", SIAM Review 41, 1999.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import Enum
-from functools import cache, partial
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._engines.protocol import Factor
-from .._sparse.values import scaling_power, to_double
+from .._sparse.values import to_double
 from .equations import Equations
+from .inverse_estimates import Inverse
 
 # ω of an accurate solution, in ε. 64 instead of 4 accepted a wrong solution on a test bed.
 ACCURATE = 4.0
@@ -62,12 +67,6 @@ CLEAN = 1e4
 SMALL_ERROR = 1e-2
 # The bound of the forward error from which on no digit is correct.
 NO_DIGIT = 1.0
-# Steps of the estimation of a norm; it rarely needs more than two [5].
-_ESTIMATION_STEPS = 4
-# Steps of a power iteration that finds the units of the unknowns, in so many rounds at most.
-_UNIT_STEPS, _MOST_ROUNDS = 3, 4
-# An estimate that does not grow by more than this has converged.
-_ESTIMATE_GROWTH = 1.01
 
 
 @cache
@@ -108,22 +107,12 @@ class Solution(NamedTuple):
     enlarged: bool
 
 
-class Conditioning(NamedTuple):
-    """How much a matrix enlarges errors.
-
-    units : (1, n) sizes of the unknowns, at most one, in which their errors are compared
-    condition : (systems,) max_j (|A⁻¹||A| units)_j / units_j
-    """
-
-    units: Tensor
-    condition: Tensor
-
-
 class Judge:
     """The rules above for one factor of the matrix of `equations`.
 
     sound : whether the pivots alone show that all solutions are good
     is_last : whether no better factor can follow
+    inverse : what the factor shows about A⁻¹
     verdict : what the probe shows
     clean : whether the factor may stand for A⁻¹
     in_doubt : whether solutions of the probe were so large that half of the digits may be lost
@@ -135,15 +124,10 @@ class Judge:
     ):
         self._equations, self.factor, self._dtype = equations, factor, factor.values.dtype
         self._eps = torch.finfo(equations.dtype).eps
-        self._conditioning: dict[bool, Conditioning] = {}
         self.sound, self._is_last = sound, is_last
         self.clean, self.in_doubt, self.distance = False, False, 0.0
         self.verdict = Verdict.SOUND
-        # Applies the factor to double precision vectors (k, n), in double precision.
-        self.substitute: Callable[[Tensor, bool], Tensor]
-        self.substitute = partial(_substitute_scaled, equations, factor)
-        if torch.finfo(self._dtype).eps == torch.finfo(torch.float64).eps:
-            self.substitute = factor.substitute
+        self.inverse = Inverse(equations, factor)
 
     @property
     def is_usable(self) -> bool:
@@ -185,9 +169,13 @@ class Judge:
         if bool((growth <= growth_in_doubt(equations.dtype)).all()):
             return Verdict.SOUND if is_accurate else Verdict.UNUSABLE
         self.in_doubt = True
-        if not self.clean or equations.blocks > 1:  # blocks are better judged one by one
+        if equations.blocks > 1:  # blocks are better judged one by one
             return Verdict.UNUSABLE
-        units, condition = self._find_conditioning(False)
+        if not self.clean:
+            self.distance = self.inverse.find_null_vector(solution.x, ACCURATE * self._eps)
+            is_singular = self.distance <= ACCURATE * self._eps
+            return Verdict.SINGULAR if is_singular else Verdict.UNUSABLE
+        units, condition = self.inverse.find_conditioning(False)
         bounds = self._forward_errors(solution, False, units).maximum(self._eps * condition)
         if not bool((bounds < torch.inf).all()):
             return Verdict.UNUSABLE
@@ -221,7 +209,7 @@ class Judge:
         """
         equations = self._equations
         x = to_double(self.factor.substitute(rhs, transpose))
-        x = x + self.substitute(equations.residual(x, rhs, transpose), transpose)
+        x = x + self.inverse.substitute(equations.residual(x, rhs, transpose), transpose)
         residual = equations.residual(x, rhs, transpose)
         bound = self._enlarge_tiny(equations.bound(x, rhs, transpose), x, rhs, transpose)
         sizes, left, x_sizes = (equations.sizes(vectors) for vectors in (rhs, residual, x))
@@ -231,43 +219,13 @@ class Judge:
 
     def _has_digits(self, solution: Solution, transpose: bool) -> bool:
         """Whether the largest entries of all solutions have correct digits."""
-        equations, (units, condition) = self._equations, self._find_conditioning(transpose)
+        equations, (units, condition) = self._equations, self.inverse.find_conditioning(transpose)
         # |A⁻¹||A||x| ≤ condition · units · max_j |x_j| / units_j
         growth = equations.largest(units) * equations.sizes(solution.x / units)
         bounds = self._eps * condition * growth / equations.sizes(solution.x)
         if solution.enlarged or not bool((bounds <= SMALL_ERROR).all()):
             bounds = self._forward_errors(solution, transpose, equations.ones())
         return bool((bounds <= NO_DIGIT).all())
-
-    def _find_conditioning(self, transpose: bool) -> Conditioning:
-        """The condition number of a matrix in doubt, in the units that make it small."""
-        if transpose not in self._conditioning:
-            equations = self._equations
-            best = Conditioning(equations.ones(), equations.ones()[0, :1] * torch.inf)
-            units = best.units
-            for _ in range(_MOST_ROUNDS):
-                for _ in range(_UNIT_STEPS):
-                    units = self._iterate_units(units, transpose)
-                weights = equations.bound(units, None, transpose)
-                found = Conditioning(units, self.estimate(weights, transpose, units))
-                helped = bool((found.condition < best.condition / 2).all())
-                best = found if helped else best
-                if not helped or bool((self._eps * found.condition <= SMALL_ERROR).all()):
-                    break
-            self._conditioning[transpose] = best
-        return self._conditioning[transpose]
-
-    def _iterate_units(self, units: Tensor, transpose: bool) -> Tensor:
-        """|A⁻¹||A| units, nearly, divided by its largest entry.
-
-        The moduli of A⁻¹ v for two vectors v of scattered signs stand for the sums of moduli.
-        """
-        equations = self._equations
-        weights, signs = equations.bound(units, None, transpose), equations.probe().sign()
-        first = self._apply_weighted(weights, signs, transpose).abs()
-        second = self._apply_weighted(weights, signs.flip(-1), transpose).abs()
-        units = torch.hypot(first, second).maximum(units)  # |A⁻¹||A| ≥ |A⁻¹A|
-        return units / equations.largest(units)
 
     def _evaluate(self, x: Tensor, rhs: Tensor, transpose: bool) -> Solution:
         """The errors of these solutions."""
@@ -307,7 +265,7 @@ class Judge:
             pending = ~(solution.error <= ACCURATE * self._eps)
             if not bool(pending.any()):
                 return solution
-            x = to_double(solution.x) + self.substitute(solution.residual, transpose)
+            x = to_double(solution.x) + self.inverse.substitute(solution.residual, transpose)
             better = self._evaluate(x, rhs, transpose)
             improved = better.error < solution.error
             halved = pending & improved & (better.error <= solution.error / 2)
@@ -331,8 +289,8 @@ class Judge:
         if bool(accurate.all()) or not self.clean:
             return accurate
         ones = self._equations.ones()
-        of_residual = self.estimate(solution.residual.abs(), transpose, ones)
-        of_data = self.estimate(solution.bound, transpose, ones)
+        of_residual = self.inverse.estimate(solution.residual.abs(), transpose, ones)
+        of_data = self.inverse.estimate(solution.bound, transpose, ones)
         accurate = accurate | (of_residual <= ACCURATE * self._eps * of_data)
         if self._is_last:  # an error that is known to be small is better than no solution
             accurate |= self._forward_errors(solution, transpose, ones) <= SMALL_ERROR
@@ -342,45 +300,4 @@ class Judge:
         """(systems,) the bound of the error, relative to the largest |x_j| / units_j."""
         weights = self._eps * solution.bound + solution.residual.abs()
         size = self._equations.sizes(solution.x / units)
-        return self.estimate(weights, transpose, units) / size
-
-    def estimate(self, weights: Tensor, transpose: bool, units: Tensor) -> Tensor:
-        """(systems,) lower bounds, mostly tight, of max_j (|A⁻¹| weights)_j / units_j; see [4, 5].
-
-        That is the largest modulus of M v, with M = U⁻¹ A⁻¹ W, over vectors with |v_i| ≤ 1. From
-        the row j in which M v is largest, the next v takes the signs, so that row j of M v becomes
-        ‖row j of M‖₁, which is no smaller.
-        """
-        equations = self._equations
-        z = self._apply_weighted(weights, torch.ones_like(weights), transpose) / units
-        other = self._apply_weighted(weights, equations.probe().sign(), transpose) / units
-        z = torch.where(equations.spread(equations.sizes(other) > equations.sizes(z)), other, z)
-        largest = equations.sizes(z)
-        for _ in range(_ESTIMATION_STEPS):
-            row = weights * self.substitute(equations.unit_at_largest(z) / units, not transpose)
-            signs = torch.where(row == 0, 1, torch.sgn(row).conj().resolve_conj())
-            z = self._apply_weighted(weights, signs, transpose) / units
-            size = equations.sizes(z)
-            grew = bool((size > _ESTIMATE_GROWTH * largest).any())
-            largest = torch.maximum(size, largest)  # NaN stays
-            if not grew:
-                break
-        return largest
-
-    def _apply_weighted(self, weights: Tensor, signs: Tensor, transpose: bool) -> Tensor:
-        """A⁻¹ (weights ∘ signs), in the double precision of the dtype of the factor."""
-        dtype = torch.complex128 if self._dtype.is_complex else torch.float64
-        return self.substitute((weights * signs).to(dtype), transpose)
-
-
-def _substitute_scaled(
-    equations: Equations, factor: Factor, rhs: Tensor, transpose: bool
-) -> Tensor:
-    """Apply a factor in single precision to vectors of the size of the matrix.
-
-    Others, or their solutions, might overflow.
-    """
-    sizes = equations.sizes(rhs) / equations.sizes(equations.scales(False).rows.expand_as(rhs))
-    powers = equations.spread(scaling_power(sizes))
-    scaled = (rhs * powers).to(factor.values.dtype).contiguous()
-    return to_double(factor.substitute(scaled, transpose)) / powers
+        return self.inverse.estimate(weights, transpose, units) / size

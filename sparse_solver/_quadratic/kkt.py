@@ -193,7 +193,9 @@ def _check_minimum(checked: CheckedFactor, diagnosis: _Diagnosis, values: Tensor
         upper = diagnosis.gather_upper(values)
 
         def apply_inverse(v: Tensor) -> Tensor:
-            return judge.substitute(v.to(values.device, to_double(values[:0]).dtype), False).cpu()
+            return judge.inverse.substitute(
+                v.to(values.device, to_double(values[:0]).dtype), False
+            ).cpu()
 
         eps = torch.finfo(judge.factor.values.dtype).eps
         objective = diagnosis.find_objective(upper)

@@ -11,8 +11,8 @@ from problems import grid, laplacian_places, laplacian_values, problem, rhs
 from shares import COMM, Share, whole
 
 from sparse_solver import distributed
+from sparse_solver._factor.accuracy import Judge, Verdict
 from sparse_solver.distributed import _mkl_cluster as _cluster
-from sparse_solver.distributed import _numeric
 from sparse_solver.distributed._collective import Group
 
 
@@ -67,12 +67,13 @@ def test_lu_is_the_last_resort(
     """Where LDLᵀ is not accurate; the second time, LDLᵀ is not tried again."""
     p = problem("symmetric", dtype, n=30)
     share, b = Share(p), rhs(30, dtype=dtype)
-    original = _numeric.DistributedFactor.is_accurate
-    monkeypatch.setattr(
-        _numeric.DistributedFactor,
-        "is_accurate",
-        lambda self: self.factor.arrangement.coverage == "full" and original(self),
-    )
+    original = Judge.examine
+
+    def examine(self: Judge) -> Verdict:
+        self.verdict = Verdict.UNUSABLE
+        return original(self) if self.factor.arrangement.coverage == "full" else self.verdict
+
+    monkeypatch.setattr(Judge, "examine", examine)
     for _ in range(2):
         x = share.pattern.solve(share.values, share.of(b), assume="symmetric")
         torch.testing.assert_close(whole(x), torch.linalg.solve(p.dense, b), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,148 @@
+"""What a factor shows about A⁻¹: norms of |A⁻¹| d, the condition of A, and null vectors.
+
+[1] W. W. Hager, "Condition estimates", SIAM J. Sci. Stat. Comput. 5, 1984.
+[2] N. J. Higham, "FORTRAN codes for estimating the one-norm of a real or complex matrix, with
+applications to condition estimation", ACM Trans. Math. Softw. 14, 1988.
+[3] W. Oettli, W. Prager, "Compatibility of approximate solution of linear equations with given
+error bounds for coefficients and right-hand sides", Numer. Math. 6, 1964.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._engines.protocol import Factor
+from .._sparse.values import scaling_power, to_double
+from .equations import Equations
+
+# ε times a condition number below which better units would change no verdict.
+_SMALL_ERROR = 1e-2
+# Steps of the estimation of a norm; it rarely needs more than two [2].
+_ESTIMATION_STEPS = 4
+# Steps of a power iteration that finds the units of the unknowns, in so many rounds at most.
+_UNIT_STEPS, _MOST_ROUNDS = 3, 4
+# Steps of an iteration that finds a null vector of a singular matrix.
+_NULL_VECTOR_STEPS = 4
+# An estimate that does not grow by more than this has converged.
+_ESTIMATE_GROWTH = 1.01
+
+
+class Conditioning(NamedTuple):
+    """How much a matrix enlarges errors.
+
+    units : (1, n) sizes of the unknowns, at most one, in which their errors are compared
+    condition : (systems,) max_j (|A⁻¹||A| units)_j / units_j
+    """
+
+    units: Tensor
+    condition: Tensor
+
+
+class Inverse:
+    """A⁻¹ as a factor represents it.
+
+    substitute : applies the factor to double precision vectors (k, n), in double precision
+    """
+
+    def __init__(self, equations: Equations, factor: Factor):
+        self._equations, self._dtype = equations, factor.values.dtype
+        self._eps = torch.finfo(equations.dtype).eps
+        self._conditioning: dict[bool, Conditioning] = {}
+        self.substitute: Callable[[Tensor, bool], Tensor]
+        self.substitute = partial(_substitute_scaled, equations, factor)
+        if torch.finfo(self._dtype).eps == torch.finfo(torch.float64).eps:
+            self.substitute = factor.substitute
+
+    def find_conditioning(self, transpose: bool) -> Conditioning:
+        """The condition number of a matrix in doubt, in the units that make it small."""
+        if transpose not in self._conditioning:
+            equations = self._equations
+            best = Conditioning(equations.ones(), equations.ones()[0, :1] * torch.inf)
+            units = best.units
+            for _ in range(_MOST_ROUNDS):
+                for _ in range(_UNIT_STEPS):
+                    units = self._iterate_units(units, transpose)
+                weights = equations.bound(units, None, transpose)
+                found = Conditioning(units, self.estimate(weights, transpose, units))
+                helped = bool((found.condition < best.condition / 2).all())
+                best = found if helped else best
+                if not helped or bool((self._eps * found.condition <= _SMALL_ERROR).all()):
+                    break
+            self._conditioning[transpose] = best
+        return self._conditioning[transpose]
+
+    def _iterate_units(self, units: Tensor, transpose: bool) -> Tensor:
+        """|A⁻¹||A| units, nearly, divided by its largest entry.
+
+        The moduli of A⁻¹ v for two vectors v of scattered signs stand for the sums of moduli.
+        """
+        equations = self._equations
+        weights, signs = equations.bound(units, None, transpose), equations.probe().sign()
+        first = self._apply_weighted(weights, signs, transpose).abs()
+        second = self._apply_weighted(weights, signs.flip(-1), transpose).abs()
+        units = torch.hypot(first, second).maximum(units)  # |A⁻¹||A| ≥ |A⁻¹A|
+        return units / equations.largest(units)
+
+    def find_null_vector(self, v: Tensor, enough: float) -> float:
+        """A bound of the relative changes of the entries that make the matrix singular.
+
+        Whatever the factor F is that of, max_i |A v|_i / (|A||v|)_i is one for every v [3]. The
+        solution of the probe is large along null vectors, v − F⁻¹ A v maps them to themselves, and
+        the rest becomes smaller.
+        """
+        equations, distance = self._equations, torch.inf
+        for _ in range(_NULL_VECTOR_STEPS):
+            v = to_double(v) / equations.spread(equations.sizes(v))
+            product = equations.products.apply(v, False)
+            ratio = equations.ratios(product, equations.bound(v, None, False))
+            distance = min(distance, float(ratio.max()))
+            if distance <= enough:
+                break
+            v = v - self.substitute(product, False)
+        return distance
+
+    def estimate(self, weights: Tensor, transpose: bool, units: Tensor) -> Tensor:
+        """(systems,) lower bounds, mostly tight, of max_j (|A⁻¹| weights)_j / units_j; see [1, 2].
+
+        That is the largest modulus of M v, with M = U⁻¹ A⁻¹ W, over vectors with |v_i| ≤ 1. From
+        the row j in which M v is largest, the next v takes the signs, so that row j of M v becomes
+        ‖row j of M‖₁, which is no smaller.
+        """
+        equations = self._equations
+        z = self._apply_weighted(weights, torch.ones_like(weights), transpose) / units
+        other = self._apply_weighted(weights, equations.probe().sign(), transpose) / units
+        z = torch.where(equations.spread(equations.sizes(other) > equations.sizes(z)), other, z)
+        largest = equations.sizes(z)
+        for _ in range(_ESTIMATION_STEPS):
+            row = weights * self.substitute(equations.unit_at_largest(z) / units, not transpose)
+            signs = torch.where(row == 0, 1, torch.sgn(row).conj().resolve_conj())
+            z = self._apply_weighted(weights, signs, transpose) / units
+            size = equations.sizes(z)
+            grew = bool((size > _ESTIMATE_GROWTH * largest).any())
+            largest = torch.maximum(size, largest)  # NaN stays
+            if not grew:
+                break
+        return largest
+
+    def _apply_weighted(self, weights: Tensor, signs: Tensor, transpose: bool) -> Tensor:
+        """A⁻¹ (weights ∘ signs), in the double precision of the dtype of the factor."""
+        dtype = torch.complex128 if self._dtype.is_complex else torch.float64
+        return self.substitute((weights * signs).to(dtype), transpose)
+
+
+def _substitute_scaled(
+    equations: Equations, factor: Factor, rhs: Tensor, transpose: bool
+) -> Tensor:
+    """Apply a factor in single precision to vectors of the size of the matrix.
+
+    Others, or their solutions, might overflow.
+    """
+    sizes = equations.sizes(rhs) / equations.sizes(equations.scales(False).rows.expand_as(rhs))
+    powers = equations.spread(scaling_power(sizes))
+    scaled = (rhs * powers).to(factor.values.dtype).contiguous()
+    return to_double(factor.substitute(scaled, transpose)) / powers
