@@ -197,9 +197,10 @@ class Judge:
         x = solution.x.to(equations.dtype)
         if not (equations.all_finite(x) and bool(self._accepts(solution, transpose).all())):
             return x, Outcome.INACCURATE
-        if self.in_doubt and not self._has_digits(solution, transpose):
-            return x, Outcome.NO_DIGIT
-        return x, Outcome.GOOD
+        if not self.in_doubt or self._has_digits(solution, transpose):
+            return x, Outcome.GOOD
+        # Rows with larger denominators may have residuals that another factor makes smaller.
+        return x, Outcome.INACCURATE if solution.enlarged else Outcome.NO_DIGIT
 
     def solve_non_blocking(self, rhs: Tensor, transpose: bool) -> tuple[Tensor, Tensor]:
         """Solutions after one step of refinement, and (systems,) whether each may be returned.

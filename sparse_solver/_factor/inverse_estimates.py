@@ -25,7 +25,7 @@ _SMALL_ERROR = 1e-2
 # Steps of the estimation of a norm; it rarely needs more than two [2].
 _ESTIMATION_STEPS = 4
 # Steps of a power iteration that finds the units of the unknowns, in so many rounds at most.
-_UNIT_STEPS, _MOST_ROUNDS = 3, 4
+_UNIT_STEPS, _MOST_ROUNDS = 3, 3
 # Steps of an iteration that finds a null vector of a singular matrix.
 _NULL_VECTOR_STEPS = 4
 # An estimate that does not grow by more than this has converged.
@@ -59,22 +59,31 @@ class Inverse:
             self.substitute = factor.substitute
 
     def find_conditioning(self, transpose: bool) -> Conditioning:
-        """The condition number of a matrix in doubt, in the units that make it small."""
+        """The condition number of a matrix in doubt, in units that make it small.
+
+        The sizes of the columns serve for most matrices; a power iteration finds others.
+        """
         if transpose not in self._conditioning:
-            equations = self._equations
-            best = Conditioning(equations.ones(), equations.ones()[0, :1] * torch.inf)
-            units = best.units
+            best = self._measure(self._equations.scales(transpose).columns.reciprocal(), transpose)
+            units = self._equations.ones()
             for _ in range(_MOST_ROUNDS):
+                if bool((self._eps * best.condition <= _SMALL_ERROR).all()):
+                    break
                 for _ in range(_UNIT_STEPS):
                     units = self._iterate_units(units, transpose)
-                weights = equations.bound(units, None, transpose)
-                found = Conditioning(units, self.estimate(weights, transpose, units))
-                helped = bool((found.condition < best.condition / 2).all())
-                best = found if helped else best
-                if not helped or bool((self._eps * found.condition <= _SMALL_ERROR).all()):
+                found = self._measure(units, transpose)
+                if bool((best.condition <= found.condition).all()):
                     break
+                best = found
             self._conditioning[transpose] = best
         return self._conditioning[transpose]
+
+    def _measure(self, units: Tensor, transpose: bool) -> Conditioning:
+        """The condition number in these units, of which the largest one becomes one."""
+        units = units / self._equations.largest(units)
+        weights = self._equations.bound(units, None, transpose)
+        condition = self.estimate(weights, transpose, units)
+        return Conditioning(units, condition.nan_to_num(torch.inf))
 
     def _iterate_units(self, units: Tensor, transpose: bool) -> Tensor:
         """|A⁻¹||A| units, nearly, divided by its largest entry.
