@@ -65,6 +65,8 @@ TINY_DENOMINATOR = 1000.0
 CLEAN = 1e4
 # ε ‖|A⁻¹||A|e‖ below which all solutions are good: two digits are left where it is estimated right.
 SMALL_ERROR = 1e-2
+# The same for a solution that is not accurate, but the best that there is.
+LAST_ERROR = 0.1
 # The bound of the forward error from which on no digit is correct.
 NO_DIGIT = 1.0
 
@@ -96,15 +98,16 @@ class Solution(NamedTuple):
     """Solutions x (k, n) of k right-hand sides, and their errors.
 
     residual, bound : (k, n) b − A x and |A||x| + |b|
-    error : (systems,) the componentwise backward error ω
-    enlarged : whether ω is that of larger denominators, where they may be rounding errors [3]
+    error : (systems,) the componentwise backward error ω, with larger denominators where they may
+        be rounding errors [3]
+    strict_error : the same without larger denominators
     """
 
     x: Tensor
     residual: Tensor
     bound: Tensor
     error: Tensor
-    enlarged: bool
+    strict_error: Tensor
 
 
 class Judge:
@@ -163,29 +166,34 @@ class Judge:
     def _conclude(self, solution: Solution, rhs: Tensor) -> Verdict:
         """The verdict that the refined solution of the probe suggests."""
         equations, scales = self._equations, self._equations.scales(False)
-        is_accurate = bool(self._accepts(solution, False).all())
         growth = equations.sizes(solution.bound / scales.rows)
         growth = growth / equations.sizes(rhs / scales.rows) * equations.column_spread(scales)
-        if bool((growth <= growth_in_doubt(equations.dtype)).all()):
+        self.in_doubt = not bool((growth <= growth_in_doubt(equations.dtype)).all())
+        if not self.in_doubt:
+            is_accurate = bool(self._accepts(solution, False).all())
             return Verdict.SOUND if is_accurate else Verdict.UNUSABLE
-        self.in_doubt = True
         if equations.blocks > 1:  # blocks are better judged one by one
             return Verdict.UNUSABLE
         if not self.clean:
             self.distance = self.inverse.find_null_vector(solution.x, ACCURATE * self._eps)
             is_singular = self.distance <= ACCURATE * self._eps
             return Verdict.SINGULAR if is_singular else Verdict.UNUSABLE
+        solution = self._refine(solution, rhs, False)  # more strictly now
+        is_accurate = bool(self._accepts(solution, False).all())
         units, condition = self.inverse.find_conditioning(False)
         bounds = self._forward_errors(solution, False, units).maximum(self._eps * condition)
         if not bool((bounds < torch.inf).all()):
             return Verdict.UNUSABLE
-        if not bool((bounds <= NO_DIGIT).all()):
+        if not bool((bounds <= NO_DIGIT).all()) or (self._is_last and not is_accurate):
             self.distance = self._eps / float(bounds.max())
             return Verdict.SINGULAR
         if not is_accurate:
             return Verdict.UNUSABLE
-        small = bool((bounds <= SMALL_ERROR).all())
-        return Verdict.SOUND if small else Verdict.DOUBTFUL
+        if bool((bounds <= SMALL_ERROR).all()):
+            return Verdict.SOUND
+        # Pivots that are rounding errors of single precision may look like small ones.
+        is_single = torch.finfo(self._dtype).eps > torch.finfo(torch.float64).eps
+        return Verdict.UNUSABLE if is_single and not self._is_last else Verdict.DOUBTFUL
 
     def solve(self, rhs: Tensor, transpose: bool) -> tuple[Tensor, Outcome]:
         """Solutions (k, n), and what is known about them; they are finite if they are good."""
@@ -197,10 +205,9 @@ class Judge:
         x = solution.x.to(equations.dtype)
         if not (equations.all_finite(x) and bool(self._accepts(solution, transpose).all())):
             return x, Outcome.INACCURATE
-        if not self.in_doubt or self._has_digits(solution, transpose):
-            return x, Outcome.GOOD
-        # Rows with larger denominators may have residuals that another factor makes smaller.
-        return x, Outcome.INACCURATE if solution.enlarged else Outcome.NO_DIGIT
+        if self.in_doubt and not self._has_digits(solution, transpose):
+            return x, Outcome.NO_DIGIT
+        return x, Outcome.GOOD
 
     def solve_non_blocking(self, rhs: Tensor, transpose: bool) -> tuple[Tensor, Tensor]:
         """Solutions after one step of refinement, and (systems,) whether each may be returned.
@@ -224,7 +231,8 @@ class Judge:
         # |A⁻¹||A||x| ≤ condition · units · max_j |x_j| / units_j
         growth = equations.largest(units) * equations.sizes(solution.x / units)
         bounds = self._eps * condition * growth / equations.sizes(solution.x)
-        if solution.enlarged or not bool((bounds <= SMALL_ERROR).all()):
+        is_strict = bool((solution.strict_error <= ACCURATE * self._eps).all())
+        if not (is_strict and bool((bounds <= SMALL_ERROR).all())):
             bounds = self._forward_errors(solution, transpose, equations.ones())
         return bool((bounds <= NO_DIGIT).all())
 
@@ -235,9 +243,9 @@ class Judge:
         bound = equations.bound(x, rhs, transpose)
         error = equations.ratios(residual, bound)
         if bool((error <= ACCURATE * self._eps).all()):
-            return Solution(x, residual, bound, error, False)
+            return Solution(x, residual, bound, error, error)
         enlarged = self._enlarge_tiny(bound, x, rhs, transpose)
-        return Solution(x, residual, bound, equations.ratios(residual, enlarged), True)
+        return Solution(x, residual, bound, equations.ratios(residual, enlarged), error)
 
     def _enlarge_tiny(self, bound: Tensor, x: Tensor, rhs: Tensor, transpose: bool) -> Tensor:
         """|A||x| + |b|, with a larger denominator where it may be rounding errors; see [3]."""
@@ -260,16 +268,19 @@ class Judge:
         return bool((equations.ratios(solution.residual, bound) <= limit).all())
 
     def _refine(self, solution: Solution, rhs: Tensor, transpose: bool) -> Solution:
-        """Refine while that halves the error of a system that is not accurate yet."""
-        equations = self._equations
+        """Refine while that halves the error of a system that is not accurate yet.
+
+        In doubt, denominators are not enlarged, since their rows may matter most.
+        """
+        equations, at = self._equations, 4 if self.in_doubt else 3  # strict_error or error
         while True:
-            pending = ~(solution.error <= ACCURATE * self._eps)
+            pending = ~(solution[at] <= ACCURATE * self._eps)
             if not bool(pending.any()):
                 return solution
             x = to_double(solution.x) + self.inverse.substitute(solution.residual, transpose)
             better = self._evaluate(x, rhs, transpose)
-            improved = better.error < solution.error
-            halved = pending & improved & (better.error <= solution.error / 2)
+            improved = better[at] < solution[at]
+            halved = pending & improved & (better[at] <= solution[at] / 2)
             if bool(improved.all()):
                 solution = better
             elif bool(improved.any()):
@@ -279,14 +290,15 @@ class Judge:
                     torch.where(where, better.residual, solution.residual),
                     torch.where(where, better.bound, solution.bound),
                     torch.where(improved, better.error, solution.error),
-                    better.enlarged or solution.enlarged,
+                    torch.where(improved, better.strict_error, solution.strict_error),
                 )
             if not bool(halved.any()):
                 return solution
 
     def _accepts(self, solution: Solution, transpose: bool) -> Tensor:
         """(systems,) whether each solution is accurate, or as accurate as the data allow."""
-        accurate = solution.error <= ACCURATE * self._eps
+        error = solution.strict_error if self.in_doubt else solution.error
+        accurate = error <= ACCURATE * self._eps
         if bool(accurate.all()) or not self.clean:
             return accurate
         ones = self._equations.ones()
@@ -294,7 +306,7 @@ class Judge:
         of_data = self.inverse.estimate(solution.bound, transpose, ones)
         accurate = accurate | (of_residual <= ACCURATE * self._eps * of_data)
         if self._is_last:  # an error that is known to be small is better than no solution
-            accurate |= self._forward_errors(solution, transpose, ones) <= SMALL_ERROR
+            accurate |= self._forward_errors(solution, transpose, ones) <= LAST_ERROR
         return accurate
 
     def _forward_errors(self, solution: Solution, transpose: bool, units: Tensor) -> Tensor:

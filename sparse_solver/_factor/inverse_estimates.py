@@ -108,8 +108,13 @@ class Inverse:
         for _ in range(_NULL_VECTOR_STEPS):
             v = to_double(v) / equations.spread(equations.sizes(v))
             product = equations.products.apply(v, False)
-            ratio = equations.ratios(product, equations.bound(v, None, False))
-            distance = min(distance, float(ratio.max()))
+            # Where the null vector is zero, v has rounding errors, beside which A v is not small.
+            large = torch.where(v.abs() < self._eps**0.5, 0, v)
+            for tried in (v, large):
+                ratio = equations.ratios(
+                    equations.products.apply(tried, False), equations.bound(tried, None, False)
+                )
+                distance = min(distance, float(ratio.max()))
             if distance <= enough:
                 break
             v = v - self.substitute(product, False)

@@ -210,3 +210,32 @@ def test_equal_constraints_are_found_wherever_they_are() -> None:
         with pytest.raises(ss.RedundantConstraintsError) as caught:
             program.solve(torch.ones(m + 1).double(), C_values=torch.ones(m).double())
         assert caught.value.rows == (first, second)
+
+
+def solve_or_name(C: Tensor, d: Tensor) -> Tensor | tuple[int, ...]:
+    """The x of least norm with C x = d, or the constraints that are refused."""
+    try:
+        Q = torch.eye(C.shape[1], dtype=C.dtype).to_sparse()
+        return ss.minimize_quadratic(Q, C=C.to_sparse(), d=d)
+    except ss.RedundantConstraintsError as error:
+        return error.rows
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nearly_dependent_constraints(dtype: torch.dtype) -> None:
+    """They are solved as accurately as dense torch does, or named."""
+    eps, solved, refused = torch.finfo(dtype).eps, 0, 0
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    for power in range(1, 15):
+        C = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 4 + 10.0**-power]], dtype=dtype)
+        d = C @ torch.tensor([1, -1, 2, 0.5], dtype=dtype)
+        found = solve_or_name(C, d)
+        if isinstance(found, tuple):
+            assert found == (0, 1)
+            refused += 1
+        else:
+            truth = torch.linalg.lstsq(C.to(wide), d.to(wide), driver="gelsd", rcond=0).solution
+            assert (found.to(wide) - truth).abs().max() < 100 * eps * 10.0**power
+            solved += 1
+    assert solved >= (5 if eps > 1e-10 else 9)
+    assert refused >= 3

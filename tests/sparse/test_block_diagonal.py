@@ -14,6 +14,7 @@ from torch import Tensor
 import sparse_solver as ss
 from sparse_solver import _testing
 from sparse_solver._sparse import block_diagonal
+from sparse_solver._sparse.block_diagonal import join_batch, unjoin_batch
 
 
 @pytest.fixture(autouse=True)
@@ -253,3 +254,11 @@ def test_what_a_batch_was_solved_with_dies_without_the_garbage_collector() -> No
         assert alive() is None
     finally:
         gc.enable()
+
+
+def test_joined_vectors_of_one_row_are_contiguous() -> None:
+    """`reshape` returns a view of them, whose strides engines do not read."""
+    vectors = torch.arange(9.0).reshape(3, 3, 1)
+    joined = join_batch(vectors)
+    assert joined.is_contiguous()
+    assert torch.equal(unjoin_batch(joined, 3), vectors)

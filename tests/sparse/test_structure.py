@@ -154,3 +154,13 @@ def test_what_is_remembered_is_built_once_by_many_threads() -> None:
         thread.join()
     assert built == [5]
     assert structure.remember(build, 6) == 6  # other arguments
+
+
+def test_places_whose_numbers_exceed_63_bits() -> None:
+    big = 2**40
+    places = torch.tensor([[5, big, 0], [big, 3, 0]])
+    wanted = torch.tensor([[big, 0, 1, 5], [3, 0, 1, big]])
+    assert find_places(places, wanted).tolist() == [1, 2, -1, 0]
+    nothing = torch.empty(2, 0, dtype=torch.int64)
+    assert find_places(nothing, wanted).tolist() == [-1] * 4
+    assert find_places(places, nothing).tolist() == []

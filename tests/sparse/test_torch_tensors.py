@@ -98,3 +98,10 @@ def test_second_derivatives_in_a_sparse_tensor() -> None:
     )
     (expected,) = torch.autograd.grad((dense_bar * weights).sum(), dense)
     torch.testing.assert_close(second.to_dense(), expected * (P.dense != 0))
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_csr, torch.sparse_csc])
+def test_batched_tensors_without_entries_are_singular(layout: torch.layout) -> None:
+    empty = torch.zeros(2, 3, 3).to_sparse(layout=layout)
+    with pytest.raises(ss.SingularMatrixError):
+        ss.solve(empty, torch.ones(2, 3))
