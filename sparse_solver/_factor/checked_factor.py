@@ -88,7 +88,7 @@ class Rung:
 class Ladder(Protocol):
     """The factorisations of one matrix, from the fastest method to the most robust.
 
-    failure : the error of the last method that gave no factor
+    failure : the error of the last method, if it gave no factor
     """
 
     failure: SparseSolverError | None
@@ -195,7 +195,8 @@ class CheckedFactor:
         """The same as `apply_inverse`, where some right-hand sides are not finite."""
         equations = self._equations
         if strict:
-            raise_non_finite("b", rhs.view(-1, equations.order))
+            systems = rhs.shape[0] * equations.blocks
+            raise_non_finite("b", rhs.view(systems, equations.n // equations.blocks))
             message = "b is too large: the modulus of an entry is infinite"
             raise NonFiniteError(message, argument="b", index=None)
         finite = equations.spread(torch.isfinite(equations.sizes(rhs)))

@@ -83,7 +83,7 @@ class MethodLadder:
                 factor = method.factor(self._matrix)
         if factor is None:
             return None
-        method = self.method
+        method, self.failure = self.method, None
         is_last = isinstance(method, EquilibratedSymbolic)
         engine = ROBUST_ENGINE if is_last else self._first.engine
         sound = factor.sound and self._is_well_scaled()

@@ -356,6 +356,7 @@ class DistributedLadder:
         except (EngineError, SingularMatrixError) as error:
             self.failure = error.with_traceback(None)  # which holds frames, hence factors
             return None
+        self.failure = None
         record.analysis_seconds += factor.analysis_seconds
         record.factorization_seconds += factor.factorization_seconds
         return factor
