@@ -168,6 +168,9 @@ class NotPositiveDefiniteError(SparseSolverError, LinAlgError):
 class SingularMatrixError(SparseSolverError, LinAlgError):
     """The matrix is singular, structurally or to working precision.
 
+    It is also raised where a matrix is regular, but so ill-conditioned that the largest entries of
+    a solution have no correct digit.
+
     Attributes
     ----------
     row : int or None

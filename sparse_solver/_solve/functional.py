@@ -57,7 +57,8 @@ def solve(
     adjoint : bool
         Solve Aᴴ x = b instead.
     engine : str, optional
-        A name in `engines()`; by default the engine that is fastest for this matrix.
+        A name in `engines()`; by default the engine that is fastest for this matrix. Where its
+        factors are not accurate enough, SuperLU follows in double precision; `Info.method` says so.
     non_blocking : bool
         Whether the host goes on without waiting for a GPU. Solutions of systems that fail are
         then NaN, and the error is raised by a later non-blocking solve or by `synchronize`;
@@ -79,7 +80,8 @@ def solve(
     NotSymmetricError, NotPositiveDefiniteError
         If A is not what `assume` says.
     SingularMatrixError
-        If A is singular, or singular to working precision.
+        If A is singular, or singular to working precision; or if A is so ill-conditioned that the
+        largest entries of x have no correct digit.
     EngineUnavailableError, EngineUnsupportedError, EngineError
         If the engine is not installed, cannot factor such a matrix, or fails.
     TransformError
