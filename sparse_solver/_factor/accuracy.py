@@ -69,6 +69,8 @@ SMALL_ERROR = 1e-2
 LAST_ERROR = 0.1
 # The bound of the forward error from which on no digit is correct.
 NO_DIGIT = 1.0
+# The bound up to which one is, since estimates may be too small by a factor of three.
+ONE_DIGIT = 0.25
 
 
 @cache
@@ -147,6 +149,15 @@ class Judge:
         """Whether the engine enlarged pivots, so that the factor is that of another matrix."""
         return bool(self.factor.perturbed_pivots)
 
+    @property
+    def _is_coarse(self) -> bool:
+        """Whether a factor in double precision can follow, which would show more.
+
+        In single precision, pivots that are rounding errors may look like small ones.
+        """
+        is_single = torch.finfo(self._dtype).eps > torch.finfo(torch.float64).eps
+        return is_single and not self._is_last
+
     def examine(self) -> Verdict:
         """Solve for the probe, and find the verdict that its solution suggests."""
         equations = self._equations
@@ -191,9 +202,7 @@ class Judge:
             return Verdict.UNUSABLE
         if bool((bounds <= SMALL_ERROR).all()):
             return Verdict.SOUND
-        # Pivots that are rounding errors of single precision may look like small ones.
-        is_single = torch.finfo(self._dtype).eps > torch.finfo(torch.float64).eps
-        return Verdict.UNUSABLE if is_single and not self._is_last else Verdict.DOUBTFUL
+        return Verdict.UNUSABLE if self._is_coarse else Verdict.DOUBTFUL
 
     def solve(self, rhs: Tensor, transpose: bool) -> tuple[Tensor, Outcome]:
         """Solutions (k, n), and what is known about them; they are finite if they are good."""
@@ -205,9 +214,9 @@ class Judge:
         x = solution.x.to(equations.dtype)
         if not (equations.all_finite(x) and bool(self._accepts(solution, transpose).all())):
             return x, Outcome.INACCURATE
-        if self.in_doubt and not self._has_digits(solution, transpose):
-            return x, Outcome.NO_DIGIT
-        return x, Outcome.GOOD
+        if not self.in_doubt or self._has_digits(solution, transpose):
+            return x, Outcome.GOOD
+        return x, Outcome.INACCURATE if self._is_coarse else Outcome.NO_DIGIT
 
     def solve_non_blocking(self, rhs: Tensor, transpose: bool) -> tuple[Tensor, Tensor]:
         """Solutions after one step of refinement, and (systems,) whether each may be returned.
@@ -234,7 +243,7 @@ class Judge:
         is_strict = bool((solution.strict_error <= ACCURATE * self._eps).all())
         if not (is_strict and bool((bounds <= SMALL_ERROR).all())):
             bounds = self._forward_errors(solution, transpose, equations.ones())
-        return bool((bounds <= NO_DIGIT).all())
+        return bool((bounds <= ONE_DIGIT).all())
 
     def _evaluate(self, x: Tensor, rhs: Tensor, transpose: bool) -> Solution:
         """The errors of these solutions."""

@@ -88,14 +88,20 @@ class Inverse:
     def _iterate_units(self, units: Tensor, transpose: bool) -> Tensor:
         """|A⁻¹||A| units, nearly, divided by its largest entry.
 
-        The moduli of A⁻¹ v for two vectors v of scattered signs stand for the sums of moduli.
+        The moduli of A⁻¹ v for a few vectors v of signs stand for the sums of moduli.
         """
         equations = self._equations
-        weights, signs = equations.bound(units, None, transpose), equations.probe().sign()
-        first = self._apply_weighted(weights, signs, transpose).abs()
-        second = self._apply_weighted(weights, signs.flip(-1), transpose).abs()
-        units = torch.hypot(first, second).maximum(units)  # |A⁻¹||A| ≥ |A⁻¹A|
+        weights = equations.bound(units, None, transpose)
+        for signs in self._signs():
+            moduli = self._apply_weighted(weights, signs, transpose).abs()
+            units = torch.maximum(moduli, units)  # |A⁻¹||A| ≥ |A⁻¹A|
         return units / equations.largest(units)
+
+    def _signs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(1, n) scattered signs, and alternating ones."""
+        scattered = self._equations.probe().sign()
+        alternating = 1 - 2 * (torch.arange(scattered.shape[-1], device=scattered.device) % 2)
+        return scattered, scattered.flip(-1), alternating.to(scattered.dtype).unsqueeze(0)
 
     def find_null_vector(self, v: Tensor, enough: float) -> float:
         """A bound of the relative changes of the entries that make the matrix singular.
@@ -129,8 +135,10 @@ class Inverse:
         """
         equations = self._equations
         z = self._apply_weighted(weights, torch.ones_like(weights), transpose) / units
-        other = self._apply_weighted(weights, equations.probe().sign(), transpose) / units
-        z = torch.where(equations.spread(equations.sizes(other) > equations.sizes(z)), other, z)
+        for signs in self._signs():  # large entries may cancel with some, but hardly with all
+            other = self._apply_weighted(weights, signs, transpose) / units
+            better = equations.spread(equations.sizes(other) > equations.sizes(z))
+            z = torch.where(better, other, z)
         largest = equations.sizes(z)
         for _ in range(_ESTIMATION_STEPS):
             row = weights * self.substitute(equations.unit_at_largest(z) / units, not transpose)
