@@ -69,8 +69,6 @@ SMALL_ERROR = 1e-2
 LAST_ERROR = 0.1
 # The bound of the forward error from which on no digit is correct.
 NO_DIGIT = 1.0
-# The bound up to which one is, since estimates may be too small by a factor of three.
-ONE_DIGIT = 0.25
 
 
 @cache
@@ -243,7 +241,7 @@ class Judge:
         is_strict = bool((solution.strict_error <= ACCURATE * self._eps).all())
         if not (is_strict and bool((bounds <= SMALL_ERROR).all())):
             bounds = self._forward_errors(solution, transpose, equations.ones())
-        return bool((bounds <= ONE_DIGIT).all())
+        return bool((bounds <= NO_DIGIT).all())
 
     def _evaluate(self, x: Tensor, rhs: Tensor, transpose: bool) -> Solution:
         """The errors of these solutions."""

@@ -37,6 +37,7 @@ MISTAKES = (
     *OPTION_MISTAKES,
 )  # fmt: skip
 SOLVABLE_CONDITION = 1e3  # a valid call with a smaller condition number must be answered
+REFINEMENTS = 3  # of the reference solution, in extended precision
 MARGIN = 100  # times ε and the condition number: the largest error of an answer
 
 
@@ -400,7 +401,11 @@ class Attempt:
             return ("singular, answered" if is_singular else None), np.inf
         if x is None:
             return None, condition
-        exact = inverse @ (b / largest)
+        wide = np.result_type(A, np.longdouble)
+        right, scaled = (b / largest).astype(wide), (A / largest).astype(wide)
+        exact = (inverse @ right).astype(wide)
+        for _ in range(REFINEMENTS):
+            exact = exact + inverse @ (right - scaled @ exact).astype(A.dtype)
         bound = abs(inverse) @ ((modulus / largest) @ abs(exact) + abs(b) / largest)
         tiny = torch.finfo(self.call.dtype).tiny
         limit = MARGIN * eps * bound.max(0, initial=0) + len(A) * tiny
