@@ -207,6 +207,7 @@ class Judge:
         equations = self._equations
         x = self.factor.substitute(rhs.to(self._dtype), transpose)
         if self.sound:
+            x = x.to(equations.dtype)
             return x, Outcome.GOOD if equations.all_finite(x) else Outcome.INACCURATE
         solution = self._refine(self._evaluate(x, rhs, transpose), rhs, transpose)
         x = solution.x.to(equations.dtype)

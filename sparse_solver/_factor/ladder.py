@@ -29,7 +29,7 @@ from .checked_factor import CheckedFactor, EmptyFactor, Record, Rung
 from .equations import Equations
 from .options import Options
 from .singular import explain_structure
-from .start import Start
+from .starting_method import Start
 from .symmetry import check_lines, check_triangle, choose_kinds
 
 

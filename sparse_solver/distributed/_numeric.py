@@ -21,7 +21,7 @@ from .._factor.checked_factor import CheckedFactor, EmptyFactor, Record
 from .._factor.checked_factor import Rung as CheckedRung
 from .._factor.equations import Equations
 from .._factor.options import Assume, Options
-from .._factor.start import Start
+from .._factor.starting_method import Start
 from .._factor.symmetry import (
     Asymmetry,
     KindLadder,

@@ -135,3 +135,21 @@ def test_voids_in_single_precision(engine: str) -> None:
 def _is_regular(single: Tensor) -> bool:
     values = torch.linalg.svdvals(single.double())
     return float(values[-1]) > 1e-14 * float(values[0])
+
+
+@pytest.mark.parametrize("engine", installed_engines("spd"))
+def test_solutions_have_the_dtype_of_the_matrix_whatever_the_factor_has(engine: str) -> None:
+    """A pivot that single precision leaves in doubt, and double precision does not."""
+    n = 30
+    A = 2 * torch.eye(n) - torch.diag(torch.ones(n - 1), 1) - torch.diag(torch.ones(n - 1), -1)
+    A[0, 0] = A[-1, -1] = 1.0
+    A[0, 0] += 2e-5
+    b = torch.ones(n, requires_grad=True)
+    F = ss.factorize(A.to_sparse(), assume="spd", engine=engine)
+    x = F.solve(b)
+    assert x.dtype == torch.float32
+    torch.testing.assert_close(
+        x, torch.linalg.solve(A.double(), b.double()).float(), rtol=2e-2, atol=0
+    )
+    (gradient,) = torch.autograd.grad(x.sum(), b)
+    assert gradient.dtype == torch.float32

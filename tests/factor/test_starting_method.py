@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 import sparse_solver as ss
-from sparse_solver._factor.start import Start
+from sparse_solver._factor.starting_method import Start
 
 
 def test_the_first_method_is_tried_again_less_and_less_often() -> None:
