@@ -89,6 +89,9 @@ class DistributedEquations(Equations):
     def is_empty(self, vectors: Tensor) -> bool:
         return vectors.shape[0] == 0  # a rank without rows takes part, too
 
+    def all_finite(self, vectors: Tensor) -> bool:
+        return bool((self.sizes(vectors) < math.inf).all())
+
     def smallest(self, line: Tensor) -> Tensor:
         return -self._group.reduce_max(line.neg().amax() if self.n else -line.new_tensor(math.inf))
 
