@@ -49,7 +49,7 @@ class Recompute(Function):
             if any(map(differs, ctx.before, now)):
                 message = "a tensor that the summand uses was changed in place before the backward"
                 raise ValueChangedError(f"{message}; clone it before it is changed")
-            return (None, *_pull_back(result, arguments, wanted, bar, recorded))
+            return (None, *pull_back(result, arguments, wanted, bar, recorded))
 
 
 def differs(before: Tensor, now: Tensor) -> bool:
@@ -76,7 +76,7 @@ def _fingerprint(
     with torch.enable_grad():
         some = _detach([argument[::_STRIDE] for argument in arguments], wanted)
         bar = probe.reshape(result.shape[1:]).expand(len(some[0]), *result.shape[1:])
-        found = _pull_back(function(*some), some, wanted, bar, False)
+        found = pull_back(function(*some), some, wanted, bar, False)
     return [entries @ probe, *(derivative for derivative in found if derivative is not None)]
 
 
@@ -85,7 +85,7 @@ def _detach(tensors: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor, 
     return tuple(tensor.detach().requires_grad_(wants) for tensor, wants in pairs)
 
 
-def _pull_back(
+def pull_back(
     result: Tensor, arguments: Sequence[Tensor], wanted: Sequence[bool], bar: Tensor, recorded: bool
 ) -> list[Tensor | None]:
     """The cotangents of the arguments; None for those that are not wanted."""

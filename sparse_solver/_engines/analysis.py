@@ -67,11 +67,6 @@ class Analyses:
             synchronize_stream(device)
         return Analysis(symbolic, choice.engine, choice.reason, time.perf_counter() - started)
 
-    def replace(self, engine: str, request: _Request, symbolic: Symbolic) -> None:
-        """Return this analysis, which met fewer bad pivots, from now on."""
-        with self._lock:
-            self._symbolic[engine, request] = symbolic
-
     def _analyze(self, structure: Structure, request: _Request, engine: str) -> Symbolic:
         found = self._symbolic.get((engine, request))
         if found is None:
@@ -103,11 +98,3 @@ def analyze(matrix: Matrix, kind: Kind, triangle: str | None, engine: str | None
     """The analysis of a pattern, made once; see `Analyses.find`."""
     analyses = matrix.structure.remember(Analyses)
     return analyses.find(matrix, _Request(kind, matrix.dtype, triangle), engine)
-
-
-def remember_better(
-    matrix: Matrix, kind: Kind, triangle: str | None, engine: str, symbolic: Symbolic
-) -> None:
-    """Let `analyze` return this analysis, which met fewer bad pivots, from now on."""
-    analyses = matrix.structure.remember(Analyses)
-    analyses.replace(engine, _Request(kind, matrix.dtype, triangle), symbolic)

@@ -66,8 +66,7 @@ class EquilibratedFactor(SuperluFactor):
 def _equilibrate(moduli: Tensor, rows: Tensor, cols: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Powers of two for rows and columns that bring their largest entries near one.
 
-    (D. Ruiz, "A scaling algorithm to equilibrate both rows and columns norms in matrices",
-    RAL-TR-2001-034, 2001.)
+    As LAPACK's `geequb` does, but rows and columns in turn several times.
     """
     row_scales, col_scales = moduli.new_ones(n), moduli.new_ones(n)
     for _ in range(_EQUILIBRATION_STEPS):

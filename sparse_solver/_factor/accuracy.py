@@ -30,7 +30,7 @@ digits, by the same bound in the largest norm.
 
 [1] R. D. Skeel, "Iterative refinement implies numerical stability for Gaussian elimination", Math.
 Comp. 35, 1980.
-[2] W. Oettli, W. Prager, "Compatibility of approximate solution of linear equations with given
+[2] W. Oettli, W. Prager, "Compatibility of approximate solution of linear systems with given
 error bounds for coefficients and right-hand sides", Numer. Math. 6, 1964.
 [3] M. Arioli, J. W. Demmel, I. S. Duff, "Solving sparse linear systems with sparse backward error",
 SIAM J. Matrix Anal. Appl. 10, 1989.
@@ -42,16 +42,16 @@ matrices are componentwise near to singularity", SIAM Review 41, 1999.
 from __future__ import annotations
 
 from enum import Enum
-from functools import cache
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._engines.protocol import Factor
-from .._sparse.values import to_double
-from .equations import Equations
+from .._sparse.values import is_single, to_double
 from .inverse_estimates import Inverse
+from .systems import Systems
 
 # ω of an accurate solution, in ε. 64 instead of 4 accepted a wrong solution on a test bed.
 ACCURATE = 4.0
@@ -111,11 +111,10 @@ class Solution(NamedTuple):
 
 
 class Judge:
-    """The rules above for one factor of the matrix of `equations`.
+    """The rules above for one factor of the matrix of `systems`.
 
     sound : whether the pivots alone show that all solutions are good
     is_last : whether no better factor can follow
-    inverse : what the factor shows about A⁻¹
     verdict : what the probe shows
     clean : whether the factor may stand for A⁻¹
     in_doubt : whether solutions of the probe were so large that half of the digits may be lost
@@ -123,14 +122,18 @@ class Judge:
     """
 
     def __init__(
-        self, equations: Equations, factor: Factor, sound: bool = False, is_last: bool = False
+        self, systems: Systems, factor: Factor, sound: bool = False, is_last: bool = False
     ):
-        self._equations, self.factor, self._dtype = equations, factor, factor.values.dtype
-        self._eps = torch.finfo(equations.dtype).eps
+        self._systems, self.factor, self._dtype = systems, factor, factor.values.dtype
+        self._eps = torch.finfo(systems.dtype).eps
         self.sound, self._is_last = sound, is_last
         self.clean, self.in_doubt, self.distance = False, False, 0.0
         self.verdict = Verdict.SOUND
-        self.inverse = Inverse(equations, factor)
+
+    @cached_property
+    def inverse(self) -> Inverse:
+        """What the factor shows about A⁻¹."""
+        return Inverse(self._systems, self.factor, SMALL_ERROR / self._eps)
 
     @property
     def is_usable(self) -> bool:
@@ -153,35 +156,34 @@ class Judge:
 
         In single precision, pivots that are rounding errors may look like small ones.
         """
-        is_single = torch.finfo(self._dtype).eps > torch.finfo(torch.float64).eps
-        return is_single and not self._is_last
+        return is_single(self._dtype) and not self._is_last
 
     def examine(self) -> Verdict:
         """Solve for the probe, and find the verdict that its solution suggests."""
-        equations = self._equations
+        systems = self._systems
         if self.sound:
             return self.verdict
-        if not equations.has_scales():  # a row or a column of zeros
+        if not systems.has_scales():  # a row or a column of zeros
             self.in_doubt, self.verdict = True, Verdict.SINGULAR
             return self.verdict
-        rhs = (equations.probe() * equations.scales(False).rows).to(equations.dtype)
+        rhs = (systems.probe() * systems.scales(False).rows).to(systems.dtype)
         first = self._evaluate(self.factor.substitute(rhs.to(self._dtype), False), rhs, False)
         self.verdict = Verdict.UNUSABLE
-        if equations.all_finite(first.x):
+        if systems.all_finite(first.x):
             self.clean = not self.is_perturbed and self._is_small(first, rhs)
             self.verdict = self._conclude(self._refine(first, rhs, False), rhs)
         return self.verdict
 
     def _conclude(self, solution: Solution, rhs: Tensor) -> Verdict:
         """The verdict that the refined solution of the probe suggests."""
-        equations, scales = self._equations, self._equations.scales(False)
-        growth = equations.sizes(solution.bound / scales.rows)
-        growth = growth / equations.sizes(rhs / scales.rows) * equations.column_spread(scales)
-        self.in_doubt = not bool((growth <= growth_in_doubt(equations.dtype)).all())
+        systems, scales = self._systems, self._systems.scales(False)
+        growth = systems.sizes(solution.bound / scales.rows)
+        growth = growth / systems.sizes(rhs / scales.rows) * systems.column_spread(scales)
+        self.in_doubt = not bool((growth <= growth_in_doubt(systems.dtype)).all())
         if not self.in_doubt:
             is_accurate = bool(self._accepts(solution, False).all())
             return Verdict.SOUND if is_accurate else Verdict.UNUSABLE
-        if equations.blocks > 1:  # blocks are better judged one by one
+        if systems.blocks > 1:  # blocks are better judged one by one
             return Verdict.UNUSABLE
         if not self.clean:
             self.distance = self.inverse.find_null_vector(solution.x, ACCURATE * self._eps)
@@ -204,14 +206,14 @@ class Judge:
 
     def solve(self, rhs: Tensor, transpose: bool) -> tuple[Tensor, Outcome]:
         """Solutions (k, n), and what is known about them; they are finite if they are good."""
-        equations = self._equations
+        systems = self._systems
         x = self.factor.substitute(rhs.to(self._dtype), transpose)
         if self.sound:
-            x = x.to(equations.dtype)
-            return x, Outcome.GOOD if equations.all_finite(x) else Outcome.INACCURATE
+            x = x.to(systems.dtype)
+            return x, Outcome.GOOD if systems.all_finite(x) else Outcome.INACCURATE
         solution = self._refine(self._evaluate(x, rhs, transpose), rhs, transpose)
-        x = solution.x.to(equations.dtype)
-        if not (equations.all_finite(x) and bool(self._accepts(solution, transpose).all())):
+        x = solution.x.to(systems.dtype)
+        if not (systems.all_finite(x) and bool(self._accepts(solution, transpose).all())):
             return x, Outcome.INACCURATE
         if not self.in_doubt or self._has_digits(solution, transpose):
             return x, Outcome.GOOD
@@ -223,76 +225,77 @@ class Judge:
         Nothing here synchronises the host, so that neither doubt nor another factor can follow. A
         singular matrix leaves residuals that are not small beside b, however large the solution.
         """
-        equations = self._equations
+        systems = self._systems
         x = to_double(self.factor.substitute(rhs, transpose))
-        x = x + self.inverse.substitute(equations.residual(x, rhs, transpose), transpose)
-        residual = equations.residual(x, rhs, transpose)
-        bound = self._enlarge_tiny(equations.bound(x, rhs, transpose), x, rhs, transpose)
-        sizes, left, x_sizes = (equations.sizes(vectors) for vectors in (rhs, residual, x))
-        backward = equations.ratios(residual, bound) <= ACCURATE_ONCE_REFINED * self._eps
+        x = x + self.inverse.substitute(systems.residual(x, rhs, transpose), transpose)
+        residual = systems.residual(x, rhs, transpose)
+        bound = self._enlarge_tiny(systems.bound(x, rhs, transpose), x, rhs, transpose)
+        sizes, left, x_sizes = (systems.sizes(vectors) for vectors in (rhs, residual, x))
+        backward = systems.ratios(residual, bound) <= ACCURATE_ONCE_REFINED * self._eps
         consistent = left <= self._eps**CONSISTENT_POWER * sizes
-        return x.to(equations.dtype), backward & consistent & (x_sizes < torch.inf)
+        return x.to(systems.dtype), backward & consistent & (x_sizes < torch.inf)
 
     def _has_digits(self, solution: Solution, transpose: bool) -> bool:
         """Whether the largest entries of all solutions have correct digits."""
-        equations, (units, condition) = self._equations, self.inverse.find_conditioning(transpose)
+        systems, (units, condition) = self._systems, self.inverse.find_conditioning(transpose)
         # |A⁻¹||A||x| ≤ condition · units · max_j |x_j| / units_j
-        growth = equations.largest(units) * equations.sizes(solution.x / units)
-        bounds = self._eps * condition * growth / equations.sizes(solution.x)
+        growth = systems.largest(units) * systems.sizes(solution.x / units)
+        bounds = self._eps * condition * growth / systems.sizes(solution.x)
         is_strict = bool((solution.strict_error <= ACCURATE * self._eps).all())
         if not (is_strict and bool((bounds <= SMALL_ERROR).all())):
-            bounds = self._forward_errors(solution, transpose, equations.ones())
+            bounds = self._forward_errors(solution, transpose, systems.ones())
         return bool((bounds <= NO_DIGIT).all())
 
     def _evaluate(self, x: Tensor, rhs: Tensor, transpose: bool) -> Solution:
         """The errors of these solutions."""
-        equations = self._equations
-        residual = equations.residual(x, rhs, transpose)
-        bound = equations.bound(x, rhs, transpose)
-        error = equations.ratios(residual, bound)
+        systems = self._systems
+        residual = systems.residual(x, rhs, transpose)
+        bound = systems.bound(x, rhs, transpose)
+        error = systems.ratios(residual, bound)
         if bool((error <= ACCURATE * self._eps).all()):
             return Solution(x, residual, bound, error, error)
         enlarged = self._enlarge_tiny(bound, x, rhs, transpose)
-        return Solution(x, residual, bound, equations.ratios(residual, enlarged), error)
+        return Solution(x, residual, bound, systems.ratios(residual, enlarged), error)
 
     def _enlarge_tiny(self, bound: Tensor, x: Tensor, rhs: Tensor, transpose: bool) -> Tensor:
         """|A||x| + |b|, with a larger denominator where it may be rounding errors; see [3]."""
-        equations = self._equations
-        largest = equations.spread(equations.sizes(x))
-        scales, sums = equations.scales(transpose), equations.row_sums(transpose)
-        limit = TINY_DENOMINATOR * equations.order * self._eps
+        systems = self._systems
+        largest = systems.spread(systems.sizes(x))
+        scales, sums = systems.scales(transpose), systems.row_sums(transpose)
+        limit = TINY_DENOMINATOR * systems.order * self._eps
         tiny = bound <= limit * (scales.rows * largest + rhs.abs())
         # Products underflow with an absolute error that ε does not measure.
-        underflow = equations.order * torch.finfo(torch.float64).tiny
+        underflow = systems.order * torch.finfo(torch.float64).tiny
         return torch.where(tiny, bound - rhs.abs() + sums * largest, bound) + underflow
 
     def _is_small(self, solution: Solution, rhs: Tensor) -> bool:
         """Whether the residuals are those of a clean factor."""
-        equations, limit = self._equations, CLEAN * self._eps
-        if bool((equations.ratios(solution.residual, solution.bound) <= limit).all()):
+        systems, limit = self._systems, CLEAN * self._eps
+        if bool((systems.ratios(solution.residual, solution.bound) <= limit).all()):
             return True
-        largest = equations.spread(equations.sizes(solution.x))
-        bound = equations.row_sums(False) * largest + rhs.abs()
-        return bool((equations.ratios(solution.residual, bound) <= limit).all())
+        largest = systems.spread(systems.sizes(solution.x))
+        bound = systems.row_sums(False) * largest + rhs.abs()
+        return bool((systems.ratios(solution.residual, bound) <= limit).all())
+
+    def _error_that_counts(self, solution: Solution) -> Tensor:
+        """ω; in doubt without larger denominators, since their rows may matter most."""
+        return solution.strict_error if self.in_doubt else solution.error
 
     def _refine(self, solution: Solution, rhs: Tensor, transpose: bool) -> Solution:
-        """Refine while that halves the error of a system that is not accurate yet.
-
-        In doubt, denominators are not enlarged, since their rows may matter most.
-        """
-        equations, at = self._equations, 4 if self.in_doubt else 3  # strict_error or error
+        """Refine while that halves the error of a system that is not accurate yet."""
+        systems, error_of = self._systems, self._error_that_counts
         while True:
-            pending = ~(solution[at] <= ACCURATE * self._eps)
+            pending = ~(error_of(solution) <= ACCURATE * self._eps)
             if not bool(pending.any()):
                 return solution
             x = to_double(solution.x) + self.inverse.substitute(solution.residual, transpose)
             better = self._evaluate(x, rhs, transpose)
-            improved = better[at] < solution[at]
-            halved = pending & improved & (better[at] <= solution[at] / 2)
+            improved = error_of(better) < error_of(solution)
+            halved = pending & improved & (error_of(better) <= error_of(solution) / 2)
             if bool(improved.all()):
                 solution = better
             elif bool(improved.any()):
-                where = equations.spread(improved)
+                where = systems.spread(improved)
                 solution = Solution(
                     torch.where(where, better.x, to_double(solution.x)),
                     torch.where(where, better.residual, solution.residual),
@@ -305,11 +308,10 @@ class Judge:
 
     def _accepts(self, solution: Solution, transpose: bool) -> Tensor:
         """(systems,) whether each solution is accurate, or as accurate as the data allow."""
-        error = solution.strict_error if self.in_doubt else solution.error
-        accurate = error <= ACCURATE * self._eps
+        accurate = self._error_that_counts(solution) <= ACCURATE * self._eps
         if bool(accurate.all()) or not self.clean:
             return accurate
-        ones = self._equations.ones()
+        ones = self._systems.ones()
         of_residual = self.inverse.estimate(solution.residual.abs(), transpose, ones)
         of_data = self.inverse.estimate(solution.bound, transpose, ones)
         accurate = accurate | (of_residual <= ACCURATE * self._eps * of_data)
@@ -320,5 +322,5 @@ class Judge:
     def _forward_errors(self, solution: Solution, transpose: bool, units: Tensor) -> Tensor:
         """(systems,) the bound of the error, relative to the largest |x_j| / units_j."""
         weights = self._eps * solution.bound + solution.residual.abs()
-        size = self._equations.sizes(solution.x / units)
+        size = self._systems.sizes(solution.x / units)
         return self.inverse.estimate(weights, transpose, units) / size

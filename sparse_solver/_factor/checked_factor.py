@@ -14,7 +14,7 @@ from .._sparse.values import raise_non_finite
 from .._torch.fork_safe_lock import ForkSafeLock
 from ..errors import EngineError, NonFiniteError, SingularMatrixError, SparseSolverError
 from .accuracy import Judge, Outcome, Verdict
-from .equations import Equations
+from .systems import Systems
 
 
 @dataclass
@@ -99,8 +99,8 @@ class Ladder(Protocol):
     def keep(self, rung: Rung, reason: str) -> None:
         """Record this factor, and start with its method for later values of the pattern."""
 
-    def equations(self, factor: Factor) -> Equations:
-        """The equations that this factor, and every other one, solves."""
+    def systems(self, factor: Factor) -> Systems:
+        """The systems that this factor, and every other one, solves."""
 
     def explain_structure(self) -> str | None:
         """Why the matrix is singular whatever its values are, if it is."""
@@ -119,10 +119,10 @@ class CheckedFactor:
         found: tuple[Judge, Rung, str] | None = None
         reason = "the fastest method for this kind"
         while rung is not None:
-            equations = self._equations = ladder.equations(rung.factor)
-            judge = Judge(equations, rung.factor, rung.sound, rung.is_last)
+            systems = self._systems = ladder.systems(rung.factor)
+            judge = Judge(systems, rung.factor, rung.sound, rung.is_last)
             verdict = judge.examine()
-            if equations.blocks > 1 and judge.in_doubt:
+            if systems.blocks > 1 and judge.in_doubt:
                 raise BlockInDoubt
             # Rounding errors may hide that rows share too few columns.
             structure = ladder.explain_structure() if judge.in_doubt else None
@@ -141,7 +141,7 @@ class CheckedFactor:
         if found is None:
             raise self._explain_failure(ladder)
         self.judge = found[0]
-        if equations.blocks > 1 and not self.judge.is_beyond_doubt:
+        if systems.blocks > 1 and not self.judge.is_beyond_doubt:
             raise BlockInDoubt
         ladder.keep(*found[1:])
         self._ladder = None if self.judge.sound else ladder
@@ -157,10 +157,10 @@ class CheckedFactor:
         Rows that hold NaN or infinity raise NonFiniteError if `strict`, else they give NaN: a loss
         that overflowed must reach a gradient scaler as what it is.
         """
-        equations = self._equations
-        if equations.is_empty(rhs):
+        systems = self._systems
+        if systems.is_empty(rhs):
             return torch.empty_like(rhs)
-        if not equations.all_finite(rhs):
+        if not systems.all_finite(rhs):
             return self._apply_to_finite(rhs, transpose, strict)
         while True:
             judge = self.judge
@@ -169,10 +169,10 @@ class CheckedFactor:
                 return x
             if outcome is Outcome.NO_DIGIT or not self._improve(judge):
                 break
-        if equations.all_finite(x):
+        if systems.all_finite(x):
             raise self._inaccurate(judge)
         if strict:
-            message = f"the solution is too large for {equations.dtype}"
+            message = f"the solution is too large for {systems.dtype}"
             raise NonFiniteError(message, argument="x", index=None)
         return x
 
@@ -183,7 +183,7 @@ class CheckedFactor:
                 return True
             ladder = self._ladder
             while ladder is not None and (rung := ladder.climb()) is not None:
-                better = Judge(self._equations, rung.factor, rung.sound, rung.is_last)
+                better = Judge(self._systems, rung.factor, rung.sound, rung.is_last)
                 better.examine()
                 if better.is_usable:
                     self.judge = better
@@ -193,13 +193,13 @@ class CheckedFactor:
 
     def _apply_to_finite(self, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
         """The same as `apply_inverse`, where some right-hand sides are not finite."""
-        equations = self._equations
+        systems = self._systems
         if strict:
-            systems = rhs.shape[0] * equations.blocks
-            raise_non_finite("b", rhs.view(systems, equations.n // equations.blocks))
+            count = rhs.shape[0] * systems.blocks
+            raise_non_finite("b", rhs.view(count, systems.n // systems.blocks))
             message = "b is too large: the modulus of an entry is infinite"
             raise NonFiniteError(message, argument="b", index=None)
-        finite = equations.spread(torch.isfinite(equations.sizes(rhs)))
+        finite = systems.spread(torch.isfinite(systems.sizes(rhs)))
         x = self.apply_inverse(torch.where(finite, rhs, 0), transpose, strict)
         return torch.where(finite, x, math.nan)
 
@@ -222,7 +222,7 @@ class CheckedFactor:
 
     def _inaccurate(self, judge: Judge | None = None) -> SparseSolverError:
         """The error for a right-hand side that no factor solves accurately."""
-        record, dtype = self.record, self._equations.dtype
+        record, dtype = self.record, self._systems.dtype
         if judge is not None and judge.in_doubt:
             message = (
                 f"the matrix is so ill-conditioned that the solution for this right-hand side has "

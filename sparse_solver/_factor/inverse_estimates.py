@@ -3,7 +3,7 @@
 [1] W. W. Hager, "Condition estimates", SIAM J. Sci. Stat. Comput. 5, 1984.
 [2] N. J. Higham, "FORTRAN codes for estimating the one-norm of a real or complex matrix, with
 applications to condition estimation", ACM Trans. Math. Softw. 14, 1988.
-[3] W. Oettli, W. Prager, "Compatibility of approximate solution of linear equations with given
+[3] W. Oettli, W. Prager, "Compatibility of approximate solution of linear systems with given
 error bounds for coefficients and right-hand sides", Numer. Math. 6, 1964.
 """
 
@@ -17,11 +17,9 @@ import torch
 from torch import Tensor
 
 from .._engines.protocol import Factor
-from .._sparse.values import scaling_power, to_double
-from .equations import Equations
+from .._sparse.values import double_of, is_single, scaling_power, to_double
+from .systems import Systems
 
-# ε times a condition number below which better units would change no verdict.
-_SMALL_ERROR = 1e-2
 # Steps of the estimation of a norm; it rarely needs more than two [2].
 _ESTIMATION_STEPS = 4
 # Steps of a power iteration that finds the units of the unknowns, in so many rounds at most.
@@ -46,16 +44,17 @@ class Conditioning(NamedTuple):
 class Inverse:
     """A⁻¹ as a factor represents it.
 
+    small_condition : a condition number that is small enough, whatever the units are
     substitute : applies the factor to double precision vectors (k, n), in double precision
     """
 
-    def __init__(self, equations: Equations, factor: Factor):
-        self._equations, self._dtype = equations, factor.values.dtype
-        self._eps = torch.finfo(equations.dtype).eps
+    def __init__(self, systems: Systems, factor: Factor, small_condition: float):
+        self._systems, self._dtype = systems, factor.values.dtype
+        self._small_condition = small_condition
         self._conditioning: dict[bool, Conditioning] = {}
         self.substitute: Callable[[Tensor, bool], Tensor]
-        self.substitute = partial(_substitute_scaled, equations, factor)
-        if torch.finfo(self._dtype).eps == torch.finfo(torch.float64).eps:
+        self.substitute = partial(_substitute_scaled, systems, factor)
+        if not is_single(self._dtype):
             self.substitute = factor.substitute
 
     def find_conditioning(self, transpose: bool) -> Conditioning:
@@ -64,10 +63,10 @@ class Inverse:
         The sizes of the columns serve for most matrices; a power iteration finds others.
         """
         if transpose not in self._conditioning:
-            best = self._measure(self._equations.scales(transpose).columns.reciprocal(), transpose)
-            units = self._equations.ones()
+            best = self._measure(self._systems.scales(transpose).columns.reciprocal(), transpose)
+            units = self._systems.ones()
             for _ in range(_MOST_ROUNDS):
-                if bool((self._eps * best.condition <= _SMALL_ERROR).all()):
+                if bool((best.condition <= self._small_condition).all()):
                     break
                 for _ in range(_UNIT_STEPS):
                     units = self._iterate_units(units, transpose)
@@ -80,8 +79,8 @@ class Inverse:
 
     def _measure(self, units: Tensor, transpose: bool) -> Conditioning:
         """The condition number in these units, of which the largest one becomes one."""
-        units = units / self._equations.largest(units)
-        weights = self._equations.bound(units, None, transpose)
+        units = units / self._systems.largest(units)
+        weights = self._systems.bound(units, None, transpose)
         condition = self.estimate(weights, transpose, units)
         return Conditioning(units, condition.nan_to_num(torch.inf))
 
@@ -90,16 +89,16 @@ class Inverse:
 
         The moduli of A⁻¹ v for a few vectors v of signs stand for the sums of moduli.
         """
-        equations = self._equations
-        weights = equations.bound(units, None, transpose)
+        systems = self._systems
+        weights = systems.bound(units, None, transpose)
         for signs in self._signs():
             moduli = self._apply_weighted(weights, signs, transpose).abs()
             units = torch.maximum(moduli, units)  # |A⁻¹||A| ≥ |A⁻¹A|
-        return units / equations.largest(units)
+        return units / systems.largest(units)
 
     def _signs(self) -> tuple[Tensor, Tensor, Tensor]:
         """(1, n) scattered signs, and alternating ones."""
-        scattered = self._equations.probe().sign()
+        scattered = self._systems.probe().sign()
         alternating = 1 - 2 * (torch.arange(scattered.shape[-1], device=scattered.device) % 2)
         return scattered, scattered.flip(-1), alternating.to(scattered.dtype).unsqueeze(0)
 
@@ -110,16 +109,15 @@ class Inverse:
         solution of the probe is large along null vectors, v − F⁻¹ A v maps them to themselves, and
         the rest becomes smaller.
         """
-        equations, distance = self._equations, torch.inf
+        systems, distance = self._systems, torch.inf
+        noise = torch.finfo(systems.dtype).eps ** 0.5
         for _ in range(_NULL_VECTOR_STEPS):
-            v = to_double(v) / equations.spread(equations.sizes(v))
-            product = equations.products.apply(v, False)
+            v = to_double(v) / systems.spread(systems.sizes(v))
+            product = systems.products.apply(v, False)
             # Where the null vector is zero, v has rounding errors, beside which A v is not small.
-            large = torch.where(v.abs() < self._eps**0.5, 0, v)
-            for tried in (v, large):
-                ratio = equations.ratios(
-                    equations.products.apply(tried, False), equations.bound(tried, None, False)
-                )
+            large = torch.where(v.abs() < noise, 0, v)
+            for tried, image in ((v, product), (large, systems.products.apply(large, False))):
+                ratio = systems.ratios(image, systems.bound(tried, None, False))
                 distance = min(distance, float(ratio.max()))
             if distance <= enough:
                 break
@@ -133,18 +131,18 @@ class Inverse:
         the row j in which M v is largest, the next v takes the signs, so that row j of M v becomes
         ‖row j of M‖₁, which is no smaller.
         """
-        equations = self._equations
+        systems = self._systems
         z = self._apply_weighted(weights, torch.ones_like(weights), transpose) / units
         for signs in self._signs():  # large entries may cancel with some, but hardly with all
             other = self._apply_weighted(weights, signs, transpose) / units
-            better = equations.spread(equations.sizes(other) > equations.sizes(z))
+            better = systems.spread(systems.sizes(other) > systems.sizes(z))
             z = torch.where(better, other, z)
-        largest = equations.sizes(z)
+        largest = systems.sizes(z)
         for _ in range(_ESTIMATION_STEPS):
-            row = weights * self.substitute(equations.unit_at_largest(z) / units, not transpose)
+            row = weights * self.substitute(systems.unit_at_largest(z) / units, not transpose)
             signs = torch.where(row == 0, 1, torch.sgn(row).conj().resolve_conj())
             z = self._apply_weighted(weights, signs, transpose) / units
-            size = equations.sizes(z)
+            size = systems.sizes(z)
             grew = bool((size > _ESTIMATE_GROWTH * largest).any())
             largest = torch.maximum(size, largest)  # NaN stays
             if not grew:
@@ -153,18 +151,15 @@ class Inverse:
 
     def _apply_weighted(self, weights: Tensor, signs: Tensor, transpose: bool) -> Tensor:
         """A⁻¹ (weights ∘ signs), in the double precision of the dtype of the factor."""
-        dtype = torch.complex128 if self._dtype.is_complex else torch.float64
-        return self.substitute((weights * signs).to(dtype), transpose)
+        return self.substitute((weights * signs).to(double_of(self._dtype)), transpose)
 
 
-def _substitute_scaled(
-    equations: Equations, factor: Factor, rhs: Tensor, transpose: bool
-) -> Tensor:
+def _substitute_scaled(systems: Systems, factor: Factor, rhs: Tensor, transpose: bool) -> Tensor:
     """Apply a factor in single precision to vectors of the size of the matrix.
 
     Others, or their solutions, might overflow.
     """
-    sizes = equations.sizes(rhs) / equations.sizes(equations.scales(False).rows.expand_as(rhs))
-    powers = equations.spread(scaling_power(sizes))
+    sizes = systems.sizes(rhs) / systems.sizes(systems.scales(False).rows.expand_as(rhs))
+    powers = systems.spread(scaling_power(sizes))
     scaled = (rhs * powers).to(factor.values.dtype).contiguous()
     return to_double(factor.substitute(scaled, transpose)) / powers

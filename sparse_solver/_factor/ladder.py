@@ -23,14 +23,14 @@ from .._engines.protocol import Factor, Kind, Symbolic, is_hermitian
 from .._sparse.matrix import Matrix
 from .._sparse.matvec import Products, product_indices
 from .._sparse.structure import Structure
-from .._sparse.values import to_double
+from .._sparse.values import is_single, to_double
 from ..errors import EngineError, EngineUnsupportedError, SingularMatrixError, SparseSolverError
 from .checked_factor import CheckedFactor, EmptyFactor, Record, Rung
-from .equations import Equations
 from .options import Options
 from .singular import explain_structure
 from .starting_method import Start
 from .symmetry import check_lines, check_triangle, choose_kinds
+from .systems import Systems
 
 
 def factor_matrix(
@@ -66,7 +66,7 @@ class MethodLadder:
 
     def __init__(self, matrix: Matrix, options: Options, record: Record, blocks: int):
         self._matrix, self._options, self._record, self._blocks = matrix, options, record, blocks
-        self._equations: Equations | None = None
+        self._systems: Systems | None = None
         self.failure: SparseSolverError | None = None
         request = record.kind, matrix.dtype, options.triangle, options.engine
         self._start: Start = matrix.structure.remember(_find_start, *request)
@@ -102,7 +102,7 @@ class MethodLadder:
                 better = present.analyze_values(matrix)
             if better is not None:
                 return better
-            if kind == "spd" and matrix.dtype in (torch.float32, torch.complex64):
+            if kind == "spd" and is_single(matrix.dtype):
                 doubles = Matrix(matrix.structure, to_double(matrix.values))
                 return InDouble(analyze(doubles, kind, options.triangle, options.engine))
         return EquilibratedSymbolic(matrix.structure, kind, matrix.dtype, options.triangle)
@@ -143,13 +143,13 @@ class MethodLadder:
         if not rung.sound:  # another factor may be needed; the caller may overwrite the values
             self._matrix = Matrix(self._matrix.structure, self._matrix.values.clone())
 
-    def equations(self, factor: Factor) -> Equations:
-        """The equations that this factor, and every other one, solves."""
-        if self._equations is None:
+    def systems(self, factor: Factor) -> Systems:
+        """The systems that this factor, and every other one, solves."""
+        if self._systems is None:
             products = products_of(factor, self._matrix, self._options, self._record.kind)
             n, dtype = self._matrix.structure.shape[0], self._matrix.dtype
-            self._equations = Equations(products, n, self._blocks, dtype, factor.values.device)
-        return self._equations
+            self._systems = Systems(products, n, self._blocks, dtype, factor.values.device)
+        return self._systems
 
     def explain_structure(self) -> str | None:
         """Why the matrix is singular whatever its values are, if it is."""

@@ -17,11 +17,11 @@ from .._torch.modes import record_current_stream
 from ..errors import EngineError, EngineUnsupportedError
 from .accuracy import Judge
 from .checked_factor import EmptyFactor, Record
-from .equations import Equations
 from .ladder import products_of
 from .options import Options
 from .pending_errors import Failure, submit
 from .symmetry import check_lines, check_triangle, imaginary_diagonal, measure_asymmetry
+from .systems import Systems
 
 
 class NonBlockingFactor:
@@ -86,8 +86,8 @@ def factor_non_blocking(
     record.factorization_seconds = time.perf_counter() - started  # until it was submitted
     record.method, record.method_reason = symbolic.method, "the fastest method for this kind"
     n, products = structure.shape[0], products_of(factor, matrix, options, kind)
-    equations = Equations(products, n, blocks, values.dtype, values.device)
-    return NonBlockingFactor(record, Judge(equations, factor), failures, n // blocks)
+    systems = Systems(products, n, blocks, values.dtype, values.device)
+    return NonBlockingFactor(record, Judge(systems, factor), failures, n // blocks)
 
 
 def _find_failures(matrix: Matrix, options: Options, blocks: int) -> Tensor:

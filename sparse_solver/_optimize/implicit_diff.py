@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.graph import get_gradient_edge
 
-from .._energy.recomputation import differs
+from .._energy.recomputation import differs, pull_back
 from .._factor.factors import Factors
 from .._factor.lifetime import token_of
 from .._solve.autograd import Solve
@@ -113,15 +113,8 @@ class _Derivatives:
 
     def pull_back(self, bar: Tensor, wanted: tuple[bool, ...]) -> list[Tensor | None]:
         """(∂r/∂a)ᵀ bar for each argument a; None for those that are not wanted."""
-        inputs = [a for a, is_wanted in zip(self.aliases, wanted, strict=True) if is_wanted]
-        found: tuple[Tensor | None, ...] = (None,) * len(inputs)
-        if self.residual.requires_grad:
-            bar = bar.reshape(self.residual.shape)
-            found = torch.autograd.grad(
-                self.residual, inputs, bar, create_graph=self.is_recorded, allow_unused=True
-            )
-        each = iter(found)
-        return [next(each) if is_wanted else None for is_wanted in wanted]
+        bar = bar.reshape(self.residual.shape)
+        return pull_back(self.residual, self.aliases, wanted, bar, self.is_recorded)
 
 
 def _detach(tensor: Tensor, _: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from .._factor.symmetry import Asymmetry, describe_asymmetry
 from .._sparse.matrix import Matrix
 from .._sparse.structure import Structure
 from .._sparse.triangle import Arrangement, arrangement_of
-from .._sparse.values import to_double
+from .._sparse.values import double_of
 from ..errors import (
     EngineUnsupportedError,
     NonFiniteError,
@@ -194,7 +194,7 @@ def _check_minimum(checked: CheckedFactor, diagnosis: _Diagnosis, values: Tensor
 
         def apply_inverse(v: Tensor) -> Tensor:
             return judge.inverse.substitute(
-                v.to(values.device, to_double(values[:0]).dtype), False
+                v.to(values.device, double_of(values.dtype)), False
             ).cpu()
 
         eps = torch.finfo(judge.factor.values.dtype).eps

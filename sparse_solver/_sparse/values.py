@@ -51,9 +51,19 @@ def check_finite(argument: str, tensor: Tensor) -> None:
         raise_non_finite(argument, tensor)
 
 
+def is_single(dtype: torch.dtype) -> bool:
+    """Whether numbers of this dtype are in single precision."""
+    return dtype in (torch.float32, torch.complex64)
+
+
+def double_of(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of double precision for numbers of this one."""
+    return torch.complex128 if dtype.is_complex else torch.float64
+
+
 def to_double(values: Tensor) -> Tensor:
     """The same numbers in double precision."""
-    return values.to(torch.complex128 if values.is_complex() else torch.float64)
+    return values.to(double_of(values.dtype))
 
 
 def scaling_power(moduli: Tensor) -> Tensor:

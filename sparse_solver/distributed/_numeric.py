@@ -17,9 +17,7 @@ from torch import Tensor
 from .._engines.analysis import ASKED_FOR
 from .._engines.protocol import METHODS, Kind, is_doubtful, not_positive_definite
 from .._engines.protocol import Factor as CoreFactor
-from .._factor.checked_factor import CheckedFactor, EmptyFactor, Record
-from .._factor.checked_factor import Rung as CheckedRung
-from .._factor.equations import Equations
+from .._factor.checked_factor import CheckedFactor, EmptyFactor, Record, Rung
 from .._factor.options import Assume, Options
 from .._factor.starting_method import Start
 from .._factor.symmetry import (
@@ -31,6 +29,7 @@ from .._factor.symmetry import (
     not_positive_diagonal,
     not_symmetric,
 )
+from .._factor.systems import Systems
 from .._sparse.matvec import Products, ScipyIndices
 from .._sparse.values import CPU, row_moduli, scaling_power, to_double
 from ..errors import EngineError, NonFiniteError, SingularMatrixError, SparseSolverError
@@ -78,8 +77,8 @@ class DistributedProducts(Products):
         return largest.scatter_reduce_(0, rows, moduli, "amax")
 
 
-class DistributedEquations(Equations):
-    """The equations of all ranks, of which each one has the share of its rows."""
+class DistributedSystems(Systems):
+    """The systems of all ranks, of which each one has the share of its rows."""
 
     def __init__(self, rows: Rows, canonical: Tensor):
         products, start = DistributedProducts(rows, canonical), rows.block.start
@@ -128,16 +127,16 @@ def _row_moduli(vectors: Tensor) -> Tensor:
 
 
 # What a matrix is factored as, and whether the analysis uses values, to match rows with columns.
-Rung = tuple[Kind, bool]
+Approach = tuple[Kind, bool]
 
 
-def choose_rungs(kind: Kind, dtype: torch.dtype) -> tuple[Rung, ...]:
+def choose_approaches(kind: Kind, dtype: torch.dtype) -> tuple[Approach, ...]:
     """The factorisations to try for a kind, from the fastest to the most robust.
 
     With LDLᵀ, complex symmetric matrices gain little by matching; `_engines.mkl.pardiso` explains
     why Hermitian ones are not matched.
     """
-    last: Rung = "general", True
+    last: Approach = "general", True
     if kind == "spd":
         return ((kind, False),)
     if kind == "symmetric" and not dtype.is_complex:
@@ -161,13 +160,13 @@ class Factor:
         self,
         rows: Rows,
         number: int,
-        rung: Rung,
+        approach: Approach,
         canonical: Tensor,
         largest: float,
         lowest: float,
         fresh: bool,
     ):
-        kind, dtype = rung[0], canonical.dtype
+        kind, dtype = approach[0], canonical.dtype
         self.values, self.arrangement = canonical, rows.arrange(kind)
         self._scales: Tensor | None = None
         self._is_padding = rows.numbering.is_padding
@@ -176,7 +175,7 @@ class Factor:
             values, largest = self._scale(rows, canonical, values), 1.0
         if self._is_padding:
             values = canonical.new_tensor([largest])
-        self._handle = handle = self._take_handle(rows, (number, dtype, rung), values, fresh)
+        self._handle = handle = self._take_handle(rows, (number, dtype, approach), values, fresh)
         started = time.perf_counter()
         sound = handle.factor(values)
         self.factorization_seconds = time.perf_counter() - started
@@ -197,7 +196,7 @@ class Factor:
         return values * self._scales[at.rows] * everywhere[at.col]
 
     def _take_handle(
-        self, rows: Rows, key: tuple[int, torch.dtype, Rung], values: Tensor, fresh: bool
+        self, rows: Rows, key: tuple[int, torch.dtype, Approach], values: Tensor, fresh: bool
     ) -> Handle:
         """An idle handle with the analysis, unless a `fresh` one is wanted, or a new one."""
         started, handles = time.perf_counter(), Handles.of(rows.group)
@@ -311,9 +310,9 @@ class DistributedMatrix:
             found = Asymmetry(*place, float(difference[worst]))
         return next((one for one in comm.allgather(found) if one is not None), None)
 
-    def factor(self, rung: Rung, fresh: bool) -> Factor:
-        """Factor by one rung of the ladder, with a `fresh` analysis or an earlier one."""
-        given = self.rows, self._number, rung, self.canonical, self._largest, self._lowest
+    def factor(self, approach: Approach, fresh: bool) -> Factor:
+        """Factor by one approach, with a `fresh` analysis or an earlier one."""
+        given = self.rows, self._number, approach, self.canonical, self._largest, self._lowest
         return Factor(*given, fresh)
 
 
@@ -327,35 +326,36 @@ class DistributedLadder:
         self._matrix, self._record = matrix, record
         self._kind = record.kind, matrix.canonical.dtype
         self._start = matrix.rows.starts.setdefault(self._kind, Start())
-        self._equations: DistributedEquations | None = None
+        self._systems: DistributedSystems | None = None
         self.failure: SparseSolverError | None = None
-        rungs = choose_rungs(*self._kind)
-        first = rungs.index(self._start.find() or rungs[0])
+        approaches = choose_approaches(*self._kind)
+        first = approaches.index(self._start.find() or approaches[0])
         # An analysis that matches rows with columns may be one of other values at first.
-        tries = (
-            [(rung, fresh) for fresh in (False, True)[: 1 + rung[1]]] for rung in rungs[first:]
-        )
-        self._tries = [one for each in tries for one in each]
+        self._tries = [
+            (approach, fresh)
+            for approach in approaches[first:]
+            for fresh in (False, True)[: 1 + approach[1]]
+        ]
 
-    def climb(self) -> CheckedRung | None:
+    def climb(self) -> Rung | None:
         """The factor by the next method that gives one; None after the last method."""
         while self._tries:
-            rung, fresh = self._tries.pop(0)
-            factor = self._attempt(rung, fresh)
+            approach, fresh = self._tries.pop(0)
+            factor = self._attempt(approach, fresh)
             if factor is None:
                 continue
-            if factor.is_fresh and (rung, True) in self._tries:
-                self._tries.remove((rung, True))
-            kind, match = rung
+            if factor.is_fresh and (approach, True) in self._tries:
+                self._tries.remove((approach, True))
+            kind, match = approach
             method = METHODS[kind] + (" with scaling and matching" if match else "")
-            made = factor, method, ENGINE, rung, factor.sound, not (match and factor.is_fresh)
-            return CheckedRung(*made, is_last=not self._tries)
+            made = factor, method, ENGINE, approach, factor.sound, not (match and factor.is_fresh)
+            return Rung(*made, is_last=not self._tries)
         return None
 
-    def _attempt(self, rung: Rung, fresh: bool) -> Factor | None:
+    def _attempt(self, approach: Approach, fresh: bool) -> Factor | None:
         record = self._record
         try:
-            factor = self._matrix.factor(rung, fresh)
+            factor = self._matrix.factor(approach, fresh)
         except (EngineError, SingularMatrixError) as error:
             self.failure = error.with_traceback(None)  # which holds frames, hence factors
             return None
@@ -364,18 +364,18 @@ class DistributedLadder:
         record.factorization_seconds += factor.factorization_seconds
         return factor
 
-    def keep(self, rung: CheckedRung, reason: str) -> None:
+    def keep(self, rung: Rung, reason: str) -> None:
         """Record this factor, and start with its method for later values of the pattern."""
-        first = choose_rungs(*self._kind)[0]
+        first = choose_approaches(*self._kind)[0]
         self._start.keep(None if rung.symbolic == first else rung.symbolic)
         self._record.method, self._record.method_reason = rung.method, reason
 
-    def equations(self, factor: CoreFactor) -> DistributedEquations:
-        """The equations that this factor, and every other one, solves."""
-        if self._equations is None:
+    def systems(self, factor: CoreFactor) -> DistributedSystems:
+        """The systems that this factor, and every other one, solves."""
+        if self._systems is None:
             matrix = self._matrix
-            self._equations = DistributedEquations(matrix.rows, matrix.canonical)
-        return self._equations
+            self._systems = DistributedSystems(matrix.rows, matrix.canonical)
+        return self._systems
 
     def explain_structure(self) -> None:
         """No rank has the whole pattern."""

@@ -9,25 +9,27 @@ from torch import Tensor
 
 from sparse_solver._engines.analysis import analyze
 from sparse_solver._engines.protocol import Factor
-from sparse_solver._factor.equations import Equations
 from sparse_solver._factor.inverse_estimates import Inverse
 from sparse_solver._factor.ladder import products_of
 from sparse_solver._factor.options import Options
+from sparse_solver._factor.systems import Systems
 from sparse_solver._sparse.matrix import Matrix
 from sparse_solver._sparse.structure import Structure
 from sparse_solver._testing import installed_engines
 
+SMALL = 1e-2 / torch.finfo(torch.float64).eps
+
 
 def factor_dense(
     dense: Tensor, blocks: int = 1, engine: str | None = None
-) -> tuple[Equations, Factor]:
-    """The equations of a matrix, and its factor by LU."""
+) -> tuple[Systems, Factor]:
+    """The systems of a matrix, and its factor by LU."""
     at = dense.nonzero().T
     structure = Structure(at[0], at[1], (len(dense), len(dense)))
     matrix, options = Matrix(structure, dense[at[0], at[1]]), Options("general")
     factor = analyze(matrix, "general", None, engine).symbolic.factor(matrix)
     products = products_of(factor, matrix, options, "general")
-    return Equations(products, len(dense), blocks, dense.dtype, torch.device("cpu")), factor
+    return Systems(products, len(dense), blocks, dense.dtype, torch.device("cpu")), factor
 
 
 def random_matrix(n: int, dtype: torch.dtype, seed: int) -> Tensor:
@@ -45,7 +47,7 @@ def test_norms_are_bounded_from_below_and_mostly_reached(
     reached = 0
     for seed in range(20):
         dense = random_matrix(30, dtype, seed)
-        inverse = Inverse(*factor_dense(dense, engine=engine))
+        inverse = Inverse(*factor_dense(dense, engine=engine), SMALL)
         weights = torch.rand(2, 30, dtype=torch.float64, generator=generator(seed)) + 0.1
         units = torch.rand(1, 30, dtype=torch.float64, generator=generator(seed)) + 0.1
         A = dense.mT if transpose else dense
@@ -59,7 +61,7 @@ def test_norms_are_bounded_from_below_and_mostly_reached(
 
 def test_each_block_has_a_norm_of_its_own() -> None:
     parts = [random_matrix(20, torch.float64, seed) * scale for seed, scale in ((1, 1.0), (2, 1e3))]
-    inverse = Inverse(*factor_dense(torch.block_diag(*parts), blocks=2))
+    inverse = Inverse(*factor_dense(torch.block_diag(*parts), blocks=2), SMALL)
     weights, units = torch.ones(1, 40, dtype=torch.float64), torch.ones(1, 40, dtype=torch.float64)
     exact = torch.stack([torch.linalg.inv(part).abs().sum(1).amax() for part in parts])
     found = inverse.estimate(weights, False, units)
@@ -75,7 +77,7 @@ def test_the_condition_number_does_not_depend_on_scales(transpose: bool) -> None
     for spread in (0, 4, 30):
         g = generator(spread)
         rows, cols = (10 ** (spread * (torch.rand(40, generator=g).double() - 0.5)) for _ in "rc")
-        inverse = Inverse(*factor_dense(rows.unsqueeze(1) * dense * cols))
+        inverse = Inverse(*factor_dense(rows.unsqueeze(1) * dense * cols), SMALL)
         condition = float(inverse.find_conditioning(transpose).condition)
         assert radius / 2 < condition < 1e6 * radius  # far below 1 / ε, whatever the scales
 
@@ -85,9 +87,11 @@ def test_null_vectors_are_found_with_a_factor_of_another_matrix(dtype: torch.dty
     dense = random_matrix(30, dtype, 5)
     dense[7] = dense[3] + dense[4]
     eps = torch.finfo(dtype).eps
-    equations, _ = factor_dense(dense)
+    systems, _ = factor_dense(dense)
     _, nearby = factor_dense(dense + 1e-3 * eps**0.5 * torch.eye(30, dtype=dtype))
-    inverse = Inverse(equations, nearby)
-    assert inverse.find_null_vector(equations.probe().to(dtype), 4 * eps) <= 4 * eps
-    equations, factor = factor_dense(random_matrix(30, dtype, 6))
-    assert Inverse(equations, factor).find_null_vector(equations.probe().to(dtype), 4 * eps) > 1e-3
+    inverse = Inverse(systems, nearby, SMALL)
+    assert inverse.find_null_vector(systems.probe().to(dtype), 4 * eps) <= 4 * eps
+    systems, factor = factor_dense(random_matrix(30, dtype, 6))
+    assert (
+        Inverse(systems, factor, SMALL).find_null_vector(systems.probe().to(dtype), 4 * eps) > 1e-3
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from ..._sparse.values import is_single
 from ...errors import EngineError, SingularMatrixError
 from ..protocol import Kind
 
@@ -56,7 +57,7 @@ def matrix_type(kind: Kind, dtype: torch.dtype) -> int:
 
 def parameters(kind: Kind, dtype: torch.dtype, matching: bool) -> list[int]:
     """The settings iparm, with METIS for the ordering."""
-    single = dtype in (torch.float32, torch.complex64)
+    single = is_single(dtype)
     iparm = [0] * 64
     iparm[0] = 1  # (1): these values instead of the defaults
     iparm[1] = 2  # (2): nested dissection

@@ -27,7 +27,7 @@ from torch import Tensor
 from ..._sparse.matrix import Matrix
 from ..._sparse.structure import Structure
 from ..._sparse.triangle import Coverage, arrangement_of
-from ..._sparse.values import DTYPES, largest_modulus, probe_vector
+from ..._sparse.values import DTYPES, is_single, largest_modulus, probe_vector
 from ..._torch.fork_safe_lock import ForkSafeLock
 from ...errors import EngineError
 from ..protocol import (
@@ -119,8 +119,7 @@ class PardisoSymbolic:
         """
         if self._probes is None:
             first = probe_vector(self._n, self._dtype, 0.25)
-            single = self._dtype in (torch.float32, torch.complex64)
-            if single or self._n <= _FEW_ROWS:
+            if is_single(self._dtype) or self._n <= _FEW_ROWS:
                 second = probe_vector(self._n, self._dtype, 0.0).flip(1)
                 self._probes = torch.cat((first, second))
             else:

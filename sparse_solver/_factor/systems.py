@@ -31,7 +31,7 @@ class Scales(NamedTuple):
     columns: Tensor
 
 
-class Equations:
+class Systems:
     """A matrix of n rows with so many `blocks`, to multiply and measure with.
 
     order : the number of unknowns of one system
