@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._sparse.matrix import Matrix
+from .._sparse.matvec import Products, ScipyIndices
 from .._sparse.structure import Structure
 from .._sparse.triangle import Arrangement
 from .._sparse.values import CPU, scaling_power, to_double
@@ -20,6 +21,8 @@ from .superlu_memory import Decomposition
 ROBUST_ENGINE = "superlu"
 # Rows and columns alternate; the second time, few sizes change by more than a factor of two.
 _EQUILIBRATION_STEPS = 3
+# The exponent of the largest scale, with which a product of two still is a number.
+_LARGEST_POWER = 1000
 
 
 class EquilibratedSymbolic(SuperluSymbolic):
@@ -32,6 +35,7 @@ class EquilibratedSymbolic(SuperluSymbolic):
     def __init__(self, structure: Structure, kind: Kind, dtype: torch.dtype, triangle: str | None):
         super().__init__(structure.on(CPU), "general", dtype, triangle)
         self.is_hermitian = is_hermitian(kind, dtype)
+        self._indices = ScipyIndices(self.arrangement, structure.shape)
         self.method = "LU with partial pivoting after equilibration, in double precision"
 
     def factor(self, matrix: Matrix) -> EquilibratedFactor:
@@ -40,7 +44,7 @@ class EquilibratedSymbolic(SuperluSymbolic):
         rows, cols = self.arrangement.rows, self.arrangement.col
         unit = scaling_power(values.abs().amax())  # else powers for subnormal rows would overflow
         scaled = values * unit
-        scales = _equilibrate(scaled.abs(), rows, cols, self.shape[0])
+        scales = _equilibrate(self.arrangement, scaled, self._indices)
         decomposition = self.decompose(scaled * scales[0][rows] * scales[1][cols])
         return EquilibratedFactor(decomposition, self.arrangement, values, unit, scales)
 
@@ -63,15 +67,22 @@ class EquilibratedFactor(SuperluFactor):
         return (x * after).to(rhs.device)
 
 
-def _equilibrate(moduli: Tensor, rows: Tensor, cols: Tensor, n: int) -> tuple[Tensor, Tensor]:
+def _equilibrate(
+    arrangement: Arrangement, values: Tensor, indices: ScipyIndices
+) -> tuple[Tensor, Tensor]:
     """Powers of two for rows and columns that bring their largest entries near one.
 
-    As LAPACK's `geequb` does, but rows and columns in turn several times.
+    All entries are brought near one first, since the largest ones tell little about unknowns of
+    very different size. The rest is as LAPACK's `geequb` does it, but rows and columns in turn.
     """
-    row_scales, col_scales = moduli.new_ones(n), moduli.new_ones(n)
+    logarithms = Products(arrangement, values, lambda: indices, hermitian=False).find_logarithms()
+    row_scales, col_scales = (
+        torch.exp2(line.round().clamp(-_LARGEST_POWER, _LARGEST_POWER)) for line in logarithms
+    )
+    moduli, rows, cols = values.abs(), arrangement.rows, arrangement.col
     for _ in range(_EQUILIBRATION_STEPS):
         for scales, at in ((row_scales, rows), (col_scales, cols)):
             scaled = moduli * row_scales[rows] * col_scales[cols]
-            largest = moduli.new_zeros(n).scatter_reduce_(0, at, scaled, "amax")
+            largest = torch.zeros_like(scales).scatter_reduce_(0, at, scaled, "amax")
             scales *= scaling_power(largest)
     return row_scales, col_scales

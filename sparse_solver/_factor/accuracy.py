@@ -21,7 +21,7 @@ are good.
 **Singular to working precision** is a matrix in doubt if the number ε ρ(|A⁻¹||A|), which no scaling
 of rows and columns changes [5], or the bound ε ‖|A⁻¹|(|A||x| + |b| + |r|/ε)‖ / ‖x‖ of the forward
 error of the probe exceeds one. The spectral radius ρ is approached by max_j (|A⁻¹||A|u)_j / u_j,
-with positive units u of the unknowns from a power iteration; the norm is max_j |x_j| / u_j. A
+with positive units u of the unknowns from `inverse_estimates`; the norm is max_j |x_j| / u_j. A
 matrix is also singular if the factor is not clean, but leads to a vector v with |A v| ≤ 4 ε |A||v|:
 then A v = 0 holds for a matrix whose entries differ by 4 ε.
 

@@ -60,13 +60,17 @@ class Inverse:
     def find_conditioning(self, transpose: bool) -> Conditioning:
         """The condition number of a matrix in doubt, in units that make it small.
 
-        The sizes of the columns serve for most matrices; a power iteration finds others.
+        The sizes of the columns serve for most matrices, and units that bring all entries near one
+        for those with scaled unknowns; a power iteration finds others.
         """
         if transpose not in self._conditioning:
             best = self._measure(self._systems.scales(transpose).columns.reciprocal(), transpose)
+            if not self._is_small(best):
+                found = self._measure(self._systems.balanced_units(transpose), transpose)
+                best = found if bool((found.condition < best.condition).all()) else best
             units = self._systems.ones()
             for _ in range(_MOST_ROUNDS):
-                if bool((best.condition <= self._small_condition).all()):
+                if self._is_small(best):
                     break
                 for _ in range(_UNIT_STEPS):
                     units = self._iterate_units(units, transpose)
@@ -76,6 +80,9 @@ class Inverse:
                 best = found
             self._conditioning[transpose] = best
         return self._conditioning[transpose]
+
+    def _is_small(self, conditioning: Conditioning) -> bool:
+        return bool((conditioning.condition <= self._small_condition).all())
 
     def _measure(self, units: Tensor, transpose: bool) -> Conditioning:
         """The condition number in these units, of which the largest one becomes one."""

@@ -90,6 +90,11 @@ class Systems:
             self._row_sums[transpose] = self.bound(self.ones(), None, transpose)
         return self._row_sums[transpose]
 
+    def balanced_units(self, transpose: bool) -> Tensor:
+        """(1, n) sizes of the unknowns with which all entries of A, or of Aᵀ, become nearly one."""
+        rows, cols = self.products.find_logarithms()
+        return torch.exp2(rows if transpose else cols).unsqueeze(0)
+
     def probe(self) -> Tensor:
         """(1, n) scattered numbers."""
         real = torch.float64

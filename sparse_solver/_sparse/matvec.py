@@ -18,6 +18,10 @@ from .structure import Structure, row_pointers
 from .triangle import Arrangement, Coverage, arrangement_of
 from .values import to_double
 
+# Steps of `Products.find_logarithms`; in a well connected pattern, each makes errors several times
+# smaller.
+_BALANCING_STEPS = 8
+
 
 class Products:
     """A x and |A||x|, and the same with Aᵀ, for the rows of `x` (k, n), in double precision.
@@ -65,6 +69,29 @@ class Products:
             sizes = moduli if divisors is None else moduli / divisors.index_select(0, other)
             largest.scatter_reduce_(0, at, sizes, "amax")
         return largest
+
+    def find_logarithms(self) -> tuple[Tensor, Tensor]:
+        """(n,) each: logarithms to base 2 of scales that bring all entries near one.
+
+        The scales R and C of rows and columns nearly minimise the squared logarithms of the entries
+        of R A C that are not zero, by steps that make their mean zero in all columns, then in all
+        rows. So the scales recover the D of matrices D₁ S D₂, which largest entries may not.
+
+        Source: A. R. Curtis, J. K. Reid, "On the automatic scaling of matrices for Gaussian
+        elimination", J. Inst. Maths Applics 10, 1972.
+        """
+        moduli = self._keep("_moduli", lambda values: to_double(values).abs())
+        stored, logarithms = (moduli > 0).double(), torch.where(moduli > 0, moduli, 1).log2()
+        ones = moduli.new_ones(1, self._arrangement.crow.numel() - 1)
+        rows, cols = torch.zeros_like(ones), torch.zeros_like(ones)
+        sums = {side: self._product(logarithms, ones, side, False) for side in (True, False)}
+        counts = {
+            side: self._product(stored, ones, side, False).clamp(min=1) for side in (True, False)
+        }
+        for _ in range(_BALANCING_STEPS):
+            cols = -(sums[True] + self._product(stored, rows, True, False)) / counts[True]
+            rows = -(sums[False] + self._product(stored, cols, False, False)) / counts[False]
+        return rows[0], cols[0]
 
     def _keep(self, name: str, make: Callable[[Tensor], Tensor]) -> Tensor:
         made: Tensor | None = getattr(self, name)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -50,18 +49,10 @@ class DistributedProducts(Products):
         super().__init__(arrangement, canonical, lambda: indices, hermitian=False)
         self._rows, self._canonical = rows, canonical
 
-    def apply(self, x: Tensor, transpose: bool) -> Tensor:
-        return self._exchange(super().apply, x, transpose)
-
-    def apply_modulus(self, x: Tensor, transpose: bool) -> Tensor:
-        return self._exchange(super().apply_modulus, x, transpose)
-
-    def _exchange(
-        self, local: Callable[[Tensor, bool], Tensor], x: Tensor, transpose: bool
-    ) -> Tensor:
+    def _product(self, values: Tensor, x: Tensor, transpose: bool, hermitian: bool) -> Tensor:
         if transpose:
-            return self._rows.fold(local(x, True))
-        return local(self._rows.extend(x), False)
+            return self._rows.fold(super()._product(values, x, True, hermitian))
+        return super()._product(values, self._rows.extend(x), False, hermitian)
 
     def line_moduli(self, divisors: Tensor | None, of_columns: bool) -> Tensor:
         """(n,) the largest modulus in each row, or column, of this block; see `Products`."""

@@ -16,6 +16,7 @@ from sparse_solver._factor.options import Options
 from sparse_solver._sparse.block_diagonal import split_batch
 from sparse_solver._sparse.structure import Structure
 from sparse_solver._testing import installed_engines
+from tests.contract.matrix_kinds import KINDS, make_matrix
 
 
 def structure_and_values(kind: str) -> tuple[Structure, Tensor]:
@@ -87,3 +88,13 @@ def test_a_better_analysis_is_made_once_and_kept(counts: Counter[str]) -> None:
         x = P.solve(values * (k + 1), b, assume="general", engine="pardiso")
         torch.testing.assert_close(x, torch.linalg.solve(dense * (k + 1), b), rtol=1e-8, atol=1e-8)
     assert counts["factor"] == 5  # twice for the first values, then once
+
+
+@pytest.mark.parametrize(("n", "seed"), [(749, 358446357), (984, 925614661)])
+def test_unknowns_and_equations_in_units_of_very_different_size(n: int, seed: int) -> None:
+    """Largest entries of rows and columns do not show such units; all entries together do."""
+    A, _ = make_matrix(KINDS["scaled_rows_and_columns"], n, seed, "complex128")
+    P, values = ss.Pattern.from_scipy(A), torch.from_numpy(A.data)
+    x = P.solve(values, torch.ones(len(A.indptr) - 1, dtype=values.dtype))
+    product, moduli = A @ x.numpy(), abs(A) @ abs(x.numpy())
+    assert float((abs(product - 1) / (moduli + 1)).max()) < 1e-11

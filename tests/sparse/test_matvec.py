@@ -53,3 +53,21 @@ def test_the_largest_modulus_in_each_line(kind: str, coverage: Coverage, of_colu
     torch.testing.assert_close(
         products.line_moduli(divisors, of_columns), (moduli / divisors).amax(1)
     )
+
+
+@pytest.mark.parametrize("coverage", ["full", "upper"])
+def test_logarithms_recover_scales_of_rows_and_columns(coverage: Coverage) -> None:
+    n = 30
+    i, j = torch.triu_indices(n, n)
+    rows, cols = (torch.cat((i, j[i < j])), torch.cat((j, i[i < j])))
+    structure = Structure(rows, cols, (n, n))
+    exponents = torch.linspace(-300, 300, n, dtype=torch.float64)
+    values = torch.exp2(exponents[rows] + exponents[cols])
+    if coverage == "full":  # another scale of the rows, and an entry that is zero
+        values = torch.where((rows == 1) & (cols == 2), 0, values * torch.exp2(-3.0 * rows))
+    arrangement = arrangement_of(structure, coverage)
+    indices = product_indices(structure, coverage, None)
+    of_engine = arrangement.gather(structure.canonical(values), False)
+    row_logs, col_logs = Products(arrangement, of_engine, lambda: indices, False).find_logarithms()
+    scaled = values.log2() + row_logs[rows] + col_logs[cols]
+    assert float(scaled[values > 0].abs().max()) < 1e-8
