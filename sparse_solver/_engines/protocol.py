@@ -15,6 +15,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from .._sparse.halves import Halves
 from .._sparse.matrix import Matrix
 from .._sparse.structure import Structure
 from .._sparse.triangle import Arrangement
@@ -117,14 +118,20 @@ class Factor(Protocol):
         matrix, none of which may be a rounding error of its diagonal entry
     """
 
-    arrangement: Arrangement
-    values: Tensor
-    nnz: int | None
-    flops: int | None
-    memory_bytes: int | None
     perturbed_pivots: int | None
     negative_eigenvalues: int | None
     sound: bool
+
+    @property
+    def arrangement(self) -> Arrangement: ...
+    @property
+    def values(self) -> Tensor: ...
+    @property
+    def nnz(self) -> int | None: ...
+    @property
+    def flops(self) -> int | None: ...
+    @property
+    def memory_bytes(self) -> int | None: ...
 
     def substitute(self, rhs: Tensor, transpose: bool) -> Tensor:
         """Apply A⁻¹ or A⁻ᵀ to the rows of the contiguous (k, n) `rhs`, k ≥ 1, in a new tensor."""
@@ -149,6 +156,21 @@ class Symbolic(Protocol):
 
     def analyze_values(self, matrix: Matrix) -> Symbolic | None:
         """A more robust analysis, which uses these values; None if there is none."""
+
+
+@runtime_checkable
+class DirectSymbolic(Protocol):
+    """An analysis that takes positive definite matrices whose entries were not looked at."""
+
+    def reorder(self, halves: Halves) -> Halves:
+        """The halves of the structure, in the order in which the values are wanted."""
+
+    def factor_upper(self, upper: Tensor, diagonal: Tensor) -> Factor:
+        """Factor a matrix by its upper triangle, in that order; `diagonal` is part of it.
+
+        The factor is `sound` only if all entries are numbers and the diagonal is positive. Raises
+        as `factor` does.
+        """
 
 
 @runtime_checkable

@@ -19,6 +19,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from .._sparse.halves import Halves
 from .._sparse.matrix import Matrix
 from .._sparse.structure import Structure, row_major, row_pointers
 from .._sparse.triangle import Arrangement, arrangement_of
@@ -76,8 +77,9 @@ def _library() -> _Library | str:
 class QdldlSymbolic:
     """The AMD ordering of a pattern, and its elimination tree.
 
-    order, inverse : the row at each step of the elimination, and the step of each row
+    order : (n,) the row at each step of the elimination
     source : where each value of the reordered matrix is in the arrangement
+    at_diagonal : (n,) where the diagonal is in the reordered matrix
     Ap, Ai : the upper triangle of the reordered matrix by columns
     Lp, Li : the pattern of L; every factorisation writes the same numbers, so all of them share it
     """
@@ -88,13 +90,14 @@ class QdldlSymbolic:
         self.library, self.n = library, structure.shape[0]
         self.arrangement = arrangement_of(structure, "upper", triangle)
         self.order = library.order(self.arrangement, self.n)
-        self.inverse = torch.empty_like(self.order)
-        self.inverse[self.order] = torch.arange(self.n)
-        i, j = self.inverse[self.arrangement.rows], self.inverse[self.arrangement.col]
+        step = torch.empty_like(self.order)
+        step[self.order] = torch.arange(self.n)
+        i, j = step[self.arrangement.rows], step[self.arrangement.col]
         # The upper triangle by columns is the lower triangle by rows.
         low, high = torch.minimum(i, j), torch.maximum(i, j)
         self.source = row_major(high, low)
         self.Ap, self.Ai = row_pointers(high[self.source], self.n), low[self.source]
+        self.at_diagonal = self.Ap[1:] - 1
         self.Lnz, self.etree, work = torch.empty((3, self.n), dtype=torch.int64)
         arrays = (self.Ap, self.Ai, work, self.Lnz, self.etree)
         below = library.etree(self.n, *(array.data_ptr() for array in arrays))
@@ -102,7 +105,8 @@ class QdldlSymbolic:
         self.Lp, self.Li = (torch.empty(k, dtype=torch.int64) for k in (self.n + 1, below))
         self.nnz: int = below + self.n
         self.flops = int(((self.Lnz + 1) ** 2).sum())
-        self.at_diagonal = self.arrangement.at_diagonal[self.order]
+        # As lines of one row, by which `gather` permutes vectors several times faster.
+        self.gathers = self.order.unsqueeze(0), step.unsqueeze(0)
         # Addresses for the calls, found once: for a small system that takes as long as a call.
         self.pattern = self.n, self.Ap.data_ptr(), self.Ai.data_ptr()
         self.L_pattern = self.Lp.data_ptr(), self.Li.data_ptr()
@@ -112,55 +116,85 @@ class QdldlSymbolic:
         return self.nnz
 
     def factor(self, matrix: Matrix) -> QdldlFactor:
-        return QdldlFactor(self, matrix.arrange(self.arrangement, hermitian=False))
+        values = matrix.arrange(self.arrangement, hermitian=False)
+        upper = values.index_select(0, self.source)
+        return QdldlFactor(self, upper, upper.index_select(0, self.at_diagonal))
+
+    def reorder(self, halves: Halves) -> Halves:
+        return halves.reorder(self.source, self.at_diagonal)
+
+    def factor_upper(self, upper: Tensor, diagonal: Tensor) -> QdldlFactor:
+        return QdldlFactor(self, upper, diagonal)
 
     def analyze_values(self, matrix: Matrix) -> None:
         return None
 
 
 class QdldlFactor:
-    nnz: int | None
-    flops: int | None
-    memory_bytes: int | None
     perturbed_pivots: int | None = 0
     negative_eigenvalues: int | None = 0
 
-    def __init__(self, symbolic: QdldlSymbolic, values: Tensor):
-        self._symbolic, self.values, self.arrangement = symbolic, values, symbolic.arrangement
-        n, self.nnz, self.flops = symbolic.n, symbolic.nnz, symbolic.flops
-        self.memory_bytes = 8 * (symbolic.nnz + n)
+    def __init__(self, symbolic: QdldlSymbolic, reordered: Tensor, diagonal: Tensor):
+        self._symbolic, self._reordered, self._dtype = symbolic, reordered, reordered.dtype
         pivots = self._eliminate()
-        diagonal = values.index_select(0, symbolic.at_diagonal)
-        self.sound = not is_doubtful(float((pivots / diagonal).min()), values.dtype)
+        # An entry that is not a number makes a pivot that is none, and an infinite one this ratio.
+        self.sound = not is_doubtful((pivots / diagonal).min().item(), self._dtype)
+
+    @property
+    def arrangement(self) -> Arrangement:
+        return self._symbolic.arrangement
+
+    @property
+    def nnz(self) -> int | None:
+        return self._symbolic.nnz
+
+    @property
+    def flops(self) -> int | None:
+        return self._symbolic.flops
+
+    @property
+    def memory_bytes(self) -> int | None:
+        return 8 * (self._symbolic.nnz + self._symbolic.n)
+
+    @property
+    def values(self) -> Tensor:
+        values = torch.empty_like(self._reordered)
+        return values.index_copy_(0, self._symbolic.source, self._reordered)
 
     def _eliminate(self) -> Tensor:
         """Compute L and D, and return the diagonal of D; raise unless it is positive."""
         symbolic, n = self._symbolic, self._symbolic.n
-        reordered = self.values.index_select(0, symbolic.source).to(torch.float64)
-        self._L = reordered.new_empty(symbolic.nnz - n)
-        pivots: Tensor
-        pivots, self._inverse_pivots, doubles = reordered.new_empty((3, n))
-        integers = reordered.new_empty(4 * n, dtype=torch.int64)  # 3 n integers, and n bytes
-        L = *symbolic.L_pattern, self._L.data_ptr()
-        inverse_pivots, at = self._inverse_pivots.data_ptr(), integers.data_ptr()
+        below = symbolic.nnz - n
+        reordered = self._reordered.to(torch.float64)
+        # L, D and its inverse, which the factor keeps, and work arrays of doubles; then 3 n
+        # integers and n bytes.
+        self._numbers = reordered.new_empty(below + 3 * n)
+        integers = reordered.new_empty(4 * n, dtype=torch.int64)
+        at, at_integers = self._numbers.data_ptr(), integers.data_ptr()
+        at_pivots = at + 8 * below
+        L = *symbolic.L_pattern, at
         positive = symbolic.library.factor(
-            *(*symbolic.pattern, reordered.data_ptr(), *L, pivots.data_ptr(), inverse_pivots),
-            *(*symbolic.tree, at + 24 * n, at, doubles.data_ptr()),
+            *(*symbolic.pattern, reordered.data_ptr(), *L, at_pivots, at_pivots + 8 * n),
+            *(*symbolic.tree, at_integers + 24 * n, at_integers, at_pivots + 16 * n),
         )
+        pivots: Tensor = self._numbers[below : below + n]
         if positive != n:  # -1 if it stopped at a pivot of zero
             bad = ~(pivots > 0) if positive >= 0 else pivots == 0
             row = int(symbolic.order[int(torch.nonzero(bad)[0])])
             raise not_positive_definite("qdldl", "LDLᵀ", row)
-        self._solve_arguments = (n, *L, inverse_pivots)
+        self._solve_arguments = (n, *L, at_pivots + 8 * n)
         return pivots
 
     def substitute(self, rhs: Tensor, transpose: bool) -> Tensor:
-        x, symbolic = torch.empty_like(rhs), self._symbolic
-        for b, row in zip(rhs, x, strict=True):  # index_select is far slower on matrices
-            reordered = b.index_select(0, symbolic.order).to(torch.float64)
-            symbolic.library.solve(*self._solve_arguments, reordered.data_ptr())
-            row.copy_(reordered.index_select(0, symbolic.inverse))
-        return x
+        order, step = self._symbolic.gathers
+        if rhs.shape[0] > 1:
+            order, step = order.expand_as(rhs), step.expand_as(rhs)
+        solve, n = self._symbolic.library.solve, self._symbolic.n
+        x = rhs.gather(1, order).to(torch.float64)
+        first = x.data_ptr()
+        for at in range(first, first + 8 * x.numel(), 8 * n):
+            solve(*self._solve_arguments, at)
+        return x.gather(1, step).to(self._dtype)
 
 
 class Qdldl:

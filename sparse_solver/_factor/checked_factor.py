@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -14,7 +14,7 @@ from .._sparse.values import raise_non_finite
 from .._torch.fork_safe_lock import ForkSafeLock
 from ..errors import EngineError, NonFiniteError, SingularMatrixError, SparseSolverError
 from .accuracy import Judge, Outcome, Verdict
-from .systems import Systems
+from .systems import Systems, Vectors
 
 
 @dataclass
@@ -39,7 +39,9 @@ class Record:
 class InverseOperator(Protocol):
     """The inverse of a matrix, applied by a factor that is checked in some way."""
 
-    record: Record
+    @property
+    def record(self) -> Record:
+        """How the factor came about."""
 
     @property
     def factor(self) -> Factor | None:
@@ -59,6 +61,56 @@ class EmptyFactor:
 
     def apply_inverse(self, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
         return torch.empty_like(rhs)
+
+
+class SoundFactor:
+    """A factor whose pivots show that all its solutions are good.
+
+    like : the record of an earlier factor that was made in the same way
+    seconds : the time of the factorisation
+    """
+
+    def __init__(self, like: Record, factor: Factor, vectors: Vectors, seconds: float):
+        self._like, self._vectors, self._seconds = like, vectors, seconds
+        self.factor: Factor | None = factor
+        self._substitute = factor.substitute
+
+    @property
+    def record(self) -> Record:
+        """How the factor came about."""
+        return replace(self._like, analysis_seconds=0.0, factorization_seconds=self._seconds)
+
+    def apply_inverse(self, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
+        """Apply A⁻¹ or A⁻ᵀ to the rows of the contiguous `rhs` (k, n); see `CheckedFactor`."""
+        vectors = self._vectors
+        if vectors.is_empty(rhs):
+            return torch.empty_like(rhs)
+        x = self._substitute(rhs, transpose)
+        # A right-hand side that is not finite has no solution that is.
+        if vectors.all_finite(x):
+            return x
+        if not vectors.all_finite(rhs):
+            return _apply_to_finite(self, vectors, rhs, transpose, strict)
+        if strict:
+            raise _overflow(x)
+        return x
+
+
+def _apply_to_finite(
+    operator: InverseOperator, vectors: Vectors, rhs: Tensor, transpose: bool, strict: bool
+) -> Tensor:
+    """A⁻¹ or A⁻ᵀ applied to right-hand sides of which some are not finite."""
+    if strict:
+        raise_non_finite("b", rhs.view(-1, vectors.order))
+        message = "b is too large: the modulus of an entry is infinite"
+        raise NonFiniteError(message, argument="b", index=None)
+    finite = vectors.spread(torch.isfinite(vectors.sizes(rhs)))
+    x = operator.apply_inverse(torch.where(finite, rhs, 0), transpose, strict)
+    return torch.where(finite, x, math.nan)
+
+
+def _overflow(x: Tensor) -> NonFiniteError:
+    return NonFiniteError(f"the solution is too large for {x.dtype}", argument="x", index=None)
 
 
 class BlockInDoubt(Exception):
@@ -161,7 +213,7 @@ class CheckedFactor:
         if systems.is_empty(rhs):
             return torch.empty_like(rhs)
         if not systems.all_finite(rhs):
-            return self._apply_to_finite(rhs, transpose, strict)
+            return _apply_to_finite(self, systems, rhs, transpose, strict)
         while True:
             judge = self.judge
             x, outcome = judge.solve(rhs, transpose)
@@ -172,8 +224,7 @@ class CheckedFactor:
         if systems.all_finite(x):
             raise self._inaccurate(judge)
         if strict:
-            message = f"the solution is too large for {systems.dtype}"
-            raise NonFiniteError(message, argument="x", index=None)
+            raise _overflow(x)
         return x
 
     def _improve(self, judge: Judge) -> bool:
@@ -190,18 +241,6 @@ class CheckedFactor:
                     ladder.keep(rung, "a faster method did not solve accurately")
                     return True
             return False
-
-    def _apply_to_finite(self, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
-        """The same as `apply_inverse`, where some right-hand sides are not finite."""
-        systems = self._systems
-        if strict:
-            count = rhs.shape[0] * systems.blocks
-            raise_non_finite("b", rhs.view(count, systems.n // systems.blocks))
-            message = "b is too large: the modulus of an entry is infinite"
-            raise NonFiniteError(message, argument="b", index=None)
-        finite = systems.spread(torch.isfinite(systems.sizes(rhs)))
-        x = self.apply_inverse(torch.where(finite, rhs, 0), transpose, strict)
-        return torch.where(finite, x, math.nan)
 
     def _explain_failure(self, ladder: Ladder) -> SparseSolverError:
         """The error for a matrix that no method factors accurately."""

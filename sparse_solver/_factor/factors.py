@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
@@ -24,6 +25,8 @@ from .non_blocking import factor_non_blocking
 from .pending_errors import raise_finished
 from .problem import Problem
 from .symmetry import check_symmetry, check_triangle
+
+_WHOLE = slice(0, 1)  # of a batch of one matrix
 
 
 class BatchFactor(NamedTuple):
@@ -94,6 +97,8 @@ class Factors:
         if self._parts is None or not self._are_of(values):
             self._parts = self._factor_all(values)
         rhs, submatrix = materialize(rhs).contiguous(), self.problem.submatrix
+        if submatrix is None and values.dim() == 1:
+            return self._parts[0].factor.apply_inverse(rhs, transpose, strict)
         reduced = rhs if submatrix is None else rhs.index_select(-1, submatrix.rows)
         if values.dim() == 1:
             x = self._parts[0].factor.apply_inverse(reduced, transpose, strict)
@@ -114,30 +119,37 @@ class Factors:
 
     def _factor_all(self, values: Tensor) -> list[BatchFactor]:
         """Factor every matrix of the batch, small ones together as block-diagonal ones."""
-        problem, values = self.problem, materialize(values)
-        matrices = values.reshape(math.prod(values.shape[:-1]), values.shape[-1]).contiguous()
+        problem, values = self.problem, materialize(values).contiguous()
         method, options = method_named(problem.method), problem.options
         non_blocking = options.non_blocking and problem.structure.device != CPU
         factor = factor_non_blocking if non_blocking else method.factor
-        parts: list[BatchFactor] = []
-        try:
-            structure, reduced = self._reduce(matrices)
-            for batch, block in split_batch(structure, len(reduced)):
-                chosen = reduced[batch]
-                try:
-                    made = factor(block, chosen.reshape(-1), options, len(chosen))
-                    parts.append(BatchFactor(made, batch))
-                except (SparseSolverError, BlockInDoubt):
-                    if len(chosen) == 1 or non_blocking:
-                        raise
-                    # One of the blocks will show what is wrong with it.
-                    for at, matrix in enumerate(chosen, batch.start):
-                        made = factor(structure, matrix, options)
-                        parts.append(BatchFactor(made, slice(at, at + 1)))
-        except (NonFiniteError, NotSymmetricError) as error:
-            method.explain(error, problem.structure, matrices)
-            raise
         self._values = values.clone() if self._compare else None
+        try:
+            if values.dim() == 1 and problem.submatrix is None:
+                return [BatchFactor(factor(problem.structure, values, options), _WHOLE)]
+            return self._factor_blocks(_as_batch(values), factor, non_blocking)
+        except (NonFiniteError, NotSymmetricError) as error:
+            method.explain(error, problem.structure, _as_batch(values))
+            raise
+
+    def _factor_blocks(
+        self, matrices: Tensor, factor: Callable[..., InverseOperator], non_blocking: bool
+    ) -> list[BatchFactor]:
+        """Factor (batch, nnz) matrices."""
+        parts, options = [], self.problem.options
+        structure, reduced = self._reduce(matrices)
+        for batch, block in split_batch(structure, len(reduced)):
+            chosen = reduced[batch]
+            try:
+                made = factor(block, chosen.reshape(-1), options, len(chosen))
+                parts.append(BatchFactor(made, batch))
+            except (SparseSolverError, BlockInDoubt):
+                if len(chosen) == 1 or non_blocking:
+                    raise
+                # One of the blocks will show what is wrong with it.
+                for at, matrix in enumerate(chosen, batch.start):
+                    made = factor(structure, matrix, options)
+                    parts.append(BatchFactor(made, slice(at, at + 1)))
         return parts
 
     def _reduce(self, matrices: Tensor) -> tuple[Structure, Tensor]:
@@ -169,3 +181,8 @@ class Factors:
         if self._batched is None:
             self._batched = Factors(self.problem, compare=True)
         return self._batched
+
+
+def _as_batch(values: Tensor) -> Tensor:
+    """(batch, nnz) contiguous values of one matrix or of many."""
+    return values.view(math.prod(values.shape[:-1]), values.shape[-1])

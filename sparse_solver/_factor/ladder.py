@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import torch
@@ -19,29 +19,40 @@ from torch import Tensor
 
 from .._engines.analysis import Analysis, analyze
 from .._engines.equilibrated_lu import ROBUST_ENGINE, EquilibratedSymbolic
-from .._engines.protocol import Factor, Kind, Symbolic, is_hermitian
+from .._engines.protocol import DirectSymbolic, Factor, Kind, Symbolic, is_hermitian
 from .._sparse.matrix import Matrix
 from .._sparse.matvec import Products, product_indices
 from .._sparse.structure import Structure
 from .._sparse.values import is_single, to_double
 from ..errors import EngineError, EngineUnsupportedError, SingularMatrixError, SparseSolverError
-from .checked_factor import CheckedFactor, EmptyFactor, Record, Rung
+from .checked_factor import CheckedFactor, EmptyFactor, Record, Rung, SoundFactor
+from .direct import Direct, is_well_scaled
 from .options import Options
 from .singular import explain_structure
 from .starting_method import Start
-from .symmetry import check_lines, check_triangle, choose_kinds
+from .symmetry import choose_kinds
 from .systems import Systems
 
 
 def factor_matrix(
     structure: Structure, values: Tensor, options: Options, blocks: int = 1
-) -> CheckedFactor | EmptyFactor:
+) -> CheckedFactor | SoundFactor | EmptyFactor:
     """Factor the matrix with these contiguous values (nnz,) and `blocks` equal diagonal blocks.
 
     Raises an error where there is no factorisation, or BlockInDoubt.
     """
-    check_triangle(structure, options.triangle)
-    check_lines(structure, options.triangle)
+    direct = _direct_of(structure, options, values.dtype)
+    route = direct.route
+    if route is not None and route.vectors.blocks == blocks:
+        parts = route.read(values)
+        if parts is not None:
+            started = time.perf_counter()
+            with suppress(SparseSolverError):  # the ladder will raise an error that says more
+                factor = route.symbolic.factor_upper(*parts)
+                if factor.sound:
+                    seconds = time.perf_counter() - started
+                    return SoundFactor(route.record, factor, route.vectors, seconds)
+        direct.route = None
     matrix = Matrix(structure, values)
     ladder = choose_kinds(matrix, options)
     record = Record(ladder.kinds[0], ladder.reason)
@@ -59,6 +70,10 @@ def factor_matrix(
                 first = methods.method.factor(matrix)
             return CheckedFactor(record, methods, methods.climb(first))
     raise AssertionError("the last attempt returns or raises")
+
+
+def _direct_of(structure: Structure, options: Options, dtype: torch.dtype) -> Direct:
+    return structure.remember(Direct, options.assume, options.triangle, options.engine, dtype)
 
 
 class MethodLadder:
@@ -86,7 +101,7 @@ class MethodLadder:
         method, self.failure = self.method, None
         is_last = isinstance(method, EquilibratedSymbolic)
         engine = ROBUST_ENGINE if is_last else self._first.engine
-        sound = factor.sound and self._is_well_scaled()
+        sound = factor.sound and is_well_scaled(self._matrix.diagonal, self._blocks)
         made = factor, method.method, engine, method, sound
         return Rung(*made, may_perturb_less=not (self._is_matched or is_last), is_last=is_last)
 
@@ -122,16 +137,6 @@ class MethodLadder:
             seconds = getattr(self._record, clock) + time.perf_counter() - started
             setattr(self._record, clock, seconds)
 
-    def _is_well_scaled(self) -> bool:
-        """Whether errors of a positive definite matrix are small beside all large solutions.
-
-        Cholesky factorisation is accurate in the units 1 / √a_jj of the unknowns, which must not
-        differ by more than 1 / √ε for that.
-        """
-        diagonal = self._matrix.diagonal.real.reshape(self._blocks, -1)
-        low, high = torch.aminmax(diagonal, dim=-1)
-        return bool((low >= torch.finfo(diagonal.dtype).eps * high).all())
-
     def keep(self, rung: Rung, reason: str) -> None:
         """Record this factor, and start with its method for later values of the pattern."""
         record, first = self._record, self._first
@@ -140,8 +145,13 @@ class MethodLadder:
         record.engine = rung.engine
         record.engine_reason = first.reason if rung.engine == first.engine else reason
         record.method, record.method_reason = rung.method, reason
+        structure, symbolic = self._matrix.structure, first.symbolic
+        is_beyond_doubt = is_first and rung.sound and self._matrix.is_mirrored
+        if is_beyond_doubt and isinstance(symbolic, DirectSymbolic):
+            direct = _direct_of(structure, self._options, self._matrix.dtype)
+            direct.open(structure, symbolic, record, self._blocks)
         if not rung.sound:  # another factor may be needed; the caller may overwrite the values
-            self._matrix = Matrix(self._matrix.structure, self._matrix.values.clone())
+            self._matrix = Matrix(structure, self._matrix.values.clone())
 
     def systems(self, factor: Factor) -> Systems:
         """The systems that this factor, and every other one, solves."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
+from .._sparse.index_checks import check_square
 from .._sparse.kernels import Places
 from .._sparse.structure import Structure
 from .._sparse.submatrix import Submatrix, remove_rows
@@ -25,10 +27,25 @@ class Problem:
     submatrix: Submatrix | None = None
     method: str = "solve"
 
-    def places(self, dtype: torch.dtype) -> Places:
-        """Where the entries stand, for the derivatives."""
-        structure = self.structure
-        return Places(structure.rows, structure.cols, self.options.mirror(dtype), structure)
+    # What was found out for some dtype; it stays true, since nothing of a problem changes.
+    _known: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    def check(self, dtype: torch.dtype) -> None:
+        """Raise unless the matrix is square and the options fit each other and this dtype."""
+        if dtype not in self._known:
+            check_square(self.structure.shape)
+            self.options.check(dtype)
+            self._known[dtype] = True
+
+    def places(self, dtype: torch.dtype, transpose: bool) -> Places:
+        """Where the entries of A, or of Aᵀ, stand, for the derivatives."""
+        key = dtype, transpose
+        if key not in self._known:
+            structure, mirror = self.structure, self.options.mirror(dtype)
+            places = Places(structure.rows, structure.cols, mirror, structure)
+            self._known[key] = places.of(transpose)
+        found: Places = self._known[key]
+        return found
 
     def on(self, device: torch.device) -> Problem:
         """The same problem with its indices on another device."""

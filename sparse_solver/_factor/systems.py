@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._sparse.matvec import Products
-from .._sparse.values import largest_modulus, probe_vector, row_moduli
+from .._sparse.values import is_finite, probe_vector, row_moduli
 
 # The mean of the probe vector: not zero, since the vectors that singular matrices annihilate are
 # often constant.
@@ -31,10 +31,35 @@ class Scales(NamedTuple):
     columns: Tensor
 
 
-class Systems:
-    """A matrix of n rows with so many `blocks`, to multiply and measure with.
+class Vectors:
+    """Rows of n numbers, each of which is made of the vectors of so many `blocks`.
 
     order : the number of unknowns of one system
+    """
+
+    def __init__(self, n: int, blocks: int):
+        self.n, self.blocks, self.order = n, blocks, n // blocks
+
+    def is_empty(self, vectors: Tensor) -> bool:
+        """Whether there are no systems."""
+        return vectors.numel() == 0
+
+    def all_finite(self, vectors: Tensor) -> bool:
+        """Whether no entry is NaN or infinite."""
+        return is_finite(vectors)
+
+    def sizes(self, vectors: Tensor) -> Tensor:
+        """(systems,) the largest modulus in the part of each system; NaN where it has one."""
+        return row_moduli(vectors.reshape(-1, self.order))
+
+    def spread(self, numbers: Tensor) -> Tensor:
+        """(k, n) the number of each system in all of its rows."""
+        return numbers.unsqueeze(-1).expand(-1, self.order).reshape(-1, self.n)
+
+
+class Systems(Vectors):
+    """A matrix of n rows with so many `blocks`, to multiply and measure with.
+
     dtype : of the matrix; residuals and bounds are in double precision
     start : the number of the first row, where other processes have the rows before it
     """
@@ -48,15 +73,11 @@ class Systems:
         device: torch.device,
         start: int = 0,
     ):
-        self.n, self.blocks, self.dtype, self.products = n, blocks, dtype, products
-        self.order = n // blocks
+        super().__init__(n, blocks)
+        self.dtype, self.products = dtype, products
         self._device, self._start = device, start
         self._scales: dict[bool, Scales] = {}
         self._row_sums: dict[bool, Tensor] = {}
-
-    def is_empty(self, vectors: Tensor) -> bool:
-        """Whether there are no systems."""
-        return vectors.numel() == 0
 
     def residual(self, x: Tensor, rhs: Tensor, transpose: bool) -> Tensor:
         """b − A x."""
@@ -100,10 +121,6 @@ class Systems:
         real = torch.float64
         return probe_vector(self.n, real, _PROBE_MEAN, self._device, self._start)
 
-    def all_finite(self, vectors: Tensor) -> bool:
-        """Whether no entry is NaN or infinite."""
-        return largest_modulus(vectors) < math.inf
-
     def smallest(self, line: Tensor) -> Tensor:
         """The smallest of (1, n) numbers."""
         return line.amin()
@@ -111,14 +128,6 @@ class Systems:
     def largest(self, line: Tensor) -> Tensor:
         """The largest of (1, n) numbers."""
         return line.amax()
-
-    def sizes(self, vectors: Tensor) -> Tensor:
-        """(systems,) the largest modulus in the part of each system; NaN where it has one."""
-        return row_moduli(vectors.reshape(-1, self.order))
-
-    def spread(self, numbers: Tensor) -> Tensor:
-        """(k, n) the number of each system in all of its rows."""
-        return numbers.unsqueeze(-1).expand(-1, self.order).reshape(-1, self.n)
 
     def ratios(self, numerator: Tensor, denominator: Tensor) -> Tensor:
         """(systems,) max_i |numerator_i| / denominator_i of each system.

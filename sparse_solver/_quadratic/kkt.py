@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .._engines.protocol import Factor, is_hermitian
-from .._factor.checked_factor import BlockInDoubt, CheckedFactor, EmptyFactor
+from .._factor.checked_factor import BlockInDoubt, CheckedFactor, EmptyFactor, InverseOperator
 from .._factor.ladder import factor_matrix
 from .._factor.methods import Method, register_method
 from .._factor.options import Options
@@ -132,12 +132,12 @@ class _Diagnosis:
 class KktFactor:
     """The factor of K, whose errors speak of Q, C, b and d; used like a `CheckedFactor`."""
 
-    def __init__(self, checked: CheckedFactor, diagnosis: _Diagnosis):
+    def __init__(self, checked: InverseOperator, diagnosis: _Diagnosis):
         self._checked, self._diagnosis = checked, diagnosis
         self.record = checked.record
 
     @property
-    def factor(self) -> Factor:
+    def factor(self) -> Factor | None:
         """The factor that solves."""
         return self._checked.factor
 
@@ -149,7 +149,9 @@ class KktFactor:
         except SingularMatrixError as error:
             if diagnosis.blocks > 1:
                 raise
-            upper = _Upper(self.factor.arrangement, self.factor.values)
+            factor = self.factor
+            assert factor is not None
+            upper = _Upper(factor.arrangement, factor.values)
             raise diagnosis.explain(error, upper) from None
         except NonFiniteError as error:
             if error.argument != "b" or error.index is None:
@@ -181,6 +183,7 @@ def factor_kkt(
     if isinstance(checked, EmptyFactor):
         return checked
     if constraints:
+        assert isinstance(checked, CheckedFactor)  # K is indefinite: no pivots show that it is good
         _check_minimum(checked, diagnosis, values)
     return KktFactor(checked, diagnosis)
 

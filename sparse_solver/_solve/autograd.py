@@ -56,7 +56,7 @@ class Solve(Function):
             )
         else:
             apply_transposed = partial(_apply_solve, values, token, problem, transpose)
-        places = problem.places(values.dtype).of(ctx.transpose)
+        places = problem.places(values.dtype, ctx.transpose)
         values_bar, rhs_bar = adjoint(apply_transposed, x_bar, x, places, ctx.needs_input_grad[0])
         return values_bar, rhs_bar, None, None, None, None
 
@@ -64,7 +64,7 @@ class Solve(Function):
     def jvp(ctx: Any, values_dot: Tensor | None, rhs_dot: Tensor | None, *_: None) -> Any:  # type: ignore[override] # torch's is (ctx, *grads)
         values, x, token = ctx.saved_tensors
         apply_inverse = partial(_apply_solve, values, token, ctx.problem, ctx.transpose)
-        places = ctx.problem.places(values.dtype).of(ctx.transpose)
+        places = ctx.problem.places(values.dtype, ctx.transpose)
         return tangent(apply_inverse, values_dot, rhs_dot, x, places)
 
     @staticmethod

@@ -79,6 +79,7 @@ class Pattern:
         self._structure = structure
         self.shape: tuple[int, int] = structure.shape
         self.nnz: int = structure.nnz
+        self._problems: dict[tuple[Any, ...], Problem] = {}
 
     @classmethod
     def _of(cls, structure: Structure) -> Pattern:
@@ -265,8 +266,17 @@ class Pattern:
         tensor([[1.0000, 0.5000],
                 [0.2500, 0.1250]])
         """
-        problem = Problem(self._structure, Options(assume, triangle, engine, non_blocking))
+        problem = self._problem(assume, triangle, engine, non_blocking)
         return solve_values(problem, values, b, transpose=transpose, adjoint=adjoint)
+
+    def _problem(self, *options: Any) -> Problem:
+        """The systems with these options (see `Options`), made once for those that were used."""
+        if torch.compiler.is_compiling() or not all(map(_is_simple, options)):
+            return Problem(self._structure, Options(*options))
+        problem = self._problems.get(options)
+        if problem is None:
+            problem = self._problems[options] = Problem(self._structure, Options(*options))
+        return problem
 
     def factorize(
         self,
@@ -360,3 +370,8 @@ class Pattern:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pattern:
         return self  # a pattern is immutable
+
+
+def _is_simple(option: object) -> bool:
+    """Whether equal options of this type mean the same; True == 1, which is refused."""
+    return option is None or isinstance(option, str | bool)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._factor.factors import Factors
 from .._factor.problem import Problem
-from .._sparse.index_checks import check_square, describe_type
+from .._sparse.index_checks import describe_type
 from .._sparse.values import DTYPES
 from ..errors import DeviceError, DtypeError, LayoutError, OptionError, ShapeError
 from .autograd import solve_eagerly
@@ -75,10 +75,9 @@ def solve_values(
     factors : the factors of `values`, if they exist already
     """
     structure = problem.structure
-    check_square(structure.shape)
     check_values(values, structure.nnz)
     check_rhs("b", b, values)
-    problem.options.check(values.dtype)
+    problem.check(values.dtype)
     check_flags(transpose, adjoint)
     is_compiled = torch.compiler.is_compiling() and factors is None
     if not is_compiled and structure.device != values.device:

@@ -2,65 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor
 
 from ..errors import NonFiniteError
+from .halves import agree, halves_of
 from .structure import Structure
 from .triangle import Arrangement, arrangement_of
 from .values import largest_modulus, raise_non_finite
-
-
-@dataclass(frozen=True)
-class _Halves:
-    """Where the caller's values go in an array of two halves.
-
-    The first half is the upper triangle by rows, and the second half has the opposite of each of
-    its entries: one comparison of the halves tells whether a matrix is symmetric, and the first
-    half is what engines read.
-
-    slot : (nnz,) the place of each value, where places hold several values, which are summed, or
-        none; diagonal entries go to the first half only. None if `source` serves.
-    source : (2 · entries,) the value for each place
-    """
-
-    arrangement: Arrangement
-    slot: Tensor | None
-    source: Tensor | None
-
-    def fill(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """The upper triangle, and the opposite entries."""
-        nnz = self.arrangement.nnz
-        if self.source is not None:
-            both = values.index_select(0, self.source)
-            return both[:nnz], both[nnz:]
-        assert self.slot is not None
-        both = values.new_zeros(2 * nnz).scatter_add_(0, self.slot, values)
-        at = self.arrangement.at_diagonal
-        both[nnz:].scatter_(0, at, both[:nnz].index_select(0, at))
-        return both[:nnz], both[nnz:]
-
-
-def _find_halves(structure: Structure) -> _Halves | None:
-    """None where an entry has no opposite."""
-    opposite = structure.transpose_map
-    if bool((opposite < 0).any()):
-        return None
-    arrangement = arrangement_of(structure, "upper")
-    source = arrangement.source
-    assert source is not None  # only a full arrangement may be the identity
-    place = torch.nonzero(source >= 0).squeeze(-1)  # the rest are diagonal zeros, not stored
-    slot = torch.empty(structure.canonical_nnz, dtype=torch.int64, device=structure.device)
-    slot[opposite[source[place]]] = arrangement.nnz + place
-    slot[source[place]] = place  # last: diagonal entries are their own opposites
-    if structure.has_duplicates or arrangement.has_gaps:
-        slot = slot if structure.position is None else slot[structure.position]
-        return _Halves(arrangement, slot, None)
-    both = torch.cat((source, opposite[source]))
-    both = both if structure.entry_of is None else structure.entry_of[both]
-    return _Halves(arrangement, None, both)
 
 
 class Matrix:
@@ -89,14 +37,17 @@ class Matrix:
         False does not mean that the matrix is not symmetric up to rounding errors. With
         `conjugate`, the lower triangle is compared with the conjugate transpose.
         """
-        halves = self.structure.remember(_find_halves) if self.values.numel() else None
+        halves = halves_of(self.structure) if self.values.numel() else None
         if halves is None:
             return False
         if self._halves is None:
             self._halves = halves.fill(self.values)
-        upper, lower = self._halves
-        opposite = lower.conj().resolve_conj() if conjugate and lower.is_complex() else lower
-        self._upper = upper if torch.equal(upper, opposite) else None
+        self._upper = self._halves[0] if agree(*self._halves, conjugate) else None
+        return self._upper is not None
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether `match_triangles` has found that one triangle is the transpose of the other."""
         return self._upper is not None
 
     def check_finite(self) -> float:

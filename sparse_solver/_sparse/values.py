@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import math
 from functools import lru_cache
 
@@ -35,6 +36,12 @@ def row_moduli(vectors: Tensor) -> Tensor:
     return torch.maximum(-vectors.amin(-1), vectors.amax(-1))
 
 
+def is_finite(numbers: Tensor) -> bool:
+    """Whether no number is NaN or infinite."""
+    # A sum with such a number is not finite. Where it overflowed, a second pass tells.
+    return cmath.isfinite(numbers.sum().item()) or largest_modulus(numbers) < math.inf
+
+
 def raise_non_finite(argument: str, tensor: Tensor) -> None:
     """Raise NonFiniteError for the first entry that is NaN or infinite, if there is one."""
     bad = torch.nonzero(~torch.isfinite(tensor))
@@ -47,7 +54,7 @@ def raise_non_finite(argument: str, tensor: Tensor) -> None:
 
 def check_finite(argument: str, tensor: Tensor) -> None:
     """Raise NonFiniteError if an entry is NaN or infinite; one pass if none is."""
-    if tensor.numel() and not largest_modulus(tensor) < math.inf:
+    if tensor.numel() and not is_finite(tensor):
         raise_non_finite(argument, tensor)
 
 

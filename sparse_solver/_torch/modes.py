@@ -51,7 +51,8 @@ def is_differentiable(tensor: Tensor) -> bool:
 
 def materialize(tensor: Tensor) -> Tensor:
     """Detach a tensor from its graph, and resolve lazy conjugates and negatives."""
-    return tensor.detach().resolve_conj().resolve_neg()
+    detached = tensor.detach() if tensor.requires_grad else tensor
+    return detached.resolve_conj().resolve_neg()
 
 
 def copy_to_keep(tensor: Tensor) -> Tensor:

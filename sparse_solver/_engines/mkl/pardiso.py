@@ -24,12 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._sparse.halves import Halves
 from ..._sparse.matrix import Matrix
 from ..._sparse.structure import Structure
 from ..._sparse.triangle import Coverage, arrangement_of
-from ..._sparse.values import DTYPES, is_single, largest_modulus, probe_vector
+from ..._sparse.values import DTYPES, is_finite, is_single, largest_modulus, probe_vector
 from ..._torch.fork_safe_lock import ForkSafeLock
-from ...errors import EngineError
+from ...errors import EngineError, NonFiniteError
 from ..protocol import (
     METHODS,
     Availability,
@@ -150,6 +151,18 @@ class PardisoSymbolic:
         self._prefers_careful = True  # badly scaled matrices rarely come alone
         return factor
 
+    def reorder(self, halves: Halves) -> Halves:
+        return halves
+
+    def factor_upper(self, upper: Tensor, diagonal: Tensor) -> PardisoFactor:
+        if not is_finite(upper):
+            raise NonFiniteError("values are not finite", argument="values", index=None)
+        careful = self._careful_method if self._prefers_careful else None
+        factor = PardisoFactor(careful or self, upper)
+        if not factor.compute(diagonal):
+            raise not_positive_definite("pardiso", "Cholesky", None)
+        return factor
+
     def analyze_values(self, matrix: Matrix) -> PardisoSymbolic | None:
         known, is_lu = self._analyzed_values, self._method == "general"
         if self.kind == "spd":
@@ -185,8 +198,10 @@ class PardisoFactor:
         self._symbolic, self.values, self.arrangement = symbolic, values, symbolic.arrangement
         self._lock = ForkSafeLock()
 
-    def compute(self) -> bool:
+    def compute(self, diagonal: Tensor | None = None) -> bool:
         """Factor into a free slot of a handle for the threads of this call; raise if that fails.
+
+        `diagonal` is that of the matrix, if it is at hand.
 
         Returns False where the fast Cholesky method met a pivot that it cannot take.
         """
@@ -211,13 +226,13 @@ class PardisoFactor:
             self.negative_eigenvalues = iparm[22] if counted else None
             return True
         self.negative_eigenvalues = 0
-        y = handle.substitute(slot, self.values, self._probes(), False, phase=FORWARD)
+        y = handle.substitute(slot, self.values, self._probes(diagonal), False, phase=FORWARD)
         growth = largest_modulus(y)
         self.sound = growth < _growth_in_doubt(self.values.dtype)
         # NaN is the root of a negative pivot, which the fast method takes without an error.
         return growth == growth or symbolic.careful
 
-    def _probes(self) -> Tensor:
+    def _probes(self, diagonal: Tensor | None) -> Tensor:
         """D^½ s, whose forward substitution is large if a pivot is small beside its diagonal entry.
 
         Let A = L Lᵀ, D its diagonal and s scattered numbers about one. Row i of L y = D^½ s is
@@ -226,8 +241,9 @@ class PardisoFactor:
         is a rounding error (some ε) gives 1 / √ε. That costs half a substitution; PARDISO can keep
         its pivots (iparm(56)), but then the factorisation takes up to a third longer.
         """
-        diagonal = self.values.index_select(0, self.arrangement.at_diagonal).real
-        return self._symbolic.probes() * diagonal.sqrt()
+        if diagonal is None:
+            diagonal = self.values.index_select(0, self.arrangement.at_diagonal)
+        return self._symbolic.probes() * diagonal.real.sqrt()
 
     def substitute(self, rhs: Tensor, transpose: bool) -> Tensor:
         if self._place[0].is_lost:  # a forked child cannot use the factor of its parent

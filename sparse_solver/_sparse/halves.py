@@ -1,0 +1,87 @@
+"""Both triangles of a symmetric matrix side by side, so that one comparison tells whether it is.
+
+The first half of an array is the upper triangle, in an engine's order, and the second half has the
+opposite of each of its entries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .structure import Structure
+from .triangle import arrangement_of
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Where the caller's values go in an array of two halves.
+
+    nnz : the entries of one half
+    at_diagonal : (n,) the places of the diagonal entries in a half
+    slot : (nnz of the caller,) the place of each value, where places hold several values, which are
+        summed, or none; diagonal entries go to the first half only. None if `source` serves.
+    source : (2 nnz,) the value for each place
+    """
+
+    nnz: int
+    at_diagonal: Tensor
+    slot: Tensor | None
+    source: Tensor | None
+
+    def fill(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The upper triangle, and the opposite entries."""
+        nnz = self.nnz
+        if self.source is not None:
+            both = values.index_select(0, self.source)
+            return both[:nnz], both[nnz:]
+        assert self.slot is not None
+        both = values.new_zeros(2 * nnz).scatter_add_(0, self.slot, values)
+        upper, lower = both[:nnz], both[nnz:]
+        lower.scatter_(0, self.at_diagonal, upper.index_select(0, self.at_diagonal))
+        return upper, lower
+
+    def reorder(self, order: Tensor, at_diagonal: Tensor) -> Halves:
+        """The halves in which entry k is entry ``order[k]`` of these."""
+        if self.source is not None:
+            source = torch.cat([half[order] for half in self.source.split(self.nnz)])
+            return Halves(self.nnz, at_diagonal, None, source)
+        assert self.slot is not None
+        place = torch.empty(2, self.nnz, dtype=torch.int64, device=order.device)
+        place[:, order] = torch.arange(2 * self.nnz, device=order.device).view(2, -1)
+        return Halves(self.nnz, at_diagonal, place.view(-1)[self.slot], None)
+
+
+def agree(upper: Tensor, lower: Tensor, conjugate: bool) -> bool:
+    """Whether each entry of the lower half is that of the upper one, or its conjugate.
+
+    Entries that are not numbers do not agree.
+    """
+    opposite = lower.conj().resolve_conj() if conjugate and lower.is_complex() else lower
+    return torch.equal(upper, opposite)
+
+
+def halves_of(structure: Structure) -> Halves | None:
+    """The halves of a square structure, by rows; None where an entry has no opposite."""
+    return structure.remember(_find_halves)
+
+
+def _find_halves(structure: Structure) -> Halves | None:
+    opposite = structure.transpose_map
+    if bool((opposite < 0).any()):
+        return None
+    arrangement = arrangement_of(structure, "upper")
+    nnz, at_diagonal, source = arrangement.nnz, arrangement.at_diagonal, arrangement.source
+    assert source is not None  # only a full arrangement may be the identity
+    place = torch.nonzero(source >= 0).squeeze(-1)  # the rest are diagonal zeros, not stored
+    slot = torch.empty(structure.canonical_nnz, dtype=torch.int64, device=structure.device)
+    slot[opposite[source[place]]] = nnz + place
+    slot[source[place]] = place  # last: diagonal entries are their own opposites
+    if structure.has_duplicates or arrangement.has_gaps:
+        slot = slot if structure.position is None else slot[structure.position]
+        return Halves(nnz, at_diagonal, slot, None)
+    both = torch.cat((source, opposite[source]))
+    both = both if structure.entry_of is None else structure.entry_of[both]
+    return Halves(nnz, at_diagonal, None, both)
