@@ -33,6 +33,12 @@ def _superlu() -> Engine:
     return ENGINE
 
 
+def _lapack() -> Engine:
+    from .lapack import ENGINE
+
+    return ENGINE
+
+
 def _cudss() -> Engine:
     from .cudss.engine import ENGINE
 
@@ -51,6 +57,7 @@ _ENGINES: dict[str, Callable[[], Engine]] = {
     "pardiso": _pardiso,
     "qdldl": _qdldl,
     "superlu": _superlu,
+    "lapack": _lapack,
     "cudss": _cudss,
     "cudss_hybrid": _cudss_hybrid,
 }

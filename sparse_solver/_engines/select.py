@@ -1,6 +1,6 @@
 """Which engine factors a matrix: a pure function of its size, kind, dtype and fill.
 
-Simple loops (QDLDL) are fastest while a factorisation takes few operations. Blocked loops (PARDISO,
+Dense LU (LAPACK) is fastest for small general matrices. Simple loops (QDLDL) are fastest while a factorisation takes few operations. Blocked loops (PARDISO,
 SuperLU) pay for every block of columns, however small, and are fastest for the rest. The limits
 were measured by ``python -m benchmarks.calibrate``; benchmarks/calibrate.txt is its table.
 """
@@ -22,6 +22,9 @@ FIXED_FLOPS, FLOPS_PER_COLUMN = 3e5, 120.0
 ENVELOPE_FLOPS_PER_COLUMN = 700.0
 # SuperLU, which has no separate analysis, beats simple loops only beyond these.
 FIXED_FLOPS_FOR_SUPERLU, FLOPS_PER_COLUMN_FOR_SUPERLU = 5e7, 1500.0
+# Up to this many rows, dense LU is faster than sparse LU, whatever the pattern is; see
+# ``benchmarks.small``. Complex operations take longer, and OpenBLAS starts threads earlier.
+DENSE_ROWS, DENSE_ROWS_IF_COMPLEX = 128, 96
 # Beyond this many times the limit, no pattern of benchmarks.calibrate had a band narrow enough.
 _NARROW_BAND_RANGE = 20
 
@@ -90,6 +93,8 @@ def select(
     """
     if "cudss" in installed:
         return Choice("cudss", "the matrix is on the GPU")
+    if kind == "general" and "lapack" in installed and n <= _dense_rows(dtype):
+        return Choice("lapack", f"dense LU is fastest up to {_dense_rows(dtype)} rows")
     blocked = next((name for name in ("pardiso", "superlu") if name in installed), None)
     only_one = "no other engine that is installed takes this kind of matrix"
     if kind != "spd" or dtype.is_complex or "qdldl" not in installed:
@@ -99,6 +104,10 @@ def select(
     if blocked is None:
         return Choice("qdldl", only_one)
     return _choose_loops(n, blocked, factor_nnz, envelope)
+
+
+def _dense_rows(dtype: torch.dtype) -> int:
+    return DENSE_ROWS_IF_COMPLEX if dtype.is_complex else DENSE_ROWS
 
 
 def _choose_loops(n: int, blocked: str, factor_nnz: int | None, envelope: float | None) -> Choice:

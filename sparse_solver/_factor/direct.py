@@ -1,53 +1,54 @@
-"""The direct way to factor a positive definite matrix, on which nothing is checked twice.
+"""The direct way to factor: with a matrix like the last one, nothing is checked twice.
 
-An exact comparison of both triangles while they are gathered, and pivots that are not small beside
-the diagonal, show all that the solve has to know: symmetric, finite, positive definite, and not
-nearly singular. A pattern whose last matrix had such pivots is factored this way. Where anything is
-different, `ladder` finds out what, and what to do.
+A pattern whose last matrix was beyond doubt is factored by a `Route`, which makes in a few
+operations all the checks that such a matrix has to pass. Where it does not pass them, `ladder`
+finds out why, and what to do.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from .._engines.protocol import DirectSymbolic
-from .._sparse.halves import Halves, agree, halves_of
+from .._sparse.halves import agree, halves_of
 from .._sparse.structure import Structure
-from .checked_factor import Record
+from ..errors import SparseSolverError
+from .checked_factor import InverseOperator, Record, SoundFactor
 from .options import Assume, Triangle
 from .symmetry import check_lines, check_triangle
 from .systems import Vectors
 
 
-class Route(NamedTuple):
-    """How the last matrix was factored.
+class Route(Protocol):
+    """A way to factor matrices that are beyond doubt.
 
-    record : how its factor came about
+    symbolic : the analysis
+    blocks : the equal blocks on the diagonal
     """
 
-    symbolic: DirectSymbolic
-    halves: Halves
-    record: Record
-    vectors: Vectors
+    @property
+    def symbolic(self) -> object: ...
+    @property
+    def blocks(self) -> int: ...
 
-    def read(self, values: Tensor) -> tuple[Tensor, Tensor] | None:
-        """The upper triangle and the diagonal, if nothing is to be said against this route."""
-        upper, lower = self.halves.fill(values)
-        if not agree(upper, lower, conjugate=True):
-            return None
-        diagonal = upper.index_select(0, self.halves.at_diagonal)
-        return (upper, diagonal) if is_well_scaled(diagonal) else None
+    def factor(self, structure: Structure, values: Tensor) -> InverseOperator | None:
+        """The factor of the matrix with these values; None if there may be any doubt about it."""
 
 
 class Direct:
-    """The direct way for one pattern, one dtype and one choice of options.
+    """The route for one pattern, one dtype and one choice of options.
 
     Raises an error if the pattern alone shows that no matrix can be solved with.
 
-    route : None where the way is closed
+    route : None after a matrix that was not beyond doubt
+    known : the last route
     """
 
     def __init__(
@@ -61,21 +62,45 @@ class Direct:
         check_triangle(structure, triangle)
         check_lines(structure, triangle)
         self.route: Route | None = None
+        self.known: Route | None = None
 
-    def open(
-        self, structure: Structure, symbolic: DirectSymbolic, record: Record, blocks: int
-    ) -> None:
-        """Factor the next matrices like this one, which was found to be beyond doubt."""
+    def open(self, symbolic: object, make: Callable[[], Route]) -> None:
+        """Take the route with this analysis, which is made unless it is known."""
+        if self.known is None or self.known.symbolic is not symbolic:
+            self.known = make()
+        self.route = self.known
+
+
+class CholeskyRoute:
+    """The route for positive definite matrices.
+
+    An exact comparison of both triangles while they are gathered, and pivots that are not small
+    beside the diagonal, show all that the solve has to know: symmetric, finite, positive definite,
+    and not nearly singular.
+
+    record : how the last factor came about
+    """
+
+    def __init__(self, structure: Structure, symbolic: DirectSymbolic, record: Record, blocks: int):
         halves = halves_of(structure)
-        if halves is not None:
-            halves = structure.remember(_reorder_halves, symbolic)
-            self.route = Route(symbolic, halves, record, Vectors(structure.shape[0], blocks))
+        assert halves is not None  # since the triangles of the last matrix agreed
+        self.blocks, self.symbolic, self._record = blocks, symbolic, replace(record)
+        self._halves, self._factor_upper = symbolic.reorder(halves), symbolic.factor_upper
+        self._vectors = Vectors(structure.shape[0], blocks)
 
-
-def _reorder_halves(structure: Structure, symbolic: DirectSymbolic) -> Halves:
-    halves = halves_of(structure)
-    assert halves is not None
-    return symbolic.reorder(halves)
+    def factor(self, structure: Structure, values: Tensor) -> SoundFactor | None:
+        upper, lower = self._halves.fill(values)
+        if not agree(upper, lower, conjugate=True):
+            return None
+        diagonal = upper.index_select(0, self._halves.at_diagonal)
+        if is_well_scaled(diagonal):
+            started = time.perf_counter()
+            with suppress(SparseSolverError):  # the ladder will raise an error that says more
+                factor = self._factor_upper(upper, diagonal)
+                if factor.sound:
+                    seconds = time.perf_counter() - started
+                    return SoundFactor(self._record, factor, self._vectors, seconds)
+        return None
 
 
 def is_well_scaled(diagonal: Tensor, blocks: int = 1) -> bool:

@@ -79,12 +79,30 @@ class Factors:
         return (self._on_host or self).problem.structure.device
 
     def prepare(self, values: Tensor) -> None:
-        """Factor, unless that is done; later calls use these values, however they are changed."""
+        """Factor, unless that is done; later calls use these values, however they are changed.
+
+        Small matrices of a batch are factored together, as block-diagonal ones.
+        """
         if self._on_host is not None:
-            self._on_host.prepare(values.detach().cpu())
-        elif self._parts is None:
-            self._raise_pending()
-            self._parts = self._factor_all(values)
+            if self.parts is None or self._compare:  # else the values are not used
+                self._on_host.prepare(values.detach().cpu())
+            return
+        if self._parts is not None and (self._values is None or torch.equal(self._values, values)):
+            return
+        self._raise_pending()
+        problem, values = self.problem, materialize(values).contiguous()
+        method, options = method_named(problem.method), problem.options
+        non_blocking = options.non_blocking and problem.structure.device != CPU
+        factor = factor_non_blocking if non_blocking else method.factor
+        try:
+            if values.dim() == 1 and problem.submatrix is None:
+                parts = [BatchFactor(factor(problem.structure, values, options), _WHOLE)]
+            else:
+                parts = self._factor_blocks(_as_batch(values), factor, non_blocking)
+        except (NonFiniteError, NotSymmetricError) as error:
+            method.explain(error, problem.structure, _as_batch(values))
+            raise
+        self._parts, self._values = parts, values.clone() if self._compare else None
 
     def apply_inverse(self, values: Tensor, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
         """Apply A⁻¹ or A⁻ᵀ to the rows of `rhs`; see `CheckedFactor.apply_inverse`."""
@@ -94,8 +112,8 @@ class Factors:
             x = self._on_host.apply_inverse(values, rhs.detach().cpu(), transpose, strict)
             return x.to(rhs.device)
         self._raise_pending()
-        if self._parts is None or not self._are_of(values):
-            self._parts = self._factor_all(values)
+        self.prepare(values)
+        assert self._parts is not None
         rhs, submatrix = materialize(rhs).contiguous(), self.problem.submatrix
         if submatrix is None and values.dim() == 1:
             return self._parts[0].factor.apply_inverse(rhs, transpose, strict)
@@ -113,24 +131,6 @@ class Factors:
         """Raise the error of an earlier non-blocking solve."""
         if self.problem.options.non_blocking:
             raise_finished()
-
-    def _are_of(self, values: Tensor) -> bool:
-        return self._values is None or torch.equal(self._values, values)
-
-    def _factor_all(self, values: Tensor) -> list[BatchFactor]:
-        """Factor every matrix of the batch, small ones together as block-diagonal ones."""
-        problem, values = self.problem, materialize(values).contiguous()
-        method, options = method_named(problem.method), problem.options
-        non_blocking = options.non_blocking and problem.structure.device != CPU
-        factor = factor_non_blocking if non_blocking else method.factor
-        self._values = values.clone() if self._compare else None
-        try:
-            if values.dim() == 1 and problem.submatrix is None:
-                return [BatchFactor(factor(problem.structure, values, options), _WHOLE)]
-            return self._factor_blocks(_as_batch(values), factor, non_blocking)
-        except (NonFiniteError, NotSymmetricError) as error:
-            method.explain(error, problem.structure, _as_batch(values))
-            raise
 
     def _factor_blocks(
         self, matrices: Tensor, factor: Callable[..., InverseOperator], non_blocking: bool

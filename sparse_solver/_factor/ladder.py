@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -19,14 +19,16 @@ from torch import Tensor
 
 from .._engines.analysis import Analysis, analyze
 from .._engines.equilibrated_lu import ROBUST_ENGINE, EquilibratedSymbolic
+from .._engines.lapack import LapackSymbolic
 from .._engines.protocol import DirectSymbolic, Factor, Kind, Symbolic, is_hermitian
 from .._sparse.matrix import Matrix
 from .._sparse.matvec import Products, product_indices
 from .._sparse.structure import Structure
 from .._sparse.values import is_single, to_double
 from ..errors import EngineError, EngineUnsupportedError, SingularMatrixError, SparseSolverError
-from .checked_factor import CheckedFactor, EmptyFactor, Record, Rung, SoundFactor
-from .direct import Direct, is_well_scaled
+from .checked_factor import CheckedFactor, EmptyFactor, InverseOperator, Record, Rung
+from .dense_route import DenseRoute
+from .direct import CholeskyRoute, Direct, is_well_scaled
 from .options import Options
 from .singular import explain_structure
 from .starting_method import Start
@@ -36,23 +38,25 @@ from .systems import Systems
 
 def factor_matrix(
     structure: Structure, values: Tensor, options: Options, blocks: int = 1
-) -> CheckedFactor | SoundFactor | EmptyFactor:
+) -> InverseOperator:
     """Factor the matrix with these contiguous values (nnz,) and `blocks` equal diagonal blocks.
 
     Raises an error where there is no factorisation, or BlockInDoubt.
     """
     direct = _direct_of(structure, options, values.dtype)
     route = direct.route
-    if route is not None and route.vectors.blocks == blocks:
-        parts = route.read(values)
-        if parts is not None:
-            started = time.perf_counter()
-            with suppress(SparseSolverError):  # the ladder will raise an error that says more
-                factor = route.symbolic.factor_upper(*parts)
-                if factor.sound:
-                    seconds = time.perf_counter() - started
-                    return SoundFactor(route.record, factor, route.vectors, seconds)
+    if route is not None and route.blocks == blocks:
+        factor = route.factor(structure, values)
+        if factor is not None:
+            return factor
         direct.route = None
+    return climb_ladder(structure, values, options, blocks)
+
+
+def climb_ladder(
+    structure: Structure, values: Tensor, options: Options, blocks: int = 1
+) -> CheckedFactor | EmptyFactor:
+    """The same by all kinds and methods in turn, from the fastest on."""
     matrix = Matrix(structure, values)
     ladder = choose_kinds(matrix, options)
     record = Record(ladder.kinds[0], ladder.reason)
@@ -68,7 +72,9 @@ def factor_matrix(
             first = None
             with methods.attempt("factorization_seconds"):
                 first = methods.method.factor(matrix)
-            return CheckedFactor(record, methods, methods.climb(first))
+            checked = CheckedFactor(record, methods, methods.climb(first))
+            methods.open_route(checked)
+            return checked
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -145,13 +151,24 @@ class MethodLadder:
         record.engine = rung.engine
         record.engine_reason = first.reason if rung.engine == first.engine else reason
         record.method, record.method_reason = rung.method, reason
-        structure, symbolic = self._matrix.structure, first.symbolic
-        is_beyond_doubt = is_first and rung.sound and self._matrix.is_mirrored
-        if is_beyond_doubt and isinstance(symbolic, DirectSymbolic):
-            direct = _direct_of(structure, self._options, self._matrix.dtype)
-            direct.open(structure, symbolic, record, self._blocks)
         if not rung.sound:  # another factor may be needed; the caller may overwrite the values
-            self._matrix = Matrix(structure, self._matrix.values.clone())
+            self._matrix = Matrix(self._matrix.structure, self._matrix.values.clone())
+
+    def open_route(self, checked: CheckedFactor) -> None:
+        """Factor the next matrices of the pattern directly, if this one was beyond doubt."""
+        symbolic, judge, record = self._first.symbolic, checked.judge, self._record
+        matrix, options = self._matrix, self._options
+        if self.method is not symbolic or not judge.is_beyond_doubt:
+            return
+        direct = _direct_of(matrix.structure, options, matrix.dtype)
+        if judge.sound and matrix.is_mirrored and isinstance(symbolic, DirectSymbolic):
+            arguments = matrix.structure, symbolic, record, self._blocks
+            direct.open(symbolic, partial(CholeskyRoute, *arguments))
+        elif record.kind == "general" and isinstance(symbolic, LapackSymbolic):
+            find_symmetry = options.assume == "auto"
+            fallback = partial(climb_ladder, options=options)
+            given = matrix.structure, symbolic, find_symmetry, record, fallback
+            direct.open(symbolic, partial(DenseRoute, *given))
 
     def systems(self, factor: Factor) -> Systems:
         """The systems that this factor, and every other one, solves."""

@@ -17,7 +17,7 @@ from .._sparse.values import is_finite, probe_vector, row_moduli
 
 # The mean of the probe vector: not zero, since the vectors that singular matrices annihilate are
 # often constant.
-_PROBE_MEAN = 0.25
+PROBE_MEAN = 0.25
 
 
 class Scales(NamedTuple):
@@ -119,7 +119,7 @@ class Systems(Vectors):
     def probe(self) -> Tensor:
         """(1, n) scattered numbers."""
         real = torch.float64
-        return probe_vector(self.n, real, _PROBE_MEAN, self._device, self._start)
+        return probe_vector(self.n, real, PROBE_MEAN, self._device, self._start)
 
     def smallest(self, line: Tensor) -> Tensor:
         """The smallest of (1, n) numbers."""
