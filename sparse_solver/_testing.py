@@ -27,12 +27,13 @@ def engine_methods() -> Iterator[tuple[type, str, str]]:
             if not isinstance(cls, type) or cls.__module__ != module:
                 continue
             if hasattr(cls, "analyze_values"):  # a Symbolic
-                names = ("factor", "factor_upper", "factor_non_blocking")
+                names = ("factor", "factor_upper", "factor_dense", "factor_non_blocking")
                 yield from ((cls, name, "factor") for name in names if hasattr(cls, name))
             elif hasattr(cls, "analyze"):
                 yield cls, "analyze", "analyze"
             elif hasattr(cls, "substitute"):
-                yield cls, "substitute", "substitute"
+                ways = ("substitute", "substitute_columns")
+                yield from ((cls, name, "substitute") for name in ways if hasattr(cls, name))
 
 
 def counted(method: Callable[..., Any], name: str, counts: Counter[str]) -> Callable[..., Any]:

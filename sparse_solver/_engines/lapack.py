@@ -11,12 +11,12 @@ Source: E. Anderson et al., "LAPACK Users' Guide", 3rd ed., SIAM 1999: ?getrf, ?
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .._sparse.dense import Array, assemble_dense
 from .._sparse.matrix import Matrix
 from .._sparse.structure import Structure
 from .._sparse.triangle import Arrangement, arrangement_of
@@ -27,18 +27,19 @@ from .protocol import Availability, Kind, is_doubtful, is_hermitian, not_positiv
 # With more rows, a dense matrix takes more than two gibibytes.
 _MOST_ROWS = 2**14
 
-Array = Any  # a NumPy array
+
+class _Library:
+    """The routines for real or for complex numbers of double precision."""
+
+    def __init__(self, is_complex: bool):
+        from scipy.linalg import get_lapack_funcs
+
+        names = ("getrf", "getrs", "potrf", "potrs")
+        found = get_lapack_funcs(names, dtype=np.complex128 if is_complex else np.float64)
+        self.getrf, self.getrs, self.potrf, self.potrs = found
 
 
-@cache
-def _functions(is_complex: bool) -> tuple[Any, Any, Any, Any]:
-    """getrf, getrs, potrf and potrs."""
-    from scipy.linalg import get_lapack_funcs
-
-    names = ("getrf", "getrs", "potrf", "potrs")
-    found = get_lapack_funcs(names, dtype=np.complex128 if is_complex else np.float64)
-    getrf, getrs, potrf, potrs = found
-    return getrf, getrs, potrf, potrs
+library = cache(_Library)
 
 
 class LapackSymbolic:
@@ -53,27 +54,20 @@ class LapackSymbolic:
         self.method = "dense Cholesky" if kind == "spd" else "dense LU with partial pivoting"
         self.arrangement = arrangement_of(structure, "full", triangle)
         self.places = self.arrangement.col * n + self.arrangement.rows
-        self.functions = _functions(dtype.is_complex)
+        self.library = library(dtype.is_complex)
 
     def factor_nnz(self, matrix: Matrix) -> int | None:
         return self.n * (self.n + 1) // 2
 
     def factor(self, matrix: Matrix) -> LapackFactor:
         values = matrix.arrange(self.arrangement, is_hermitian(self.kind, self.dtype))
-        return LapackFactor(self, assemble(self.n, self.places.numpy(), values.numpy()))
+        return LapackFactor(self, assemble_dense(self.n, self.places.numpy(), values.numpy()))
+
+    def factor_dense(self, dense: Array) -> LapackFactor:
+        return LapackFactor(self, dense)
 
     def analyze_values(self, matrix: Matrix) -> None:
         return None
-
-
-def assemble(n: int, places: Array, values: Array, are_distinct: bool = True) -> Array:
-    """(n, n) the dense matrix in double precision, by columns; values at one place are summed."""
-    dense = np.zeros(n * n, dtype=np.complex128 if np.iscomplexobj(values) else np.float64)
-    if are_distinct:
-        dense[places] = values
-    else:
-        np.add.at(dense, places, values)
-    return dense.reshape(n, n).T
 
 
 class LapackFactor:
@@ -85,15 +79,15 @@ class LapackFactor:
         self._symbolic, self.dense, self._is_spd = symbolic, dense, symbolic.kind == "spd"
         self.negative_eigenvalues: int | None = 0 if self._is_spd else None
         self.sound = False
-        getrf, self._getrs, potrf, self._potrs = symbolic.functions
+        self._library = symbolic.library
         if self._is_spd:
-            self._factor, info = potrf(dense, lower=1, clean=0)
+            self._factor, info = self._library.potrf(dense, lower=1, clean=0)
             if info:
                 raise not_positive_definite("lapack", "Cholesky", info - 1)
             pivots = self._factor.diagonal().real ** 2 / dense.diagonal().real
             self.sound = not is_doubtful(float(pivots.min()), symbolic.dtype)
         else:
-            self._factor, self._exchanges, info = getrf(dense)
+            self._factor, self._exchanges, info = self._library.getrf(dense)
             if info:
                 message = "LAPACK met a zero pivot: the matrix is singular"
                 raise SingularMatrixError(message, engine="lapack")
@@ -121,17 +115,20 @@ class LapackFactor:
         return int(self._factor.nbytes + self.dense.nbytes)
 
     def substitute(self, rhs: Tensor, transpose: bool) -> Tensor:
-        x = self.substitute_columns(to_double(rhs).numpy().T, transpose)
+        x = self._substitute(to_double(rhs).numpy().T, transpose)
         return torch.from_numpy(x.T).to(rhs.dtype)
 
     def substitute_columns(self, rhs: Array, transpose: bool) -> Array:
-        """A⁻¹ or A⁻ᵀ applied to a vector (n,) or to columns (n, k), in a new array."""
+        return self._substitute(rhs, transpose)
+
+    def _substitute(self, rhs: Array, transpose: bool) -> Array:
         if not self._is_spd:
-            x, _ = self._getrs(self._factor, self._exchanges, rhs, trans=int(transpose))
+            trans = int(transpose)
+            x, _ = self._library.getrs(self._factor, self._exchanges, rhs, trans=trans)
         elif transpose and self._symbolic.dtype.is_complex:  # Aᵀ = conj(A)
-            x = self.substitute_columns(rhs.conj(), False).conj()
+            x = self._substitute(rhs.conj(), False).conj()
         else:
-            x, _ = self._potrs(self._factor, rhs, lower=1)
+            x, _ = self._library.potrs(self._factor, rhs, lower=1)
         return x
 
 

@@ -10,7 +10,7 @@ copy.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -171,6 +171,26 @@ class DirectSymbolic(Protocol):
         The factor is `sound` only if all entries are numbers and the diagonal is positive. Raises
         as `factor` does.
         """
+
+
+class DenseFactor(Factor, Protocol):
+    """A factor of the dense array `dense`, (n, n)."""
+
+    @property
+    def dense(self) -> Any: ...
+
+    def substitute_columns(self, rhs: Any, transpose: bool) -> Any:
+        """Apply A⁻¹ or A⁻ᵀ to an array (n,) or (n, k), in a new array of double precision."""
+
+
+@runtime_checkable
+class DenseSymbolic(Protocol):
+    """An analysis that takes dense NumPy arrays of double precision."""
+
+    dtype: torch.dtype
+
+    def factor_dense(self, dense: Any) -> DenseFactor:
+        """Factor an array that is stored by columns; raises as `factor` does."""
 
 
 @runtime_checkable

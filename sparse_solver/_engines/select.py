@@ -1,8 +1,9 @@
 """Which engine factors a matrix: a pure function of its size, kind, dtype and fill.
 
-Dense LU (LAPACK) is fastest for small general matrices. Simple loops (QDLDL) are fastest while a factorisation takes few operations. Blocked loops (PARDISO,
-SuperLU) pay for every block of columns, however small, and are fastest for the rest. The limits
-were measured by ``python -m benchmarks.calibrate``; benchmarks/calibrate.txt is its table.
+Dense LU (LAPACK) is fastest for small general matrices. Simple loops (QDLDL) are fastest while a
+factorisation takes few operations. Blocked loops (PARDISO, SuperLU) pay for every block of columns,
+however small, and are fastest for the rest. The limits were measured by
+``python -m benchmarks.calibrate``; benchmarks/calibrate.txt is its table.
 """
 
 from __future__ import annotations

@@ -11,14 +11,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .._engines.lapack import LapackFactor, LapackSymbolic, assemble
-from .._engines.protocol import Factor
+from .._engines.protocol import DenseFactor, DenseSymbolic, Factor
+from .._sparse.dense import Array, assemble_dense
 from .._sparse.structure import Structure
 from .._sparse.values import is_finite, is_single, probe_vector, to_double
 from ..errors import SingularMatrixError
@@ -29,8 +28,6 @@ from .systems import PROBE_MEAN
 
 # Steps of refinement; a backward stable factor rarely needs one.
 _MOST_STEPS = 2
-
-Array = Any  # a NumPy array
 
 
 # Factors a matrix of a structure in any way.
@@ -51,7 +48,7 @@ class DenseRoute:
     def __init__(
         self,
         structure: Structure,
-        symbolic: LapackSymbolic,
+        symbolic: DenseSymbolic,
         find_symmetry: bool,
         record: Record,
         fallback: Fallback,
@@ -68,10 +65,10 @@ class DenseRoute:
         conjugations = (False, True) if symbolic.dtype.is_complex else (False,)
         self._asymmetries = dict.fromkeys(conjugations if find_symmetry else (), (0, 0))
 
-    def factor(self, structure: Structure, values: Tensor) -> DenseFactor | None:
+    def factor(self, structure: Structure, values: Tensor) -> SoundDenseFactor | None:
         started, entries = time.perf_counter(), values.numpy()
         with np.errstate(all="ignore"):
-            dense = assemble(self._n, self._places, entries, self._are_distinct)
+            dense = assemble_dense(self._n, self._places, entries, self._are_distinct)
             moduli = np.abs(dense)
             rows = moduli.max(1)
             columns = (moduli / rows[:, None]).max(0)
@@ -80,12 +77,12 @@ class DenseRoute:
             if not low > 0 or self._may_be_symmetric(dense, values.dtype):
                 return None
             try:
-                factor = LapackFactor(self.symbolic, dense)
+                factor = self.symbolic.factor_dense(dense)
             except SingularMatrixError:
                 return None
             # The caller may overwrite the values before another factor is needed.
             fallback = partial(self._fallback, structure, torch.from_numpy(entries.copy()))
-            made = DenseFactor(self._record, factor, values.dtype, moduli, fallback)
+            made = SoundDenseFactor(self._record, factor, values.dtype, moduli, fallback)
             found = made.solve(self._probe * rows, False)
             if found is None:
                 return None
@@ -111,7 +108,7 @@ class DenseRoute:
         return False
 
 
-class DenseFactor:
+class SoundDenseFactor:
     """A dense factor of a matrix that is beyond doubt.
 
     seconds : the time of the factorisation
@@ -120,7 +117,7 @@ class DenseFactor:
     def __init__(
         self,
         like: Record,
-        factor: LapackFactor,
+        factor: DenseFactor,
         dtype: torch.dtype,
         moduli: Array,
         fallback: Callable[[], InverseOperator],

@@ -85,7 +85,7 @@ class CholeskyRoute:
         halves = halves_of(structure)
         assert halves is not None  # since the triangles of the last matrix agreed
         self.blocks, self.symbolic, self._record = blocks, symbolic, replace(record)
-        self._halves, self._factor_upper = symbolic.reorder(halves), symbolic.factor_upper
+        self._halves = symbolic.reorder(halves)
         self._vectors = Vectors(structure.shape[0], blocks)
 
     def factor(self, structure: Structure, values: Tensor) -> SoundFactor | None:
@@ -96,7 +96,7 @@ class CholeskyRoute:
         if is_well_scaled(diagonal):
             started = time.perf_counter()
             with suppress(SparseSolverError):  # the ladder will raise an error that says more
-                factor = self._factor_upper(upper, diagonal)
+                factor = self.symbolic.factor_upper(upper, diagonal)
                 if factor.sound:
                     seconds = time.perf_counter() - started
                     return SoundFactor(self._record, factor, self._vectors, seconds)

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from .._engines.analysis import Analysis, analyze
 from .._engines.equilibrated_lu import ROBUST_ENGINE, EquilibratedSymbolic
-from .._engines.lapack import LapackSymbolic
-from .._engines.protocol import DirectSymbolic, Factor, Kind, Symbolic, is_hermitian
+from .._engines.protocol import DenseSymbolic, DirectSymbolic, Factor, Kind, Symbolic, is_hermitian
 from .._sparse.matrix import Matrix
 from .._sparse.matvec import Products, product_indices
 from .._sparse.structure import Structure
@@ -164,7 +163,7 @@ class MethodLadder:
         if judge.sound and matrix.is_mirrored and isinstance(symbolic, DirectSymbolic):
             arguments = matrix.structure, symbolic, record, self._blocks
             direct.open(symbolic, partial(CholeskyRoute, *arguments))
-        elif record.kind == "general" and isinstance(symbolic, LapackSymbolic):
+        elif record.kind == "general" and isinstance(symbolic, DenseSymbolic):
             find_symmetry = options.assume == "auto"
             fallback = partial(climb_ladder, options=options)
             given = matrix.structure, symbolic, find_symmetry, record, fallback

@@ -16,7 +16,7 @@ from .._factor.factors import Factors
 from .._factor.lifetime import factors_of, token_of
 from .._factor.problem import Problem
 from .._torch.dynamo import disable_dynamo
-from .._torch.modes import is_recorded, is_transformed, is_unrecorded
+from .._torch.modes import is_recorded, is_traced, is_transformed, is_unrecorded
 from ..errors import TransformError
 from .adjoint import adjoint, tangent
 
@@ -104,8 +104,10 @@ def solve_eagerly(
     values: Tensor, rhs: Tensor, factors: Factors | None, problem: Problem, transpose: bool
 ) -> Tensor:
     """Solve with the factors of `values`, or with new ones that live as long as the graph."""
-    if torch.jit.is_tracing():  # type: ignore[attr-defined] # torch does not export it to type checkers
-        raise TransformError("torch.jit.trace would record x as a constant; use torch.compile")
+    if is_traced():
+        raise TransformError(
+            "torch.jit.trace and make_fx would record x as a constant; use torch.compile"
+        )
     factors = Factors(problem) if factors is None else factors
     transformed = is_transformed(values, rhs)
     if transformed:

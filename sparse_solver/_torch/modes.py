@@ -34,6 +34,12 @@ def is_transformed(*tensors: Tensor) -> bool:
     )
 
 
+def is_traced() -> bool:
+    """Whether torch.jit.trace or make_fx records operations, but not those of native libraries."""
+    proxies = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
+    return proxies is not None or torch.jit.is_tracing()  # type: ignore[attr-defined] # torch does not export it to type checkers
+
+
 def is_recorded(*tensors: Tensor) -> bool:
     """Whether autograd records what is computed from these tensors."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)

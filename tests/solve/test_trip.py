@@ -11,7 +11,7 @@ from problems import grid, laplacian_places, laplacian_values
 
 import sparse_solver as ss
 from sparse_solver import _testing
-from sparse_solver._engines import qdldl
+from sparse_solver._engines import lapack, qdldl
 from sparse_solver._engines.mkl import library as mkl
 
 # The native functions: attributes of an object that holds those of a library loaded by ctypes,
@@ -20,14 +20,15 @@ NATIVE = {
     "pardiso": (mkl.library, ("pardiso",)),
     "qdldl": (qdldl._library, ("factor", "solve")),
     "superlu": (None, ("gstrf", "solve")),
+    "lapack": (lambda: lapack.library(False), ("getrf", "getrs", "potrf", "potrs")),
 }
 
 
 def visible(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function behind one in Python, so that the profiler sees its calls."""
 
-    def native(*arguments: Any) -> Any:
-        return function(*arguments)
+    def native(*arguments: Any, **options: Any) -> Any:
+        return function(*arguments, **options)
 
     return native
 
