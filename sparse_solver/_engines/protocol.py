@@ -119,7 +119,6 @@ class Factor(Protocol):
     """
 
     perturbed_pivots: int | None
-    negative_eigenvalues: int | None
     sound: bool
 
     @property
@@ -132,6 +131,8 @@ class Factor(Protocol):
     def flops(self) -> int | None: ...
     @property
     def memory_bytes(self) -> int | None: ...
+    @property
+    def negative_eigenvalues(self) -> int | None: ...
 
     def substitute(self, rhs: Tensor, transpose: bool) -> Tensor:
         """Apply A⁻¹ or A⁻ᵀ to the rows of the contiguous (k, n) `rhs`, k ≥ 1, in a new tensor."""

@@ -42,7 +42,8 @@ FORWARD, _RELEASE_FACTOR = 331, 0  # phases
 _forked = False
 
 
-def _threads() -> int:
+def threads() -> int:
+    """The threads that a call uses."""
     return 1 if _forked else torch.get_num_threads()
 
 
@@ -63,7 +64,7 @@ class _Native:
     ):
         # The arrangement owns the indices that are pointed to.
         self.library, self.arrangement, self.n = library, arrangement, n
-        self.threads, self.pid = _threads(), os.getpid()
+        self.threads, self.pid = threads(), os.getpid()
         self.slots = _CAREFUL_FACTORS_PER_HANDLE if iparm[55] else _FACTORS_PER_HANDLE
         self.iparm = (c_int64 * 64)()
         self._given = (c_int64 * 64)(*iparm)
@@ -118,6 +119,7 @@ class Handle:
         self, library: Library, mtype: int, arrangement: Arrangement, n: int, iparm: list[int]
     ):
         self._native = _Native(library, mtype, arrangement, n, iparm)
+        self.is_improved = iparm[23] == 10  # (24): the improved two-level factorisation
         self._lock = ForkSafeLock()
         self._free = list(range(self._native.slots, 0, -1))
         self._idle: list[int] = []  # slots of released factors that still have their memory
@@ -167,7 +169,7 @@ class Handle:
 
     def take(self) -> int | None:
         """A slot for a factorisation with the threads of this call; None if there is none."""
-        if self._native.is_lost or self._native.threads != _threads():
+        if self._native.is_lost or self._native.threads != threads():
             return None
         with self._lock:
             return self._idle.pop() if self._idle else self._free.pop() if self._free else None

@@ -39,11 +39,15 @@ from ..protocol import (
     is_hermitian,
     not_positive_definite,
 )
-from .handle import FORWARD, Handle, recently_used
+from .handle import FORWARD, Handle, recently_used, threads
 from .library import Library
 from .library import library as mkl_library
 from .parameters import ZERO_PIVOT, engine_error, matrix_type, parameters
 
+# From so many rows on, and up to so many entries of each factor per row, the improved two-level
+# factorisation is faster with several threads: 1.3 to 2.1 times on grids, slower where there is
+# more fill. ``benchmarks.two_level`` measured it.
+_MANY_ROWS, _LITTLE_FILL = 2**14, 56
 # Up to this many rows, a second probe vector costs next to nothing.
 _FEW_ROWS = 2**14
 
@@ -57,12 +61,14 @@ def _growth_in_doubt(dtype: torch.dtype) -> float:
     return float(0.1 * torch.finfo(dtype).eps ** -0.3)
 
 
-def _parameters(kind: Kind, dtype: torch.dtype, matching: bool, careful: bool) -> list[int]:
+def _parameters(
+    kind: Kind, dtype: torch.dtype, matching: bool, careful: bool, improved: bool = False
+) -> list[int]:
     iparm = parameters(kind, dtype, matching)
     iparm[1] = 3  # (2): parallel nested dissection
-    # (24): two-level factorisation, without which two right-hand sides cost twenty times one. It
-    # excludes matching.
-    iparm[23] = 0 if matching else 1
+    # (24): two-level factorisation, without which two right-hand sides cost twenty times one, or
+    # its improved form. Both exclude matching.
+    iparm[23] = 0 if matching else 10 if improved else 1
     # (56): keep the pivots; on grids of 500² the factorisation then takes a third longer.
     iparm[55] = int(careful)
     return iparm
@@ -100,15 +106,35 @@ class PardisoSymbolic:
         self.nnz: int | None = None
         self._lock = ForkSafeLock(reentrant=True)
         self.method = METHODS[self._method] + (" with scaling and matching" if match else "")
+        self._improves = True
         self._handles = [self._analyze()]
 
     def _analyze(self) -> Handle:
-        method, matching = self._method, self._analyzed_values is not None
-        iparm = _parameters(method, self._dtype, matching, self.careful)
-        mtype = matrix_type(method, self._dtype)
+        if self._may_improve() and (self.nnz is None or self._has_little_fill()):
+            handle = self._analyze_with(improved=True)
+            if self._has_little_fill():
+                return handle
+        return self._analyze_with(improved=False)
+
+    def _analyze_with(self, improved: bool) -> Handle:
+        matching, mtype = self._analyzed_values is not None, matrix_type(self._method, self._dtype)
+        iparm = _parameters(self._method, self._dtype, matching, self.careful, improved)
         handle = Handle(self._library, mtype, self.arrangement, self._n, iparm)
         self.nnz = handle.analyze(self._analyzed_values)
         return handle
+
+    def _may_improve(self) -> bool:
+        """Whether the improved two-level factorisation is right, and perhaps faster.
+
+        MKL 2026.2 solves transposed Hermitian systems wrongly with it.
+        """
+        is_right = self._improves and self._analyzed_values is None and not self.careful
+        is_right &= not self._dtype.is_complex or self._method == "symmetric"
+        return is_right and self._n >= _MANY_ROWS and threads() > 1
+
+    def _has_little_fill(self) -> bool:
+        factors = 2 if self._method == "general" else 1
+        return self.nnz is not None and self.nnz <= factors * _LITTLE_FILL * self._n
 
     def factor_nnz(self, matrix: Matrix) -> int | None:
         return self.nnz
@@ -131,10 +157,16 @@ class PardisoSymbolic:
         """A handle for the threads of this call, and a free slot in it."""
         with self._lock:
             for handle in self._handles:
+                if handle.is_improved and not self._improves:
+                    continue
                 if (slot := handle.take()) is not None:
                     return handle, slot
             self._handles.append(self._analyze())
             return self.take()
+
+    def stop_improving(self) -> None:
+        """Factor from now on by the method that counts eigenvalues."""
+        self._improves = False
 
     def _arrange(self, matrix: Matrix) -> Tensor:
         return matrix.arrange(self.arrangement, is_hermitian(self.kind, self._dtype))
@@ -190,13 +222,27 @@ class PardisoFactor:
     nnz: int | None = None
     memory_bytes: int | None = None
     perturbed_pivots: int | None = None
-    negative_eigenvalues: int | None = None
+    _negative: int | None = None
     sound = False  # LU and LDLᵀ exchange rows within blocks only
 
     def __init__(self, symbolic: PardisoSymbolic, values: Tensor):
         # PARDISO keeps a pointer to `values` for its iterative refinement.
         self._symbolic, self.values, self.arrangement = symbolic, values, symbolic.arrangement
         self._lock = ForkSafeLock()
+
+    @property
+    def _may_count(self) -> bool:
+        is_ldlt = self.arrangement.coverage == "upper" and not self.values.is_complex()
+        return is_ldlt and not self.perturbed_pivots
+
+    @property
+    def negative_eigenvalues(self) -> int | None:
+        if self._negative is None and self._may_count and self._place[0].is_improved:
+            self._symbolic.stop_improving()
+            counting = PardisoFactor(self._symbolic, self.values)
+            counting.compute()
+            self._negative = counting._negative
+        return self._negative
 
     def compute(self, diagonal: Tensor | None = None) -> bool:
         """Factor into a free slot of a handle for the threads of this call; raise if that fails.
@@ -220,12 +266,12 @@ class PardisoFactor:
         self.memory_bytes = iparm[16] * 1024 or None  # (17): kilobytes of factor and solution
         self.perturbed_pivots = iparm[13]
         if not is_spd:
-            # (23) counts the negative eigenvalues of real symmetric matrices only, as perturbed.
-            is_counted = self.arrangement.coverage == "upper" and not self.values.is_complex()
-            counted = is_counted and not self.perturbed_pivots
-            self.negative_eigenvalues = iparm[22] if counted else None
+            # (22), (23): the positive and negative eigenvalues of real symmetric matrices, as
+            # perturbed; the improved factorisation leaves both at zero in double precision.
+            if self._may_count and iparm[21] + iparm[22]:
+                self._negative = iparm[22]
             return True
-        self.negative_eigenvalues = 0
+        self._negative = 0
         y = handle.substitute(slot, self.values, self._probes(diagonal), False, phase=FORWARD)
         growth = largest_modulus(y)
         self.sound = growth < _growth_in_doubt(self.values.dtype)
