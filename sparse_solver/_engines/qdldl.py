@@ -23,6 +23,7 @@ from .._sparse.halves import Halves
 from .._sparse.matrix import Matrix
 from .._sparse.structure import Structure, row_major, row_pointers
 from .._sparse.triangle import Arrangement, arrangement_of
+from .._sparse.values import new_numbers, permute_columns
 from .._torch.modes import outside_transforms
 from .protocol import Availability, Kind, is_doubtful, not_positive_definite
 
@@ -78,6 +79,7 @@ class QdldlSymbolic:
     """The AMD ordering of a pattern, and its elimination tree.
 
     order : (n,) the row at each step of the elimination
+    gathers : (1, n) the order, and the step of each row
     source : where each value of the reordered matrix is in the arrangement
     at_diagonal : (n,) where the diagonal is in the reordered matrix
     Ap, Ai : the upper triangle of the reordered matrix by columns
@@ -105,7 +107,6 @@ class QdldlSymbolic:
         self.Lp, self.Li = (torch.empty(k, dtype=torch.int64) for k in (self.n + 1, below))
         self.nnz: int = below + self.n
         self.flops = int(((self.Lnz + 1) ** 2).sum())
-        # As lines of one row, by which `gather` permutes vectors several times faster.
         self.gathers = self.order.unsqueeze(0), step.unsqueeze(0)
         # Addresses for the calls, found once: for a small system that takes as long as a call.
         self.pattern = self.n, self.Ap.data_ptr(), self.Ai.data_ptr()
@@ -168,8 +169,8 @@ class QdldlFactor:
         reordered = self._reordered.to(torch.float64)
         # L, D and its inverse, which the factor keeps, and work arrays of doubles; then 3 n
         # integers and n bytes.
-        self._numbers = reordered.new_empty(below + 3 * n)
-        integers = reordered.new_empty(4 * n, dtype=torch.int64)
+        self._numbers = new_numbers(reordered, below + 3 * n)
+        integers = new_numbers(symbolic.order, 4 * n)
         at, at_integers = self._numbers.data_ptr(), integers.data_ptr()
         at_pivots = at + 8 * below
         L = *symbolic.L_pattern, at
@@ -187,14 +188,12 @@ class QdldlFactor:
 
     def substitute(self, rhs: Tensor, transpose: bool) -> Tensor:
         order, step = self._symbolic.gathers
-        if rhs.shape[0] > 1:
-            order, step = order.expand_as(rhs), step.expand_as(rhs)
         solve, n = self._symbolic.library.solve, self._symbolic.n
-        x = rhs.gather(1, order).to(torch.float64)
+        x = permute_columns(rhs, order).to(torch.float64)
         first = x.data_ptr()
         for at in range(first, first + 8 * x.numel(), 8 * n):
             solve(*self._solve_arguments, at)
-        return x.gather(1, step).to(self._dtype)
+        return permute_columns(x, step).to(self._dtype)
 
 
 class Qdldl:

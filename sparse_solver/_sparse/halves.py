@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .structure import Structure
 from .triangle import arrangement_of
+from .values import new_numbers, select_numbers
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,10 @@ class Halves:
         """The upper triangle, and the opposite entries."""
         nnz = self.nnz
         if self.source is not None:
-            both = values.index_select(0, self.source)
+            both = select_numbers(values, self.source)
             return both[:nnz], both[nnz:]
         assert self.slot is not None
-        both = values.new_zeros(2 * nnz).scatter_add_(0, self.slot, values)
+        both = new_numbers(values, 2 * nnz).zero_().scatter_add_(0, self.slot, values)
         upper, lower = both[:nnz], both[nnz:]
         lower.scatter_(0, self.at_diagonal, upper.index_select(0, self.at_diagonal))
         return upper, lower

@@ -26,6 +26,7 @@ from torch import Tensor
 from .._torch.modes import is_unrecorded, silence_beta_warning
 from .block_diagonal import join_batch, split_batch
 from .structure import Structure
+from .values import new_numbers, select_numbers
 
 # Below this many entries, a sampled product of one vector is not worth torch's sparse kernel.
 _SMALL = 2**17
@@ -124,7 +125,7 @@ def _sample_by_kernel(structure: Structure, left: Tensor, right: Tensor, scale: 
     torch's kernel reads (n, k) arrays, which are copied block by block.
     """
     silence_beta_warning()
-    entries = torch.zeros(structure.canonical_nnz, dtype=left.dtype, device=structure.device)
+    entries = new_numbers(left, structure.canonical_nnz).zero_()
     indices = structure.crow, structure.col
     product = torch.sparse_csr_tensor(
         *indices, entries, structure.shape, device=structure.device, check_invariants=False
@@ -133,7 +134,7 @@ def _sample_by_kernel(structure: Structure, left: Tensor, right: Tensor, scale: 
     for u, v in zip(left.split(width), right.split(width), strict=True):
         u, v = (side.resolve_conj().mT.contiguous() for side in (u, v))
         torch.sparse.sampled_addmm(product, u, v.mT, beta=1.0, alpha=scale, out=product)
-    return entries if structure.position is None else entries.index_select(0, structure.position)
+    return entries if structure.position is None else select_numbers(entries, structure.position)
 
 
 def _gather_and_sum(left: Tensor, right: Tensor, places: Places) -> Tensor:
