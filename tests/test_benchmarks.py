@@ -19,7 +19,18 @@ from torch import Tensor
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import contenders, energies, gpu, problems, processes, repeat, targets, timing  # noqa: E402
+from benchmarks import (  # noqa: E402
+    contenders,
+    energies,
+    gpu,
+    problems,
+    processes,
+    repeat,
+    small,
+    targets,
+    timing,
+    two_level,
+)
 from benchmarks.__main__ import main, wrong  # noqa: E402
 from benchmarks.peers import PEERS  # noqa: E402
 
@@ -238,3 +249,15 @@ def test_the_benchmark_of_the_gpu(
     for name in ("bare cuDSS", *ours):
         assert len(re.findall(rf"^  {name}.* ms .* ×$", printed, re.MULTILINE)) >= 2, printed
     assert "nvmath DirectSolver: absent" in printed
+
+
+def test_the_quick_tables_of_small_systems(capsys: pytest.CaptureFixture[str]) -> None:
+    small.main(["--quick"])
+    rows = capsys.readouterr().out.splitlines()
+    assert any(row.startswith("| band 14, complex128 |") for row in rows)
+
+
+@needs_mkl
+def test_the_quick_table_of_two_level_factorisations(capsys: pytest.CaptureFixture[str]) -> None:
+    two_level.main(["--quick"])
+    assert "| grid 12² | 144 | 9 |" in capsys.readouterr().out
