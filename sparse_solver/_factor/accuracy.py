@@ -195,11 +195,11 @@ class Judge:
         bounds = self._forward_errors(solution, False, units).maximum(self._eps * condition)
         if not bool((bounds < torch.inf).all()):
             return Verdict.UNUSABLE
-        if not bool((bounds <= NO_DIGIT).all()) or (self._is_last and not is_accurate):
+        if not (is_accurate or self._is_last):  # then the residual may make the bound large
+            return Verdict.UNUSABLE
+        if not (is_accurate and bool((bounds <= NO_DIGIT).all())):
             self.distance = self._eps / float(bounds.max())
             return Verdict.SINGULAR
-        if not is_accurate:
-            return Verdict.UNUSABLE
         if bool((bounds <= SMALL_ERROR).all()):
             return Verdict.SOUND
         return Verdict.UNUSABLE if self._is_coarse else Verdict.DOUBTFUL

@@ -91,10 +91,13 @@ def test_a_better_analysis_is_made_once_and_kept(counts: Counter[str]) -> None:
 
 
 @pytest.mark.parametrize(("n", "seed"), [(749, 358446357), (984, 925614661)])
-def test_unknowns_and_equations_in_units_of_very_different_size(n: int, seed: int) -> None:
+@pytest.mark.parametrize("engine", installed_engines("general"))
+def test_unknowns_and_equations_in_units_of_very_different_size(
+    n: int, seed: int, engine: str
+) -> None:
     """Largest entries of rows and columns do not show such units; all entries together do."""
     A, _ = make_matrix(KINDS["scaled_rows_and_columns"], n, seed, "complex128")
     P, values = ss.Pattern.from_scipy(A), torch.from_numpy(A.data)
-    x = P.solve(values, torch.ones(len(A.indptr) - 1, dtype=values.dtype))
+    x = P.solve(values, torch.ones(len(A.indptr) - 1, dtype=values.dtype), engine=engine)
     product, moduli = A @ x.numpy(), abs(A) @ abs(x.numpy())
     assert float((abs(product - 1) / (moduli + 1)).max()) < 1e-11
