@@ -13,7 +13,7 @@ from .._sparse.matrix import Matrix
 from .._sparse.matvec import Products, ScipyIndices
 from .._sparse.structure import Structure
 from .._sparse.triangle import Arrangement
-from .._sparse.values import CPU, scaling_power, to_double
+from .._sparse.values import CPU, powers_of_two, row_moduli, scaling_power, to_double
 from .protocol import Kind, is_hermitian
 from .superlu import SuperluFactor, SuperluSymbolic
 from .superlu_memory import Decomposition
@@ -21,7 +21,7 @@ from .superlu_memory import Decomposition
 ROBUST_ENGINE = "superlu"
 # Rows and columns alternate; the second time, few sizes change by more than a factor of two.
 _EQUILIBRATION_STEPS = 3
-# The exponent of the largest scale, with which a product of two still is a number.
+# The exponent of the largest power of two that is used.
 _LARGEST_POWER = 1000
 
 
@@ -50,6 +50,8 @@ class EquilibratedSymbolic(SuperluSymbolic):
 
 
 class EquilibratedFactor(SuperluFactor):
+    """The factor of R A C 2^unit, where R and C are powers of two."""
+
     def __init__(
         self,
         decomposition: Decomposition,
@@ -59,12 +61,28 @@ class EquilibratedFactor(SuperluFactor):
         scales: tuple[Tensor, Tensor],
     ):
         super().__init__(decomposition, arrangement, values, spd=False)
-        self._unit, self._scales = unit, scales
+        self._unit = _exponents(unit)
+        self._scales = _exponents(scales[0]), _exponents(scales[1])
 
     def substitute(self, rhs: Tensor, transpose: bool) -> Tensor:
         before, after = reversed(self._scales) if transpose else self._scales
-        x = self.decomposition.substitute(rhs.cpu() * self._unit * before, transpose)
-        return (x * after).to(rhs.device)
+        on_host = rhs.cpu()
+        # What is substituted is at most one, so that nothing overflows before the end.
+        size = _exponents(row_moduli(on_host)).unsqueeze(-1) + before.max()
+        x = self.decomposition.substitute(_scale(on_host, before - size), transpose)
+        return _scale(x, after + self._unit + size).to(rhs.device)
+
+
+def _exponents(scales: Tensor) -> Tensor:
+    """The largest integers whose powers of two are not larger."""
+    return torch.frexp(scales)[1] - 1
+
+
+def _scale(vectors: Tensor, exponents: Tensor) -> Tensor:
+    """Multiply by powers of two that may be no numbers themselves, although the results are."""
+    half = (exponents // 2).clamp(-_LARGEST_POWER, _LARGEST_POWER)
+    rest = (exponents - half).clamp(-_LARGEST_POWER, _LARGEST_POWER)
+    return vectors * powers_of_two(half) * powers_of_two(rest)
 
 
 def _equilibrate(
@@ -77,7 +95,7 @@ def _equilibrate(
     """
     logarithms = Products(arrangement, values, lambda: indices, hermitian=False).find_logarithms()
     row_scales, col_scales = (
-        torch.exp2(line.round().clamp(-_LARGEST_POWER, _LARGEST_POWER)) for line in logarithms
+        powers_of_two(line.round().clamp(-_LARGEST_POWER, _LARGEST_POWER)) for line in logarithms
     )
     moduli, rows, cols = values.abs(), arrangement.rows, arrangement.col
     for _ in range(_EQUILIBRATION_STEPS):

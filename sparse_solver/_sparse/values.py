@@ -115,6 +115,11 @@ def scaling_power(moduli: Tensor) -> Tensor:
     return torch.where(moduli > 0, powers, 1.0)
 
 
+def powers_of_two(exponents: Tensor) -> Tensor:
+    """2 to these integers between −1022 and 1023, exactly, in double precision."""
+    return ((exponents.to(torch.int64) + 1023) << 52).view(torch.float64)
+
+
 @lru_cache(maxsize=8)
 def probe_vector(
     n: int, dtype: torch.dtype, mean: float, device: torch.device = CPU, start: int = 0

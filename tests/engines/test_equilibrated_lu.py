@@ -45,3 +45,22 @@ def test_subnormal_entries() -> None:
     torch.testing.assert_close(
         factor.substitute(b, False), torch.ones(1, 2).double(), rtol=1e-9, atol=0
     )
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize(("size", "b"), [(1e-307, 5.0), (1e300, 1e300), (1e-310, 1e-4)])
+def test_solutions_near_the_largest_number(size: float, b: float, transpose: bool) -> None:
+    g, n = generator(4), 9
+    spread = 2.0 ** torch.linspace(-3, 3, n, dtype=torch.float64)
+    dense = torch.randn(n, n, generator=g, dtype=torch.float64) + 6 * torch.eye(n)
+    A = dense * spread * spread.flip(0).unsqueeze(1)
+    at = dense.nonzero().T
+    structure = Structure(at[0], at[1], (n, n))
+    values = (A * size)[at[0], at[1]]
+    factor = EquilibratedSymbolic(structure, "general", torch.float64, None).factor(
+        Matrix(structure, values)
+    )
+    rhs = torch.full((2, n), b, dtype=torch.float64)
+    found = factor.substitute(rhs, transpose)
+    exact = torch.linalg.solve(A.mT if transpose else A, torch.ones(n, dtype=torch.float64))
+    torch.testing.assert_close(found * (size / b), exact.expand(2, n), rtol=1e-5, atol=0)
