@@ -23,6 +23,7 @@ from .._sparse.triangle import Arrangement, arrangement_of
 from .._sparse.values import DTYPES, to_double
 from ..errors import EngineUnsupportedError, SingularMatrixError
 from .protocol import Availability, Kind, is_doubtful, is_hermitian, not_positive_definite
+from .superlu import scipy_availability
 
 # With more rows, a dense matrix takes more than two gibibytes.
 _MOST_ROWS = 2**14
@@ -137,7 +138,7 @@ class Lapack:
     device_types: tuple[str, ...] = ("cpu",)
 
     def availability(self) -> Availability:
-        return _availability()
+        return scipy_availability()
 
     def supports(self, kind: Kind, dtype: torch.dtype) -> bool:
         return dtype in DTYPES
@@ -146,15 +147,6 @@ class Lapack:
         self, structure: Structure, kind: Kind, dtype: torch.dtype, triangle: str | None
     ) -> LapackSymbolic:
         return LapackSymbolic(structure, kind, dtype, triangle)
-
-
-@cache
-def _availability() -> Availability:
-    try:
-        import scipy
-    except ImportError as error:
-        return Availability(missing=f"{error}; pip install scipy")
-    return Availability(version=f"SciPy {scipy.__version__}")
 
 
 ENGINE = Lapack()

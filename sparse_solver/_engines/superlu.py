@@ -121,7 +121,7 @@ class Superlu:
     device_types: tuple[str, ...] = ("cpu",)
 
     def availability(self) -> Availability:
-        return _availability()
+        return scipy_availability()
 
     def supports(self, kind: Kind, dtype: torch.dtype) -> bool:
         return dtype in DTYPES
@@ -133,7 +133,8 @@ class Superlu:
 
 
 @cache
-def _availability() -> Availability:
+def scipy_availability() -> Availability:
+    """The availability of the engines whose library is a part of SciPy."""
     try:
         import scipy
     except ImportError as error:

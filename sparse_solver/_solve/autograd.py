@@ -36,7 +36,8 @@ class Solve(Function):
         factors = factors_of(token, problem)
         if torch._C._functorch.is_legacy_batchedtensor(rhs):
             return _apply_to_legacy_batch(factors, values, rhs, transpose, strict)
-        factors.prepare(values)
+        if factors.parts is None:
+            factors.prepare(values)
         return factors.apply_inverse(values, rhs, transpose, strict)
 
     @staticmethod

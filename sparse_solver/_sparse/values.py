@@ -107,17 +107,19 @@ def to_double(values: Tensor) -> Tensor:
 
 def scaling_power(moduli: Tensor) -> Tensor:
     """The powers of two just below the reciprocals of `moduli`; one where a modulus is zero."""
-    single = moduli.dtype == torch.float32
+    largest = 126 if moduli.dtype == torch.float32 else 1022
+    exponents = torch.frexp(moduli)[1].clamp(-largest, largest)
+    return torch.where(moduli > 0, powers_of_two(-exponents, moduli.dtype), 1.0)
+
+
+def powers_of_two(exponents: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """2 to these integers, exactly; they must be the exponents of normal numbers of the dtype.
+
+    Composed of their bits, since functions that compute powers are inexact on some devices.
+    """
+    single = dtype == torch.float32
     integers, mantissa, bias = (torch.int32, 23, 127) if single else (torch.int64, 52, 1023)
-    exponents = torch.frexp(moduli)[1].clamp(1 - bias, bias - 1)
-    # Composed of their bits, since functions that compute powers are inexact on some devices.
-    powers = ((bias - exponents.to(integers)) << mantissa).view(moduli.dtype)
-    return torch.where(moduli > 0, powers, 1.0)
-
-
-def powers_of_two(exponents: Tensor) -> Tensor:
-    """2 to these integers between −1022 and 1023, exactly, in double precision."""
-    return ((exponents.to(torch.int64) + 1023) << 52).view(torch.float64)
+    return ((exponents.to(integers) + bias) << mantissa).view(dtype)
 
 
 @lru_cache(maxsize=8)
