@@ -146,9 +146,12 @@ class ScipyIndices:
         # The same arrays, read by columns, are the transpose.
         make, shape = (csc_matrix, self._shape[::-1]) if transpose else (csr_matrix, self._shape)
         matrix = make((values.numpy(), *self._indices), shape=shape)
-        if x.shape[0] == 1:
-            return torch.from_numpy(matrix @ x[0].numpy()).unsqueeze(0)
-        return torch.from_numpy(np.ascontiguousarray((matrix @ x.numpy().T).T))
+        y = torch.empty(x.shape, dtype=torch.promote_types(values.dtype, x.dtype))
+        # One by one: the product with several vectors at once wants an entry of all of them side
+        # by side, and takes up to twice as long.
+        for row, vector in zip(y.numpy(), x.numpy(), strict=True):
+            row[:] = matrix @ vector
+        return y
 
 
 class _TorchIndices:

@@ -50,7 +50,7 @@ class Structure:
         self.entry_of: Tensor | None = None
         self.has_duplicates = False
         self.canonical_rows, self.col = rows, cols
-        order = _row_major_order(rows, cols)
+        order = find_row_major_order(rows, cols)
         if order is not None:
             sorted_rows, sorted_cols = rows[order], cols[order]
             first = torch.ones_like(order, dtype=torch.bool)
@@ -162,9 +162,10 @@ def find_places(places: Tensor, wanted: Tensor) -> Tensor:
     if count == 0:
         return wanted.new_full((wanted.shape[1],), -1)
     both = torch.cat((places, wanted), 1)
-    if int(both[0].amax() + 1) * int(both[1].amax() + 1) > torch.iinfo(torch.int64).max:
-        both = torch.stack([torch.unique(line, return_inverse=True)[1] for line in both])
-    numbers = both[0] * (both[1].amax() + 1) + both[1]
+    numbers = _number_places(*both)
+    if numbers is None:
+        rows, cols = (torch.unique(line, return_inverse=True)[1] for line in both)
+        numbers = rows * (cols.amax() + 1) + cols
     known, order = numbers[:count].sort()
     # Searching for sorted numbers is several times faster, since they share what the cache holds.
     searched, back = numbers[count:].sort()
@@ -214,7 +215,7 @@ def find_outside(structure: Structure, triangle: str) -> tuple[int, int] | None:
     return (int(rows[wrong[0]]), int(cols[wrong[0]])) if wrong.numel() else None
 
 
-def _row_major_order(rows: Tensor, cols: Tensor) -> Tensor | None:
+def find_row_major_order(rows: Tensor, cols: Tensor) -> Tensor | None:
     """A stable permutation to row-major order; None if the entries already are, without repeats."""
     in_order = (rows[1:] > rows[:-1]) | ((rows[1:] == rows[:-1]) & (cols[1:] > cols[:-1]))
     return None if bool(in_order.all()) else row_major(rows, cols)
@@ -222,9 +223,20 @@ def _row_major_order(rows: Tensor, cols: Tensor) -> Tensor | None:
 
 def row_major(rows: Tensor, cols: Tensor) -> Tensor:
     """The stable permutation that sorts entries by row, then by column."""
-    # Two stable sorts instead of one by row * n + col, which need not fit into 63 bits.
+    numbers = _number_places(rows, cols)
+    if numbers is not None:
+        return torch.sort(numbers, stable=True)[1]
     order = torch.sort(cols, stable=True)[1]
     return order[torch.sort(rows[order], stable=True)[1]]
+
+
+def _number_places(rows: Tensor, cols: Tensor) -> Tensor | None:
+    """Numbers that are in the order of the places, row by row; None if they exceed 63 bits."""
+    if rows.numel() == 0:
+        return rows
+    width = int(cols.amax()) + 1
+    fits = (int(rows.amax()) + 1) * width <= torch.iinfo(torch.int64).max
+    return rows * width + cols if fits else None
 
 
 def row_pointers(rows: Tensor, count: int) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .structure import Structure, row_major, row_pointers
+from .structure import Structure, find_row_major_order, row_pointers
 
 Coverage = Literal["full", "upper"]
 
@@ -84,8 +84,9 @@ def _arrange(structure: Structure, coverage: Coverage, triangle: str | None) -> 
         rows, cols = torch.cat((rows[kept], missing)), torch.cat((cols[kept], missing))
         source = torch.cat((source[kept], torch.full_like(missing, -1)))
         mirrored = torch.cat((mirrored[kept], torch.zeros_like(missing, dtype=torch.bool)))
-    order = row_major(rows, cols)
-    rows, mirrored = rows[order], mirrored[order]
+    order = find_row_major_order(rows, cols)
+    if order is not None:
+        rows, cols, source, mirrored = (line[order] for line in (rows, cols, source, mirrored))
     crow, has_gaps = row_pointers(rows, structure.shape[0]), bool((source < 0).any())
     opposite = mirrored if bool(mirrored.any()) else None
-    return Arrangement(coverage, rows, crow, cols[order], source[order], opposite, has_gaps)
+    return Arrangement(coverage, rows, crow, cols, source, opposite, has_gaps)

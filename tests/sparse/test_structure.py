@@ -12,10 +12,10 @@ from torch import Tensor
 
 from sparse_solver._sparse.structure import (
     Structure,
-    _row_major_order,
     find_empty_line,
     find_outside,
     find_places,
+    find_row_major_order,
     structure_at,
     structure_of,
     structure_of_compressed,
@@ -62,7 +62,7 @@ def test_canonical_form_and_its_maps(seed: int) -> None:
 def test_positions_beyond_63_bits() -> None:
     n = 2**40
     rows, cols = torch.tensor([5, n - 1, 5, n - 1]), torch.tensor([n - 1, 0, 3, 0])
-    order = _row_major_order(rows, cols)
+    order = find_row_major_order(rows, cols)
     assert order is not None
     assert order.tolist() == [2, 0, 1, 3]
 
