@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sparse_solver._engines.mkl.handle import Handle
+from sparse_solver._engines.mkl.handle import Handle, most_threads
 from sparse_solver._engines.mkl.library import Library, library
 from sparse_solver._engines.mkl.parameters import matrix_type
 from sparse_solver._engines.mkl.pardiso import _parameters
@@ -51,9 +51,10 @@ class Form:
         dtype, found = self.values.dtype, library()
         assert isinstance(found, Library), found
         iparm = _parameters(kind, dtype, matching=False, careful=False, improved=improved)
-        self.handle = Handle(found, matrix_type(kind, dtype), arrangement, n, iparm)
+        given = found, matrix_type(kind, dtype), arrangement, n, iparm
+        self.handle = Handle(*given, most_threads())
         self.entries = (self.handle.analyze(None) or 0) / (2 if kind == "general" else 1)
-        slot = self.handle.take()
+        slot = self.handle.take(most_threads())
         assert slot is not None
         self.slot = slot
 

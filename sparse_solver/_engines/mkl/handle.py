@@ -42,8 +42,8 @@ FORWARD, _RELEASE_FACTOR = 331, 0  # phases
 _forked = False
 
 
-def threads() -> int:
-    """The threads that a call uses."""
+def most_threads() -> int:
+    """The threads that a call may use."""
     return 1 if _forked else torch.get_num_threads()
 
 
@@ -60,11 +60,17 @@ class _Native:
     """The native call, and its arguments that stay the same; for one thread at a time."""
 
     def __init__(
-        self, library: Library, mtype: int, arrangement: Arrangement, n: int, iparm: list[int]
+        self,
+        library: Library,
+        mtype: int,
+        arrangement: Arrangement,
+        n: int,
+        iparm: list[int],
+        threads: int,
     ):
         # The arrangement owns the indices that are pointed to.
         self.library, self.arrangement, self.n = library, arrangement, n
-        self.threads, self.pid = threads(), os.getpid()
+        self.threads, self.pid = threads, os.getpid()
         self.slots = _CAREFUL_FACTORS_PER_HANDLE if iparm[55] else _FACTORS_PER_HANDLE
         self.iparm = (c_int64 * 64)()
         self._given = (c_int64 * 64)(*iparm)
@@ -116,9 +122,15 @@ class Handle:
     """An analysis, and a slot for each living factor; used by one thread at a time."""
 
     def __init__(
-        self, library: Library, mtype: int, arrangement: Arrangement, n: int, iparm: list[int]
+        self,
+        library: Library,
+        mtype: int,
+        arrangement: Arrangement,
+        n: int,
+        iparm: list[int],
+        threads: int,
     ):
-        self._native = _Native(library, mtype, arrangement, n, iparm)
+        self._native = _Native(library, mtype, arrangement, n, iparm, threads)
         self.is_improved = iparm[23] == 10  # (24): the improved two-level factorisation
         self._lock = ForkSafeLock()
         self._free = list(range(self._native.slots, 0, -1))
@@ -130,6 +142,11 @@ class Handle:
     def is_lost(self) -> bool:
         """Whether this handle belongs to the parent process."""
         return self._native.is_lost
+
+    @property
+    def threads(self) -> int:
+        """The threads of all its calls."""
+        return self._native.threads
 
     def analyze(self, values: Tensor | None) -> int | None:
         """Make the analysis; return the predicted number of entries of the factor."""
@@ -167,9 +184,9 @@ class Handle:
             raise engine_error(code, "substitution")
         return x
 
-    def take(self) -> int | None:
-        """A slot for a factorisation with the threads of this call; None if there is none."""
-        if self._native.is_lost or self._native.threads != threads():
+    def take(self, threads: int) -> int | None:
+        """A slot for a factorisation with so many threads; None if there is none."""
+        if self._native.is_lost or self._native.threads != threads:
             return None
         with self._lock:
             return self._idle.pop() if self._idle else self._free.pop() if self._free else None

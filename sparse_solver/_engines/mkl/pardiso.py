@@ -39,7 +39,7 @@ from ..protocol import (
     is_hermitian,
     not_positive_definite,
 )
-from .handle import FORWARD, Handle, recently_used, threads
+from .handle import FORWARD, Handle, most_threads, recently_used
 from .library import Library
 from .library import library as mkl_library
 from .parameters import ZERO_PIVOT, engine_error, matrix_type, parameters
@@ -48,6 +48,10 @@ from .parameters import ZERO_PIVOT, engine_error, matrix_type, parameters
 # factorisation is faster with several threads: 1.3 to 2.1 times on grids, slower where there is
 # more fill. ``benchmarks.two_level`` measured it.
 _MANY_ROWS, _LITTLE_FILL = 2**14, 56
+# Up to so many operations, one thread is as fast as two, and waits for none where the cores are
+# busy. On a mesh of 642 vertices (5e5 operations), one and two threads took 75 and 102 µs for three
+# right-hand sides, 0.60 and 0.65 ms for a factorisation; with 2,562 vertices (3e6), 3.6 and 2.0 ms.
+_FEW_FLOPS = 1e6
 # Up to this many rows, a second probe vector costs next to nothing.
 _FEW_ROWS = 2**14
 
@@ -106,20 +110,24 @@ class PardisoSymbolic:
         self.nnz: int | None = None
         self._lock = ForkSafeLock(reentrant=True)
         self.method = METHODS[self._method] + (" with scaling and matching" if match else "")
-        self._improves = True
+        self._improves, self._is_small = True, False
         self._handles = [self._analyze()]
 
     def _analyze(self) -> Handle:
-        if self._may_improve() and (self.nnz is None or self._has_little_fill()):
-            handle = self._analyze_with(improved=True)
-            if self._has_little_fill():
-                return handle
-        return self._analyze_with(improved=False)
+        is_first = self.nnz is None
+        handle = self._analyze_with(self._may_improve() and (is_first or self._has_little_fill()))
+        if is_first and self.nnz is not None:
+            self._is_small = self.nnz**2 <= _FEW_FLOPS * self._n
+        has_too_much_fill = handle.is_improved and not self._has_little_fill()
+        if has_too_much_fill or handle.threads != self._threads():
+            handle = self._analyze_with(improved=False)
+        return handle
 
     def _analyze_with(self, improved: bool) -> Handle:
         matching, mtype = self._analyzed_values is not None, matrix_type(self._method, self._dtype)
         iparm = _parameters(self._method, self._dtype, matching, self.careful, improved)
-        handle = Handle(self._library, mtype, self.arrangement, self._n, iparm)
+        given = self._library, mtype, self.arrangement, self._n, iparm
+        handle = Handle(*given, self._threads())
         self.nnz = handle.analyze(self._analyzed_values)
         return handle
 
@@ -130,7 +138,11 @@ class PardisoSymbolic:
         """
         is_right = self._improves and self._analyzed_values is None and not self.careful
         is_right &= not self._dtype.is_complex or self._method == "symmetric"
-        return is_right and self._n >= _MANY_ROWS and threads() > 1
+        return is_right and self._n >= _MANY_ROWS and most_threads() > 1
+
+    def _threads(self) -> int:
+        """The threads of this call."""
+        return 1 if self._is_small else most_threads()
 
     def _has_little_fill(self) -> bool:
         factors = 2 if self._method == "general" else 1
@@ -159,7 +171,7 @@ class PardisoSymbolic:
             for handle in self._handles:
                 if handle.is_improved and not self._improves:
                     continue
-                if (slot := handle.take()) is not None:
+                if (slot := handle.take(self._threads())) is not None:
                     return handle, slot
             self._handles.append(self._analyze())
             return self.take()

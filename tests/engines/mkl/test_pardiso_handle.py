@@ -83,3 +83,23 @@ def test_few_handles_keep_idle_memory_until_the_cache_is_cleared() -> None:
     ss.clear_cache()
     assert [len(handle._idle) for handle in handles] == [0] * 6
     torch.testing.assert_close(P.solve(values, torch.ones(n).double()), torch.ones(n).double())
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_small_systems_take_one_thread(kind: Kind) -> None:
+    before = torch.get_num_threads()
+    try:
+        for width, expected in ((12, 1), (100, 2)):
+            P, n, edges = grid_pattern(width)
+            values, b = random_values(n, edges), torch.ones(n, dtype=DOUBLE)
+            torch.set_num_threads(2)
+            F = P.factorize(values, assume=kind, engine="pardiso")
+            handle = engine_factor(F)._place[0]
+            assert handle.threads == expected
+            torch.set_num_threads(1)
+            torch.testing.assert_close(F.solve(b), b)
+            one = P.factorize(values, assume=kind, engine="pardiso")
+            assert engine_factor(one)._place[0].threads == 1
+            assert (engine_factor(one)._place[0] is handle) == (expected == 1)
+    finally:
+        torch.set_num_threads(before)

@@ -21,7 +21,8 @@ CASES += [("symmetric", dtype) for dtype in COMPLEX]
 
 
 @pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(pardiso, "_FEW_FLOPS", 0)  # else small matrices take one thread
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
