@@ -33,6 +33,7 @@ __all__ = [
     "IndexRangeError",
     "InfeasibleConstraintsError",
     "LayoutError",
+    "MemoryLimitError",
     "NonFiniteError",
     "NotPositiveDefiniteError",
     "NotSymmetricError",
@@ -296,6 +297,23 @@ class EngineError(SparseSolverError, RuntimeError):
     engine: str | None = None
     code: int | None = None
     out_of_memory: bool = False
+
+
+class MemoryLimitError(SparseSolverError, MemoryError):
+    """A factor would need more memory than is free.
+
+    Attributes
+    ----------
+    engine : str or None
+        The engine.
+    needed_bytes, free_bytes : int or None
+        The memory that the factor needs, by the prediction of the analysis, and the memory that
+        this process may still use.
+    """
+
+    engine: str | None = None
+    needed_bytes: int | None = None
+    free_bytes: int | None = None
 
 
 class TransformError(SparseSolverError, NotImplementedError):

@@ -25,6 +25,7 @@ from .._sparse.structure import Structure, row_major, row_pointers
 from .._sparse.triangle import Arrangement, arrangement_of
 from .._sparse.values import new_numbers, permute_columns
 from .._torch.modes import outside_transforms
+from .free_memory import check_memory
 from .protocol import Availability, Kind, is_doubtful, not_positive_definite
 
 
@@ -104,6 +105,7 @@ class QdldlSymbolic:
         arrays = (self.Ap, self.Ai, work, self.Lnz, self.etree)
         below = library.etree(self.n, *(array.data_ptr() for array in arrays))
         assert below >= 0, "the arrangement is an upper triangle with its whole diagonal"
+        check_memory("qdldl", 2 * below, torch.int64)  # the rows of L, and its entries
         self.Lp, self.Li = (torch.empty(k, dtype=torch.int64) for k in (self.n + 1, below))
         self.nnz: int = below + self.n
         self.flops = int(((self.Lnz + 1) ** 2).sum())
@@ -166,6 +168,7 @@ class QdldlFactor:
         """Compute L and D, and return the diagonal of D; raise unless it is positive."""
         symbolic, n = self._symbolic, self._symbolic.n
         below = symbolic.nnz - n
+        check_memory("qdldl", below, torch.float64)
         reordered = self._reordered.to(torch.float64)
         # L, D and its inverse, which the factor keeps, and work arrays of doubles; then 3 n
         # integers and n bytes.

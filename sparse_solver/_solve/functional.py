@@ -84,6 +84,8 @@ def solve(
         largest entries of x have no correct digit.
     EngineUnavailableError, EngineUnsupportedError, EngineError
         If the engine is not installed, cannot factor such a matrix, or fails.
+    MemoryLimitError
+        If the factor would need more memory than is free.
     TransformError
         For derivatives that torch would compute wrongly.
 

@@ -31,6 +31,7 @@ from ..._sparse.triangle import Coverage, arrangement_of
 from ..._sparse.values import DTYPES, is_finite, is_single, largest_modulus, probe_vector
 from ..._torch.fork_safe_lock import ForkSafeLock
 from ...errors import EngineError, NonFiniteError
+from ..free_memory import check_memory
 from ..protocol import (
     METHODS,
     Availability,
@@ -264,6 +265,7 @@ class PardisoFactor:
         Returns False where the fast Cholesky method met a pivot that it cannot take.
         """
         symbolic, is_spd = self._symbolic, self._symbolic.kind == "spd"
+        check_memory("pardiso", symbolic.nnz or 0, self.values.dtype)
         self._place = handle, slot = symbolic.take()
         weakref.finalize(self, handle.give_back, slot).atexit = False
         code, iparm = handle.factor(slot, self.values)
