@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import NamedTuple
 
@@ -12,11 +13,18 @@ import torch
 from torch import Tensor
 
 from .._engines.registry import solves_on, why_missing
-from .._sparse.block_diagonal import join_batch, split_batch, unjoin_batch
+from .._sparse.block_diagonal import (
+    count_matrices,
+    join_batch,
+    join_matrices,
+    separate_matrices,
+    split_batch,
+    unjoin_batch,
+)
 from .._sparse.matrix import Matrix
 from .._sparse.structure import Structure
 from .._sparse.submatrix import Submatrix
-from .._sparse.values import CPU
+from .._sparse.values import CPU, raise_non_finite
 from .._torch.modes import materialize
 from ..errors import NonFiniteError, NotSymmetricError, SparseSolverError
 from .checked_factor import BlockInDoubt, InverseOperator
@@ -51,7 +59,8 @@ class Factors:
     """The factorisations for one tensor of values, made at the first call that needs them.
 
     All methods take plain (untransformed) tensors: `values` (nnz,) and `rhs` (k, n), or (B, nnz)
-    and (B, k, n). Where no engine takes tensors on their device, a twin on the host does the work.
+    and (B, k, n). Matrices of a batch with different patterns are the blocks of one matrix. Where
+    no engine takes tensors on their device, a twin on the host does the work.
 
     compare : whether each call compares its values with the factored ones
     """
@@ -95,11 +104,13 @@ class Factors:
         non_blocking = options.non_blocking and problem.structure.device != CPU
         factor = factor_non_blocking if non_blocking else method.factor
         try:
-            if values.dim() == 1 and problem.submatrix is None:
+            if values.dim() == 1 and problem.submatrix is None and not self._has_blocks(values):
                 parts = [BatchFactor(factor(problem.structure, values, options), _WHOLE)]
             else:
-                parts = self._factor_blocks(_as_batch(values), factor, non_blocking)
+                parts = self._factor_blocks(values, factor, non_blocking)
         except (NonFiniteError, NotSymmetricError) as error:
+            if isinstance(error, NonFiniteError) and self._has_blocks(values):
+                raise_non_finite("values", values)  # with the number that the caller knows
             method.explain(error, problem.structure, _as_batch(values))
             raise
         self._parts, self._values = parts, values.clone() if self._compare else None
@@ -115,16 +126,21 @@ class Factors:
         self.prepare(values)
         assert self._parts is not None
         rhs, submatrix = materialize(rhs).contiguous(), self.problem.submatrix
-        if submatrix is None and values.dim() == 1:
+        has_blocks = self._has_blocks(values)
+        if submatrix is None and values.dim() == 1 and not has_blocks:
             return self._parts[0].factor.apply_inverse(rhs, transpose, strict)
         reduced = rhs if submatrix is None else rhs.index_select(-1, submatrix.rows)
-        if values.dim() == 1:
+        if has_blocks:
+            reduced = unjoin_batch(rhs, count_matrices(self.problem.structure))
+        if values.dim() == 1 and not has_blocks:
             x = self._parts[0].factor.apply_inverse(reduced, transpose, strict)
         else:
             x = torch.empty_like(reduced)
             for factor, batch in self._parts:
                 joined = factor.apply_inverse(join_batch(reduced[batch]), transpose, strict)
                 x[batch] = unjoin_batch(joined, batch.stop - batch.start)
+        if has_blocks:
+            return join_batch(x)
         return x if submatrix is None else torch.zeros_like(rhs).index_copy_(-1, submatrix.rows, x)
 
     def _raise_pending(self) -> None:
@@ -133,28 +149,37 @@ class Factors:
             raise_finished()
 
     def _factor_blocks(
-        self, matrices: Tensor, factor: Callable[..., InverseOperator], non_blocking: bool
+        self, values: Tensor, factor: Callable[..., InverseOperator], non_blocking: bool
     ) -> list[BatchFactor]:
-        """Factor (batch, nnz) matrices."""
+        """Factor the matrices of a batch."""
         parts, options = [], self.problem.options
-        structure, reduced = self._reduce(matrices)
-        for batch, block in split_batch(structure, len(reduced)):
-            chosen = reduced[batch]
+        is_batch = values.dim() > 1 or self._has_blocks(values)
+        for batch, block, joined in join_matrices(*self._reduce(values)):
+            count = batch.stop - batch.start
             try:
-                made = factor(block, chosen.reshape(-1), options, len(chosen))
-                parts.append(BatchFactor(made, batch))
+                with _name_in_errors(batch.start, is_batch and count == 1):
+                    parts.append(BatchFactor(factor(block, joined, options, count), batch))
             except (SparseSolverError, BlockInDoubt):
-                if len(chosen) == 1 or non_blocking:
+                if count == 1 or non_blocking:
                     raise
                 # One of the blocks will show what is wrong with it.
-                for at, matrix in enumerate(chosen, batch.start):
-                    made = factor(structure, matrix, options)
+                separate = separate_matrices(block, joined, count)
+                for at, (structure, matrix) in enumerate(separate, batch.start):
+                    with _name_in_errors(at):
+                        made = factor(structure, matrix, options)
                     parts.append(BatchFactor(made, slice(at, at + 1)))
         return parts
 
-    def _reduce(self, matrices: Tensor) -> tuple[Structure, Tensor]:
-        """The structure and the values (batch, nnz) of the rows that take part in the solve."""
+    def _has_blocks(self, values: Tensor) -> bool:
+        """Whether these are the values of a batch of matrices with different patterns."""
+        return self.problem.structure.batch_shape is not None and values.dim() == 1
+
+    def _reduce(self, values: Tensor) -> tuple[Structure, Tensor]:
+        """The structure and the values of the rows that take part in the solve."""
         submatrix = self.problem.submatrix
+        if self._has_blocks(values):
+            return self.problem.structure, values
+        matrices = _as_batch(values)
         if submatrix is None:
             return self.problem.structure, matrices
         self._check_rest(submatrix, matrices)
@@ -181,6 +206,17 @@ class Factors:
         if self._batched is None:
             self._batched = Factors(self.problem, compare=True)
         return self._batched
+
+
+@contextmanager
+def _name_in_errors(number: int, is_batch: bool = True) -> Iterator[None]:
+    """Let errors say which matrix of a batch they are about."""
+    try:
+        yield
+    except SparseSolverError as error:
+        if is_batch:
+            error.args = (f"matrix {number} of the batch: {error}",)
+        raise
 
 
 def _as_batch(values: Tensor) -> Tensor:

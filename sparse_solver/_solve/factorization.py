@@ -13,7 +13,13 @@ from .._factor.checked_factor import InverseOperator
 from .._factor.factors import Factors
 from .._factor.options import Options
 from .._factor.problem import Problem
-from .._sparse.index_checks import check_coo_structure, check_shape, check_square
+from .._sparse.block_diagonal import batch_places
+from .._sparse.index_checks import (
+    check_batch_structure,
+    check_coo_structure,
+    check_shape,
+    check_square,
+)
 from .._sparse.structure import Structure
 from .._torch.dynamo import disable_dynamo
 from .._torch.modes import copy_to_keep, is_transformed
@@ -49,7 +55,8 @@ class Info:
     n : int
         Rows of the matrix.
     nnz : int
-        Stored entries, duplicates counted once.
+        Stored entries, duplicates counted once; in a batch with different patterns, of all
+        matrices.
     factor_nnz : int or None
         Entries of the factor or factors.
     factor_flops : int or None
@@ -123,7 +130,7 @@ def collect_info(
         method=same(record.method for record in records),
         method_reason=same(record.method_reason for record in records),
         device=same(map(str, devices or [device])),
-        n=structure.shape[0],
+        n=(structure.batch_shape or structure.shape)[-1],
         nnz=structure.canonical_nnz,
         factor_nnz=total("nnz"),
         factor_flops=total("flops"),
@@ -177,7 +184,8 @@ class Factorization:
     def _set(self, structure: Structure, values: Tensor, options: Options) -> None:
         self._values, self._problem = values, Problem(structure, options).on(values.device)
         self._factors = Factors(self._problem)
-        self.shape, self.dtype = (*values.shape[:-1], *structure.shape), values.dtype
+        self.shape = structure.batch_shape or (*values.shape[:-1], *structure.shape)
+        self.dtype = values.dtype
 
     def _prepare(self) -> None:
         """Factor now, below the transforms of torch.func that the values are part of."""
@@ -258,8 +266,12 @@ class Factorization:
 
     def __reduce__(self) -> tuple[Any, ...]:
         structure, options = self._problem.structure, self._problem.options
-        indices = structure.rows, structure.cols, structure.shape
+        rows, cols, shape = structure.rows, structure.cols, structure.batch_shape
+        if shape is not None:
+            *numbers, cols = batch_places(structure, rows, cols)
+            rows = torch.stack(numbers)
         given = options.assume, options.triangle, options.engine, options.non_blocking
+        indices = rows, cols, shape or structure.shape
         return restore_factorization, (*indices, self._values.detach(), *given)
 
     def __copy__(self) -> Factorization:
@@ -274,10 +286,16 @@ class Factorization:
 
 
 def restore_factorization(
-    rows: Tensor, cols: Tensor, shape: tuple[int, int], values: Tensor, *options: Any
+    rows: Tensor, cols: Tensor, shape: tuple[int, ...], values: Tensor, *options: Any
 ) -> Factorization:
-    """Unpickle a `Factorization`, which factors when it is first used."""
-    structure = check_coo_structure(rows, cols, check_shape(shape))
+    """Unpickle a `Factorization`, which factors when it is first used.
+
+    For a batch with different patterns, `rows` are (dimensions − 1, nnz): all indices but `cols`.
+    """
+    if len(shape) == 2:
+        structure = check_coo_structure(rows, cols, check_shape(shape))
+    else:
+        structure = check_batch_structure("coo", (torch.cat((rows, cols.unsqueeze(0))),), shape)
     check_values(values, structure.nnz)
     restored = Factorization.__new__(Factorization)
     restored._set(structure, values, Options(*options))

@@ -166,7 +166,7 @@ def factorize(
 
 @disable_dynamo
 def _split(A: Tensor) -> tuple[Structure, Tensor]:
-    return split_tensor(A)
+    return split_tensor(A, different_patterns=True)
 
 
 class SparseSolver:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._factor.factors import Factors
 from .._factor.problem import Problem
+from .._sparse.block_diagonal import join_batch, unjoin_batch
 from .._sparse.index_checks import describe_type
 from .._sparse.values import DTYPES
 from ..errors import DeviceError, DtypeError, LayoutError, OptionError, ShapeError
@@ -86,12 +87,15 @@ def solve_values(
         b, transpose = b.conj(), True
 
     n, batch, unfold = structure.shape[0], values.shape[:-1], None
-    if not batch and 1 <= b.dim() <= 2:  # the common case, which small systems feel
+    if structure.batch_shape is not None:
+        rhs, unfold = _fold_blocks(b, structure.batch_shape)
+    elif not batch and 1 <= b.dim() <= 2:  # the common case, which small systems feel
         if b.shape[0] != n:
             raise _mismatch(b, batch, n)
         rhs = b.unsqueeze(0) if b.dim() == 1 else b.mT
     else:
-        values, rhs, unfold = _fold_batch(values, b, n)
+        lead, rhs, unfold = _fold_batch(b, batch, n)
+        values = values.reshape(*lead, values.shape[-1])
     if is_compiled:
         x = solve_compiled(values, rhs, problem, transpose)
     else:
@@ -103,14 +107,23 @@ def solve_values(
     return x.conj() if adjoint else x
 
 
+def _fold_blocks(
+    b: Tensor, batch_shape: tuple[int, ...]
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Rows of right-hand sides for the matrix with a batch on its diagonal, and the way back."""
+    *batch, n, _ = batch_shape
+    lead, rhs, unfold = _fold_batch(b, torch.Size(batch), n)
+    rhs = rhs if lead else rhs.unsqueeze(0)
+    return join_batch(rhs), lambda x: unfold(unjoin_batch(x, len(rhs)))
+
+
 def _fold_batch(
-    values: Tensor, b: Tensor, n: int
-) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-    """Values and rows of right-hand sides with one batch dimension at most, and the way back.
+    b: Tensor, batch: torch.Size, n: int
+) -> tuple[tuple[int, ...], Tensor, Callable[[Tensor], Tensor]]:
+    """At most one batch dimension, rows of right-hand sides with that, and the way back.
 
     Batch dimensions that the matrix does not have become right-hand sides for the same factor.
     """
-    batch = values.shape[:-1]
     is_flat = is_vector(b, batch, n)
     rhs = b.unsqueeze(-2) if is_flat else b.mT if b.dim() >= 2 else b  # (..., k, n)
     if b.dim() == 0 or rhs.shape[-1] != n:
@@ -134,7 +147,7 @@ def _fold_batch(
     for d in shared:
         rows_each *= full[d]
     lead = (count,) if own else ()
-    values, rhs = values.reshape(*lead, values.shape[-1]), rhs.reshape(*lead, rows_each, n)
+    rhs = rhs.reshape(*lead, rows_each, n)
     inverse = [0] * len(order)
     for position, d in enumerate(order):
         inverse[d] = position
@@ -143,7 +156,7 @@ def _fold_batch(
         x = x.reshape(permuted).permute(inverse)
         return x.squeeze(-2) if is_flat else x.mT
 
-    return values, rhs, unfold
+    return lead, rhs, unfold
 
 
 def is_vector(b: Tensor, batch: torch.Size, n: int) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from .structure import Structure
+from .structure import Structure, structure_of
 
 # The largest block-diagonal matrix: large enough to hide the overhead of a call, and small enough
 # for its index maps and factors to be small.
@@ -23,22 +24,119 @@ def split_batch(structure: Structure, count: int) -> Iterator[tuple[slice, Struc
     of one that is `structure` itself. The lengths are powers of two, so that batches of all sizes
     share few structures and their analyses.
     """
-    size = 1
-    factor = 1 if structure.device.type == "cpu" else _GPU_FACTOR
-    by_rows = factor * _MAX_ROWS // max(1, structure.shape[0])
-    by_entries = factor * _MAX_ENTRIES // max(1, structure.nnz)
-    while 2 * size <= min(count, by_rows, by_entries):
+    size, limit = 1, min(count, *_limits(structure, structure.shape[0], structure.nnz))
+    while 2 * size <= limit:
         size *= 2
     start = 0
     while start < count:
         while size > count - start:
             size //= 2
-        block = structure if size == 1 else structure.remember(_repeat, size)
+        block = structure if size == 1 else structure.remember(repeat, size)
         yield slice(start, start + size), block
         start += size
 
 
-def _repeat(structure: Structure, count: int) -> Structure:
+def join_matrices(
+    structure: Structure, values: Tensor
+) -> Iterator[tuple[slice, Structure, Tensor]]:
+    """Join the matrices of a batch to block-diagonal ones, which are factored at once.
+
+    The batch has one structure and values (batch, nnz), or values (nnz,) on the structure of a
+    batch with different patterns. Yields a slice of the batch, and the structure and the values of
+    the block-diagonal matrix of its members.
+    """
+    if values.dim() == 1:
+        values, common = structure.canonical(values), structure.remember(_find_common_block)
+        if common is None:
+            for batch, part, entries in _split_different(structure):
+                yield batch, part, values[entries]
+            return
+        structure, values = common, values.view(count_matrices(structure), common.nnz)
+    for batch, block in split_batch(structure, len(values)):
+        yield batch, block, values[batch].reshape(-1)
+
+
+def separate_matrices(
+    structure: Structure, values: Tensor, count: int
+) -> Iterator[tuple[Structure, Tensor]]:
+    """The `count` matrices that `join_matrices` joined, each with its values."""
+    block, copies = structure.block
+    if copies == count:
+        for matrix in values.view(count, block.nnz):
+            yield block, matrix
+        return
+    n = structure.shape[0] // count
+    for first in range(0, count * n, n):
+        part, entries = structure.remember(_cut, first, first + n)
+        yield part, values[entries]
+
+
+def count_matrices(structure: Structure) -> int:
+    """How many matrices the batch has for which this structure was made."""
+    assert structure.batch_shape is not None
+    return math.prod(structure.batch_shape[:-2])
+
+
+def batch_places(structure: Structure, rows: Tensor, cols: Tensor) -> tuple[Tensor, ...]:
+    """These places in the batch for which this structure was made: the COO indices."""
+    assert structure.batch_shape is not None
+    *batch, n, _ = structure.batch_shape
+    if rows.numel() == 0:  # where n may be zero
+        return tuple(rows.new_zeros(0) for _ in structure.batch_shape)
+    return *torch.unravel_index(rows // n, batch), rows % n, cols % n
+
+
+def _find_common_block(structure: Structure) -> Structure | None:
+    """The structure of all matrices of the batch, if they have the same one."""
+    assert structure.batch_shape is not None
+    n, count = structure.batch_shape[-1], count_matrices(structure)
+    if count == 0 or structure.canonical_nnz % count:
+        return None
+    first = n * torch.arange(count, device=structure.device).unsqueeze(1)
+    places = structure.canonical_rows, structure.col
+    rows, cols = (place.view(count, -1 if place.numel() else 0) - first for place in places)
+    if not (bool((rows == rows[0]).all()) and bool((cols == cols[0]).all())):
+        return None
+    return structure_of(rows[0], cols[0], (n, n))
+
+
+def _split_different(structure: Structure) -> Iterator[tuple[slice, Structure, slice]]:
+    """Slices of a batch, each with the structure of its members and their canonical entries."""
+    assert structure.batch_shape is not None
+    n, count = structure.batch_shape[-1], count_matrices(structure)
+    length = structure.remember(_find_length) if count else 1
+    for start in range(0, count, length):
+        stop = min(start + length, count)
+        if stop - start == count and structure.position is None:
+            yield slice(0, count), structure, slice(None)
+        else:
+            part, entries = structure.remember(_cut, start * n, stop * n)
+            yield slice(start, stop), part, entries
+
+
+def _find_length(structure: Structure) -> int:
+    """How many matrices of a batch make a block-diagonal one that is not too large."""
+    assert structure.batch_shape is not None
+    n = structure.batch_shape[-1]
+    largest = int(structure.crow[::n].diff().max()) if n else 0
+    return max(1, min(_limits(structure, n, largest)))
+
+
+def _cut(structure: Structure, start: int, stop: int) -> tuple[Structure, slice]:
+    """The diagonal block with these rows, and which canonical entries it has."""
+    entries = slice(int(structure.crow[start]), int(structure.crow[stop]))
+    rows, cols = structure.canonical_rows[entries] - start, structure.col[entries] - start
+    return Structure(rows, cols, (stop - start, stop - start)), entries
+
+
+def _limits(structure: Structure, rows: int, entries: int) -> tuple[int, int]:
+    """How many matrices may be joined because of their rows, and of their entries."""
+    factor = 1 if structure.device.type == "cpu" else _GPU_FACTOR
+    return factor * _MAX_ROWS // max(1, rows), factor * _MAX_ENTRIES // max(1, entries)
+
+
+def repeat(structure: Structure, count: int) -> Structure:
+    """The structure of the block-diagonal matrix with so many equal blocks."""
     n = structure.shape[0]
     first = n * torch.arange(count, device=structure.device).unsqueeze(1)
     rows, cols = (first + structure.rows).reshape(-1), (first + structure.cols).reshape(-1)
@@ -57,4 +155,4 @@ def join_batch(vectors: Tensor) -> Tensor:
 
 def unjoin_batch(vectors: Tensor, count: int) -> Tensor:
     """Invert `join_batch`."""
-    return vectors.view(vectors.shape[0], count, vectors.shape[1] // count).transpose(0, 1)
+    return vectors.view(vectors.shape[0], count, vectors.shape[1] // max(1, count)).transpose(0, 1)

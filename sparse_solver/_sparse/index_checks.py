@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from numbers import Integral
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DeviceError, IndexRangeError, ShapeError
-from .structure import Structure, structure_of, structure_of_compressed
+from .structure import Structure, structure_of, structure_of_batch, structure_of_compressed
 
 INDEX_DTYPES = (torch.int32, torch.int64)
 
@@ -74,27 +75,47 @@ def check_compressed_structure(
     kind: str, compressed: Tensor, plain: Tensor, shape: tuple[int, int]
 ) -> Structure:
     """The structure with these CSR (`kind` "csr") or CSC indices; raise as for COO indices."""
-    is_csr = kind == "csr"
-    outer, inner = ("row", "column") if is_csr else ("column", "row")
-    count, size = shape if is_csr else shape[::-1]
-    names = ("crow_indices", "col_indices") if is_csr else ("ccol_indices", "row_indices")
+    names = ("crow_indices", "col_indices") if kind == "csr" else ("ccol_indices", "row_indices")
     for name, index in zip(names, (compressed, plain), strict=True):
         _check_integers(name, index)
         if index.dim() != 1:
             raise IndexRangeError(f"{name} has shape {tuple(index.shape)}; expected (m,)")
     check_device(compressed, plain)
-
-    def check(compressed: Tensor, plain: Tensor) -> None:
-        if compressed.numel() != count + 1:
-            found = f"{compressed.numel()} {outer} pointers for {count} {outer}s"
-            raise IndexRangeError(f"{found}; expected {count + 1}")
-        ends = int(compressed[0]), int(compressed[-1])
-        if ends != (0, plain.numel()) or bool((compressed.diff() < 0).any()):
-            expected = f"must rise from 0 to the number of entries, {plain.numel()}"
-            raise IndexRangeError(f"{outer} pointers {expected}")
-        check_range(inner, plain, size, f"{inner}s")
-
+    check = partial(_check_compressed, kind, shape)
     return structure_of_compressed(kind, compressed, plain, shape, check)
+
+
+def _check_compressed(kind: str, shape: tuple[int, int], compressed: Tensor, plain: Tensor) -> None:
+    """Raise IndexRangeError for invalid pointers (..., m) and indices (..., nnz)."""
+    is_csr = kind == "csr"
+    outer, inner = ("row", "column") if is_csr else ("column", "row")
+    (count, size), nnz = shape if is_csr else shape[::-1], plain.shape[-1]
+    if compressed.shape[-1] != count + 1:
+        found = f"{compressed.shape[-1]} {outer} pointers for {count} {outer}s"
+        raise IndexRangeError(f"{found}; expected {count + 1}")
+    ends_fit = (compressed[..., 0] == 0) & (compressed[..., -1] == nnz)
+    if not bool(ends_fit.all()) or bool((compressed.diff() < 0).any()):
+        expected = f"must rise from 0 to the number of entries, {nnz}"
+        raise IndexRangeError(f"{outer} pointers {expected}")
+    check_range(inner, plain.flatten(), size, f"{inner}s")
+
+
+def check_batch_structure(
+    kind: str, indices: tuple[Tensor, ...], shape: tuple[int, ...]
+) -> Structure:
+    """The structure of a batch (see `structure_of_batch`); raise as for the indices of a matrix."""
+    check_square(shape[-2:])
+    check_device(*indices)
+
+    def check_coo_batch(index: Tensor) -> None:
+        for size, numbers in zip(shape[:-2], index, strict=False):
+            check_range("batch", numbers, size, "matrices", "a batch")
+        check_range("row", index[-2], shape[-2], "rows")
+        check_range("column", index[-1], shape[-1], "columns")
+
+    check_csr_batch = partial(_check_compressed, kind, (shape[-2], shape[-1]))
+    check = check_coo_batch if kind == "coo" else check_csr_batch
+    return structure_of_batch(kind, indices, shape, check)
 
 
 def check_device(*indices: Tensor) -> None:

@@ -7,6 +7,7 @@ analyses) is computed once.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -33,12 +34,20 @@ class Structure:
     position : (nnz,) the canonical position of each of the caller's entries; None for the identity
     entry_of : the inverse of `position`, where it exists and is not the identity
     labels : (n,) the caller's numbers of the rows, for error messages; None if they are the same
+    batch_shape : the shape (..., n, n) of a batch of matrices with different patterns, which are
+        the blocks on the diagonal of this one; None for a matrix that is not made of a batch
     """
 
     def __init__(
-        self, rows: Tensor, cols: Tensor, shape: tuple[int, int], labels: Tensor | None = None
+        self,
+        rows: Tensor,
+        cols: Tensor,
+        shape: tuple[int, int],
+        labels: Tensor | None = None,
+        batch_shape: tuple[int, ...] | None = None,
     ):
         self.rows, self.cols, self.shape, self.labels = rows, cols, shape, labels
+        self.batch_shape = batch_shape
         self.nnz = rows.numel()
         self.device = rows.device
         self._memory: dict[tuple[Any, ...], Any] = {}
@@ -192,7 +201,8 @@ def _find_column_order(structure: Structure) -> Tensor:
 
 def _copy_to(structure: Structure, device: torch.device) -> Structure:
     labels = None if structure.labels is None else structure.labels.to(device)
-    return Structure(structure.rows.to(device), structure.cols.to(device), structure.shape, labels)
+    rows, cols = structure.rows.to(device), structure.cols.to(device)
+    return Structure(rows, cols, structure.shape, labels, structure.batch_shape)
 
 
 def find_empty_line(structure: Structure, triangle: str | None) -> tuple[str, int] | None:
@@ -281,6 +291,35 @@ def structure_of_compressed(
         return Structure(rows, cols, shape)
 
     return _structures.find((kind, shape), (compressed, plain), build, check)
+
+
+def structure_of_batch(
+    kind: str, indices: tuple[Tensor, ...], shape: tuple[int, ...], check: Check
+) -> Structure:
+    """The structure of a batch of this shape (..., n, n): its matrices on one diagonal.
+
+    kind, indices : "coo" and (dimensions, nnz) indices, or "csr" or "csc", pointers (..., n + 1)
+        and indices (..., nnz)
+    """
+    *batch, n, _ = shape
+    count = math.prod(batch)
+
+    def build(*indices: Tensor) -> Structure:
+        if kind == "coo":
+            *places, rows, cols = indices[0].to(torch.int64)
+            number = torch.zeros_like(rows)
+            for size, place in zip(batch, places, strict=True):
+                number = number * size + place
+            rows, cols = number * n + rows, number * n + cols
+        else:
+            pointers, inner = (index.flatten(0, -2).to(torch.int64) for index in indices)
+            outer = torch.repeat_interleave(pointers.diff().flatten())
+            first = n * torch.arange(count, device=inner.device).unsqueeze(1)
+            inner = (first + inner).flatten()
+            rows, cols = (outer, inner) if kind == "csr" else (inner, outer)
+        return Structure(rows, cols, (count * n, count * n), batch_shape=shape)
+
+    return _structures.find((kind, shape), indices, build, check)
 
 
 def structure_at(rows: Tensor, cols: Tensor, shape: tuple[int, int]) -> Structure:

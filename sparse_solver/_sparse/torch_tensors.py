@@ -7,6 +7,7 @@ uncoalesced tensors and sort in the backward pass.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,9 @@ from torch.autograd import Function
 
 from .._torch.modes import silence_beta_warning
 from ..errors import LayoutError, ShapeError, TransformError
+from .block_diagonal import batch_places, repeat
 from .index_checks import (
+    check_batch_structure,
     check_compressed_structure,
     check_coo_structure,
     check_shape,
@@ -24,20 +27,27 @@ from .index_checks import (
 )
 from .structure import Structure, find_places, row_pointers
 
-LAYOUTS = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc)
+_KINDS = {torch.sparse_coo: "coo", torch.sparse_csr: "csr", torch.sparse_csc: "csc"}
+LAYOUTS = tuple(_KINDS)
 
 
 @dataclass(frozen=True)
 class Skeleton:
     """A sparse tensor without its values.
 
-    indices : ((2, nnz),) for COO, else pointers and indices
+    indices : ((dimensions, nnz),) for COO, else pointers and indices
     """
 
     layout: torch.layout
     size: tuple[int, ...]
     indices: tuple[Tensor, ...]
     is_coalesced: bool = False
+
+    @property
+    def values_shape(self) -> torch.Size:
+        """The shape of the values."""
+        last = self.indices[-1]
+        return last.shape[1:] if self.layout == torch.sparse_coo else last.shape
 
     def fill(self, values: Tensor) -> Tensor:
         """The tensor with these values, not differentiable."""
@@ -102,23 +112,29 @@ class _Assemble(Function):
         )
 
 
-def split_tensor(A: Tensor, name: str = "A") -> tuple[Structure, Tensor]:
+def split_tensor(
+    A: Tensor, name: str = "A", different_patterns: bool = False
+) -> tuple[Structure, Tensor]:
     """Split a sparse tensor, called `name` in errors, into its structure and its values.
+
+    The structure is that of all matrices of a batch, whose values are (..., nnz). Where that is not
+    so, and `different_patterns` are allowed, it is the structure of the matrices on one diagonal,
+    and the values are (nnz,).
 
     Each place occurs once, in A's own order where A has no duplicates. A tensor represents the sum
     of the values that it stores at a place, so that its gradient has one value a place, too; the
     backward pass of torch's constructor hands it to each of the duplicates.
     """
     skeleton = skeleton_of(A, name)
-    structure, summed, order = structure_in(skeleton), None, None
+    structure, summed, order = structure_in(skeleton, different_patterns), None, None
     if structure.has_duplicates:
         summed = structure
         skeleton, order = canonical_skeleton(structure, skeleton.layout, skeleton.size)
-        structure = structure_in(skeleton)
-    if not A.requires_grad:  # also under torch.vmap, for which the Function has no rule
-        return structure, _Split.forward(A, skeleton, summed, order)
-    values: Tensor = _Split.apply(A, skeleton, summed, order)
-    return structure, values
+        structure = structure_in(skeleton, different_patterns)
+    # Also without the Function under torch.vmap, for which it has no rule.
+    split = _Split.apply if A.requires_grad else _Split.forward
+    values: Tensor = split(A, skeleton, summed, order)
+    return structure, values if structure.batch_shape is None else values.flatten()
 
 
 def assemble_tensor(values: Tensor, skeleton: Skeleton) -> Tensor:
@@ -136,6 +152,14 @@ def canonical_skeleton(
     tensor may write to them.
     """
     order = None
+    if structure.batch_shape is not None:
+        if layout != torch.sparse_coo:
+            raise LayoutError(
+                f"matrices of a {layout} batch with different patterns store several values at one "
+                f"place; sum them"
+            )
+        places = batch_places(structure, structure.canonical_rows, structure.col)
+        return Skeleton(layout, size, (torch.stack(places),), is_coalesced=True), None
     if layout == torch.sparse_coo:
         indices: tuple[Tensor, ...] = (torch.stack((structure.canonical_rows, structure.col)),)
     elif layout == torch.sparse_csr:
@@ -165,49 +189,62 @@ def skeleton_of(A: Tensor, name: str = "A") -> Skeleton:
         )
     size = tuple(A.shape)
     if A.layout == torch.sparse_coo:
-        if A.sparse_dim() != 2:
-            raise LayoutError(
-                f"{name} is a COO tensor of shape {size}; a batch is stored as CSR or CSC, or as "
-                f"one Pattern with (batch, nnz) values"
-            )
+        if A.sparse_dim() < 2:
+            raise LayoutError(f"{name} is a COO tensor of shape {size}; expected (..., n, n)")
         return Skeleton(A.layout, size, (A._indices(),), A.is_coalesced())
     if A.layout == torch.sparse_csr:
         return Skeleton(A.layout, size, (A.crow_indices(), A.col_indices()))
     return Skeleton(A.layout, size, (A.ccol_indices(), A.row_indices()))
 
 
-def structure_in(skeleton: Skeleton) -> Structure:
-    """The structure of a matrix or, for a batch, the one that all its matrices share."""
-    shape = check_shape(skeleton.size[-2:])
-    if skeleton.layout == torch.sparse_coo:
+def structure_in(skeleton: Skeleton, different_patterns: bool = False) -> Structure:
+    """The structure of a matrix or, for a batch, the one that all its matrices share.
+
+    For other batches, if they are allowed, that of all matrices on one diagonal.
+    """
+    shape, size = check_shape(skeleton.size[-2:]), skeleton.size
+    kind, batch = _KINDS[skeleton.layout], size[:-2]
+    if kind != "coo":
+        compressed, plain = skeleton.indices
+        if not batch:
+            return check_compressed_structure(kind, compressed, plain, shape)
+        compressed, plain = compressed.flatten(0, -2), plain.flatten(0, -2)
+        if 0 not in batch and all(bool((i == i[:1]).all()) for i in (compressed, plain)):
+            return check_compressed_structure(kind, compressed[0], plain[0], shape)
+    elif not batch:
         rows, cols = skeleton.indices[0]
         return check_coo_structure(rows, cols, shape)
-    compressed, plain = skeleton.indices
-    if compressed.dim() > 1:
-        compressed, plain = (i.flatten(0, -2) for i in (compressed, plain))
-        if compressed.shape[0] == 0:
-            raise ShapeError(
-                f"A has shape {skeleton.size}: an empty batch has no pattern; use Pattern.solve"
-            )
-        if not all(bool((i == i[:1]).all()) for i in (compressed, plain)):
-            raise LayoutError(
-                "the matrices of the batch have different patterns; solve with each on its own"
-            )
-        compressed, plain = compressed[0], plain[0]
-    kind = "csr" if skeleton.layout == torch.sparse_csr else "csc"
-    return check_compressed_structure(kind, compressed, plain, shape)
+    if different_patterns:
+        return check_batch_structure(kind, skeleton.indices, size)
+    if 0 in batch:
+        raise ShapeError(f"the tensor has shape {size}: an empty batch has no pattern")
+    what = "is stored as COO" if kind == "coo" else "has matrices with different patterns"
+    raise LayoutError(
+        f"the batch of shape {size} {what}; expected one matrix, or a CSR or CSC batch of matrices "
+        f"that share one pattern: pass one matrix at a time (solve and factorize take all batches)"
+    )
 
 
 def _sample(A_bar: Tensor, skeleton: Skeleton) -> Tensor:
     """The values at the skeleton's places of a gradient with any layout and any places."""
-    structure = structure_in(skeleton)
+    structure = structure_in(skeleton, different_patterns=True)
     if A_bar.layout == torch.strided:
-        return A_bar[..., structure.rows, structure.cols]
-    other, values = split_tensor(A_bar)
+        if structure.batch_shape is None:
+            return A_bar[..., structure.rows, structure.cols]
+        places = batch_places(structure, structure.rows, structure.cols)
+        return A_bar[places].view(skeleton.values_shape)
+    other, values = split_tensor(A_bar, different_patterns=True)
+    if structure.batch_shape != other.batch_shape:  # only one of them has a pattern for all
+        count = math.prod(skeleton.size[:-2])
+        if other.batch_shape is None:
+            other, values = repeat(other, count), values.flatten()
+        else:
+            structure = repeat(structure, count)
     if other is structure:
-        return values
+        return values.view(skeleton.values_shape)
     if values.shape[-1] == 0:
-        return values.new_zeros((*values.shape[:-1], structure.nnz))
+        return values.new_zeros(skeleton.values_shape)
     wanted = torch.stack((structure.rows, structure.cols))
     found = find_places(torch.stack((other.rows, other.cols)), wanted)
-    return values.index_select(-1, found.clamp(min=0)).masked_fill(found < 0, 0)
+    sampled = values.index_select(-1, found.clamp(min=0)).masked_fill(found < 0, 0)
+    return sampled.view(skeleton.values_shape)
