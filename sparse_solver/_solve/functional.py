@@ -37,8 +37,8 @@ def solve(
     Parameters
     ----------
     A : Tensor
-        (n, n) sparse COO (coalesced or not), CSR or CSC tensor, or a batch of CSR or CSC matrices
-        that share one pattern; float32, float64, complex64 or complex128.
+        (n, n) sparse COO (coalesced or not), CSR or CSC tensor, or a batch (..., n, n) of such
+        matrices, whose patterns may differ; float32, float64, complex64 or complex128.
     b : Tensor
         (n,), (n, k), or batched, as for `torch.linalg.solve`; of the same dtype and device.
     assume : {"auto", "spd", "symmetric", "hermitian", "general"}
@@ -102,6 +102,10 @@ def solve(
     limits, need one extra solve per factorisation, one residual per solve, a few steps of
     refinement where they help, and, once per pattern, a second analysis if pivots are bad.
 
+    The matrices of a batch are joined to a few block-diagonal ones, which are analysed and factored
+    at once; "auto" takes a factorisation that suits all matrices that are joined. Each matrix is
+    judged on its own, and errors name the matrix, counted through all batch dimensions.
+
     References
     ----------
     .. [1] M. B. Giles, "Collected matrix derivative results for forward and reverse mode
@@ -118,6 +122,13 @@ def solve(
     >>> A.grad.to_dense()
     tensor([[-0.0165, -0.1157],
             [-0.0248, -0.1736]])
+
+    A batch of two matrices with different patterns:
+
+    >>> A = torch.tensor([[[2.0, 0.0], [0.0, 4.0]], [[1.0, 1.0], [0.0, 1.0]]]).to_sparse()
+    >>> ss.solve(A, torch.ones(2))
+    tensor([[0.5000, 0.2500],
+            [0.0000, 1.0000]])
     """
     structure, values = _split(A)
     problem = Problem(structure, Options(assume, triangle, engine, non_blocking))

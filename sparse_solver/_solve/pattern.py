@@ -152,7 +152,7 @@ class Pattern:
         Parameters
         ----------
         A : Tensor
-            A sparse COO, CSR or CSC tensor, or a batch with one pattern.
+            A sparse COO, CSR or CSC tensor, or a batch of CSR or CSC matrices with one pattern.
 
         Returns
         -------

@@ -169,6 +169,18 @@ def test_sparse_tensors_break_the_graph() -> None:
     torch.testing.assert_close(run(A), ss.solve(A, B).square().sum())
 
 
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr], ids=str)
+def test_batches_with_different_patterns_break_the_graph(layout: torch.layout) -> None:
+    A = torch.stack((P.dense, P.dense.flip(0))).to_sparse(layout=layout).requires_grad_()
+    leaves = A, rhs(2, 12, 3, dtype=torch.float64).requires_grad_()
+    run = compiled(lambda A, b: ss.solve(A, b).square().sum(), "aot_eager", fullgraph=False)
+    loss, expected = run(*leaves), ss.solve(*leaves).square().sum()
+    torch.testing.assert_close(loss, expected)
+    ours, theirs = (torch.autograd.grad(result, leaves) for result in (loss, expected))
+    torch.testing.assert_close(ours[0].values(), theirs[0].values())
+    torch.testing.assert_close(ours[1], theirs[1])
+
+
 def test_errors_reach_the_caller() -> None:
     with pytest.raises(ss.SingularMatrixError):
         compiled(lambda values: PATTERN.solve(values, B), "aot_eager")(P.values * 0)

@@ -46,8 +46,8 @@ def sparse(**changes: Any) -> Tensor:
         ),
         (
             ss.LayoutError,
-            "a batch is stored as CSR",
-            lambda: ss.solve(torch.rand(2, 3, 3).to_sparse(), torch.ones(3)),
+            "a COO tensor of shape",
+            lambda: ss.solve(torch.rand(3).to_sparse(), torch.ones(3)),
         ),
         (ss.LayoutError, "b has layout", lambda: ss.solve(sparse(), B5.to_sparse())),
         (ss.LayoutError, "b is a list", lambda: ss.solve(sparse(), [1.0])),
@@ -220,9 +220,6 @@ def test_batches_of_csr_matrices() -> None:
     (A_bar,) = torch.autograd.grad(x.sum(), A)
     (expected_bar,) = torch.autograd.grad(torch.linalg.solve(expected, b).sum(), expected)
     torch.testing.assert_close(A_bar.values(), expected_bar[:, P5.rows, P5.cols])
-    different = torch.stack((torch.eye(2), torch.eye(2).flip(0))).to_sparse_csr()
-    with pytest.raises(ss.LayoutError, match="different patterns"):
-        ss.solve(different, torch.ones(2, 2))
 
 
 def test_the_call_of_the_seed() -> None:
