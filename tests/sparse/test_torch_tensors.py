@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from problems import problem, rhs
 from torch.autograd import forward_ad
 
 import sparse_solver as ss
+from sparse_solver._sparse.torch_tensors import _Assemble, skeleton_of, split_tensor
 
 P = problem("general", torch.float64)
 B = rhs(P.n, dtype=torch.float64)
@@ -105,3 +108,50 @@ def test_batched_tensors_without_entries_are_singular(layout: torch.layout) -> N
     empty = torch.zeros(2, 3, 3).to_sparse(layout=layout)
     with pytest.raises(ss.SingularMatrixError):
         ss.solve(empty, torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("cotangent", ["dense", "coo", "csr", "csr with one pattern"])
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc], ids=str)
+@pytest.mark.parametrize("share", [False, True])
+def test_cotangents_of_batches_in_any_layout(
+    layout: torch.layout, cotangent: str, share: bool
+) -> None:
+    """The places of the tensor are looked up in a cotangent with other places."""
+    eye, flipped = torch.eye(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64).flip(0)
+    dense = torch.stack((eye, eye if share else flipped, eye)).unsqueeze(0)
+    skeleton = skeleton_of(dense.to_sparse(layout=layout))
+    numbers = 1 + torch.arange(48, dtype=torch.float64).view(1, 3, 4, 4)
+    if cotangent == "csr":
+        numbers = numbers * torch.stack((eye + flipped, eye + eye.roll(1, 0), eye + flipped))
+    elif cotangent == "csr with one pattern":
+        numbers = numbers * (eye + eye.roll(1, 0))
+    A_bar = numbers
+    if cotangent != "dense":
+        A_bar = numbers.to_sparse() if cotangent == "coo" else numbers.to_sparse_csr()
+    sampled = _Assemble.backward(SimpleNamespace(skeleton=skeleton), A_bar)[0]
+    assert sampled.shape == skeleton.values_shape
+    torch.testing.assert_close(skeleton.fill(sampled).to_dense(), numbers * dense)
+
+
+def test_the_values_of_a_batch_with_different_patterns() -> None:
+    A = torch.stack((torch.eye(2), torch.eye(2).flip(0))).to_sparse_csr()
+    structure, values = split_tensor(A, different_patterns=True)
+    assert structure.batch_shape == (2, 2, 2)
+    assert structure.rows.tolist() == [0, 1, 2, 3]
+    assert structure.cols.tolist() == [0, 1, 3, 2]
+    assert values.shape == (4,)
+    again, _ = split_tensor(A.to(torch.float64), different_patterns=True)
+    assert again is structure
+    with pytest.raises(ss.LayoutError, match="has matrices with different patterns"):
+        split_tensor(A)
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_csr, torch.sparse_csc], ids=str)
+def test_duplicates_in_different_patterns_are_refused(layout: torch.layout) -> None:
+    """The gradient would have different numbers of entries a matrix, which no tensor has."""
+    pointers, plain = torch.tensor([[0, 2, 3], [0, 2, 3]]), torch.tensor([[0, 0, 1], [0, 1, 1]])
+    A = torch.sparse_compressed_tensor(
+        pointers, plain, torch.ones(2, 3), (2, 2, 2), layout=layout, check_invariants=False
+    )
+    with pytest.raises(ss.LayoutError, match="several values at one place"):
+        ss.solve(A, torch.ones(2))
