@@ -17,7 +17,7 @@ from tests.contract.reference import is_exactly_singular
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 WAYS = (
     "coalesced", "coo", "csr", "csr32", "csc", "csc32", "pattern", "pattern32", "from_csr",
-    "from_csc", "from_tensor", "scipy", "factorize", "batched csr", "batched csc",
+    "from_csc", "from_tensor", "scipy", "factorize", "batched csr", "batched csc", "batched coo",
 )  # fmt: skip
 COMPRESSED = ("csr", "csr32", "csc", "csc32", "from_csr", "from_csc", "batched csr", "batched csc")
 VIEWS = ("plain", "strided", "transposed", "conjugate", "negative", "expanded", "requires_grad")
@@ -30,7 +30,7 @@ SIDE_MISTAKES = (
     "b NaN", "b infinite", "b long", "b scalar", "b of another dtype", "b integer", "b None",
     "b a list", "b an array", "b sparse",
 )  # fmt: skip
-MATRIX_MISTAKES = ("A dense", "A an array", "A from SciPy", "A None", "A of three dimensions")
+MATRIX_MISTAKES = ("A dense", "A an array", "A from SciPy", "A None", "A of one dimension")
 OPTION_MISTAKES = ("assume", "engine", "triangle", "transpose and adjoint")
 MISTAKES = (
     *INDEX_MISTAKES, *POINTER_MISTAKES, *VALUE_MISTAKES, *SIDE_MISTAKES, *MATRIX_MISTAKES,
@@ -130,8 +130,11 @@ class Attempt:
     def __init__(self, call: Call):
         self.call, self.rng = call, np.random.default_rng(call.seed)
         self.rows, self.cols = self._draw_places()
-        batch = call.batch if call.way in ("batched csr", "batched csc") or self._is_pattern else ()
-        self.values = as_view(self._draw_values((*batch, len(self.rows))), call.values_view)
+        batch = call.batch if "batched" in call.way or self._is_pattern else ()
+        values = self._draw_values((*batch, len(self.rows)))
+        if call.way == "batched coo" and call.structure == "general":  # with different patterns
+            values = values * torch.from_numpy(self.rng.random(values.shape) < 0.8)
+        self.values = as_view(values, call.values_view)
         columns = () if call.columns is None else (call.columns,)
         b = self._draw((*call.b_batch, call.n, *columns))
         self.b: Any = as_view(b, call.b_view)
@@ -165,9 +168,9 @@ class Attempt:
         rows, cols = np.nonzero(A)
         if "csc" in self.call.way:
             cols, rows = np.nonzero(A.T)
-        if self.call.way == "coo" and self.rng.random() < 0.5:  # duplicates
+        if self.call.way in ("coo", "batched coo") and self.rng.random() < 0.5:  # duplicates
             rows, cols = np.append(rows, rows[: n // 2]), np.append(cols, cols[: n // 2])
-        if self.call.way in ("coo", "pattern", "pattern32", "factorize"):
+        if self.call.way in ("coo", "batched coo", "pattern", "pattern32", "factorize"):
             order = self.rng.permutation(len(rows))
             rows, cols = rows[order], cols[order]
         return rows, cols
@@ -270,8 +273,8 @@ class Attempt:
             return A if mistake == "A dense" else A.numpy()
         if mistake == "A from SciPy":
             return sp.eye(self.call.n, format="csr")
-        if mistake == "A of three dimensions":
-            return torch.eye(self.call.n, dtype=self.call.dtype).expand(2, -1, -1).to_sparse()
+        if mistake == "A of one dimension":
+            return torch.ones(self.call.n, dtype=self.call.dtype).to_sparse()
         return self._tensor(rows, cols, self.values, shape)
 
     def _tensor(self, rows: Tensor, cols: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -281,6 +284,8 @@ class Attempt:
             return make_tensor(
                 torch.sparse_coo_tensor, indices, values, shape, is_coalesced=way == "coalesced"
             )
+        if way == "batched coo":
+            return self._coo_batch(rows, cols, values, shape)
         pointers, indices = self._compress(rows, cols, rows.dtype)
         batch = values.shape[:-1]
         pointers, indices = (i.expand(*batch, *i.shape).contiguous() for i in (pointers, indices))
@@ -290,6 +295,18 @@ class Attempt:
         if values.requires_grad and not batch:
             self.inputs.append(A.requires_grad_())
         return A
+
+    def _coo_batch(
+        self, rows: Tensor, cols: Tensor, values: Tensor, shape: tuple[int, int]
+    ) -> Tensor:
+        batch, mistake = self.call.batch, self.call.mistake
+        stored = torch.ones(*batch, len(rows), dtype=torch.bool)
+        if mistake is None:
+            stored = values.detach() != 0
+        *numbers, entries = torch.nonzero(stored).T
+        indices = torch.stack((*numbers, rows[entries], cols[entries]))
+        numbers_stored = values[stored] if mistake is None else values.flatten()
+        return make_tensor(torch.sparse_coo_tensor, indices, numbers_stored, (*batch, *shape))
 
     def _compress(self, rows: Tensor, cols: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         by_column = "csc" in self.call.way
@@ -313,7 +330,8 @@ class Attempt:
     def must_fail(self) -> bool:
         """Whether the mistake applies to this call."""
         call, mistake = self.call, self.call.mistake
-        stored = len(self.rows) > 0
+        has_matrices = "batched" not in call.way or 0 not in call.batch
+        stored = len(self.rows) > 0 and has_matrices
         if mistake is None or mistake in SIDE_MISTAKES:
             if mistake in ("b NaN", "b infinite"):  # an empty batch of matrices uses no number
                 return self.b.numel() > 0 and 0 not in self.values.shape[:-1]
@@ -396,7 +414,7 @@ class Attempt:
             inverse = np.full(A.shape, np.inf)
         condition = float(abs(inverse).sum(1).max() * (modulus / largest).sum(1).max())
         if not condition * eps < 1e-2:
-            rounded = self.call.way == "coo"  # sums of duplicates
+            rounded = self.call.way in ("coo", "batched coo")  # sums of duplicates
             is_singular = x is not None and not rounded and is_exactly_singular(sp.csr_matrix(A))
             return ("singular, answered" if is_singular else None), np.inf
         if x is None:
