@@ -14,7 +14,11 @@ from simulated_gpu import DEVICE, synchronisations
 
 import sparse_solver as ss
 from sparse_solver._factor import factors as _factors
+from sparse_solver._factor.options import Options
+from sparse_solver._factor.problem import Problem
+from sparse_solver._solve.shapes import solve_values
 from sparse_solver._sparse.structure import Structure
+from sparse_solver._sparse.torch_tensors import split_tensor
 
 simulated_gpu.require()
 
@@ -185,3 +189,17 @@ def test_remembered_tensors_are_finished() -> None:
     assert synchronisations() == before + 1
     structure.remember(make_zeros)
     assert synchronisations() == before + 1
+
+
+@pytest.mark.parametrize("made_on", [torch.device("cpu"), DEVICE], ids=str)
+def test_batches_with_different_patterns(made_on: torch.device) -> None:
+    A = torch.stack((P5.dense, P5.dense.flip(0) + torch.eye(5)))
+    places, values = split_tensor(A.to_sparse(), different_patterns=True)
+    problem, b = Problem(places.on(made_on), Options()), rhs(2, 5, 3, dtype=torch.float64)
+    there = values.to(DEVICE).requires_grad_()
+    x = solve_values(problem, there, b.to(DEVICE))
+    torch.testing.assert_close(x.cpu(), torch.linalg.solve(A, b))
+    (values_bar,) = torch.autograd.grad(x.sum(), there)
+    dense = A.clone().requires_grad_()
+    (dense_bar,) = torch.autograd.grad(torch.linalg.solve(dense, b).sum(), dense)
+    torch.testing.assert_close(values_bar.cpu(), dense_bar[A != 0])
