@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
@@ -17,8 +16,8 @@ from .._sparse.block_diagonal import (
     count_matrices,
     join_batch,
     join_matrices,
-    separate_matrices,
     split_batch,
+    split_joined,
     unjoin_batch,
 )
 from .._sparse.matrix import Matrix
@@ -152,22 +151,23 @@ class Factors:
         self, values: Tensor, factor: Callable[..., InverseOperator], non_blocking: bool
     ) -> list[BatchFactor]:
         """Factor the matrices of a batch."""
-        parts, options = [], self.problem.options
+        structure, reduced = self._reduce(values)
         is_batch = values.dim() > 1 or self._has_blocks(values)
-        for batch, block, joined in join_matrices(*self._reduce(values)):
+        joined = list(join_matrices(structure, reduced))
+        parts: list[BatchFactor] = []
+        while joined:
+            batch, block, chosen = joined.pop(0)
             count = batch.stop - batch.start
             try:
-                with _name_in_errors(batch.start, is_batch and count == 1):
-                    parts.append(BatchFactor(factor(block, joined, options, count), batch))
-            except (SparseSolverError, BlockInDoubt):
+                made = factor(block, chosen, self.problem.options, count)
+                parts.append(BatchFactor(made, batch))
+            except (SparseSolverError, BlockInDoubt) as error:
+                if count == 1 and is_batch:
+                    error.args = (f"matrix {batch.start} of the batch: {error}",)
                 if count == 1 or non_blocking:
                     raise
                 # One of the blocks will show what is wrong with it.
-                separate = separate_matrices(block, joined, count)
-                for at, (structure, matrix) in enumerate(separate, batch.start):
-                    with _name_in_errors(at):
-                        made = factor(structure, matrix, options)
-                    parts.append(BatchFactor(made, slice(at, at + 1)))
+                joined = [*split_joined(batch, block, chosen), *joined]
         return parts
 
     def _has_blocks(self, values: Tensor) -> bool:
@@ -206,17 +206,6 @@ class Factors:
         if self._batched is None:
             self._batched = Factors(self.problem, compare=True)
         return self._batched
-
-
-@contextmanager
-def _name_in_errors(number: int, is_batch: bool = True) -> Iterator[None]:
-    """Let errors say which matrix of a batch they are about."""
-    try:
-        yield
-    except SparseSolverError as error:
-        if is_batch:
-            error.args = (f"matrix {number} of the batch: {error}",)
-        raise
 
 
 def _as_batch(values: Tensor) -> Tensor:

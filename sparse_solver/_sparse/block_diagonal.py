@@ -15,16 +15,22 @@ from .structure import Structure, structure_of
 _MAX_ROWS, _MAX_ENTRIES = 2**15, 2**19
 # A GPU needs this many times as much work to be busy.
 _GPU_FACTOR = 64
+# Into so many parts a block-diagonal matrix is split where a block is in doubt. Parts without doubt
+# need not be split again, and where all blocks are in doubt, little is factored in vain.
+_PARTS = 8
 
 
-def split_batch(structure: Structure, count: int) -> Iterator[tuple[slice, Structure]]:
+def split_batch(
+    structure: Structure, count: int, longest: int | None = None
+) -> Iterator[tuple[slice, Structure]]:
     """Split a batch of `count` matrices into slices that are factored together.
 
     Yields each slice with the structure of the block-diagonal matrix of its members; for a slice
     of one that is `structure` itself. The lengths are powers of two, so that batches of all sizes
-    share few structures and their analyses.
+    share few structures and their analyses. `longest` bounds them, by default the work in one call.
     """
-    size, limit = 1, min(count, *_limits(structure, structure.shape[0], structure.nnz))
+    limits = _limits(structure, structure.shape[0], structure.nnz)
+    size, limit = 1, min(count, *limits) if longest is None else longest
     while 2 * size <= limit:
         size *= 2
     start = 0
@@ -56,19 +62,22 @@ def join_matrices(
         yield batch, block, values[batch].reshape(-1)
 
 
-def separate_matrices(
-    structure: Structure, values: Tensor, count: int
-) -> Iterator[tuple[Structure, Tensor]]:
-    """The `count` matrices that `join_matrices` joined, each with its values."""
-    block, copies = structure.block
+def split_joined(
+    batch: slice, structure: Structure, values: Tensor
+) -> Iterator[tuple[slice, Structure, Tensor]]:
+    """Split a block-diagonal matrix that `join_matrices` yielded into smaller ones."""
+    count = batch.stop - batch.start
+    size, (block, copies) = max(1, count // _PARTS), structure.block
     if copies == count:
-        for matrix in values.view(count, block.nnz):
-            yield block, matrix
+        for members, part in split_batch(block, count, size):
+            chosen = values[members.start * block.nnz : members.stop * block.nnz]
+            yield slice(batch.start + members.start, batch.start + members.stop), part, chosen
         return
     n = structure.shape[0] // count
-    for first in range(0, count * n, n):
-        part, entries = structure.remember(_cut, first, first + n)
-        yield part, values[entries]
+    for start in range(0, count, size):
+        stop = min(start + size, count)
+        part, entries = structure.remember(_cut, start * n, stop * n)
+        yield slice(batch.start + start, batch.start + stop), part, values[entries]
 
 
 def count_matrices(structure: Structure) -> int:

@@ -262,3 +262,27 @@ def test_joined_vectors_of_one_row_are_contiguous() -> None:
     joined = join_batch(vectors)
     assert joined.is_contiguous()
     assert torch.equal(unjoin_batch(joined, 3), vectors)
+
+
+@pytest.mark.parametrize("different", [False, True])
+def test_only_matrices_near_one_in_doubt_are_factored_apart(
+    different: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(block_diagonal, "_MAX_ROWS", 2**15)
+    hilbert = 1 / (torch.arange(9).view(-1, 1) + torch.arange(9) + 1.0).double()
+    A = (hilbert + 9 * torch.eye(9) + torch.ones(9, 9).triu()).repeat(64, 1, 1)
+    A[41] = hilbert + 1e-12 * torch.ones(9, 9).triu()
+    if different:
+        A[5, 0, 3] = A[50, 2, 0] = 0
+    rows, cols = torch.ones(9, 9).nonzero().T
+    b = torch.ones(64, 9, dtype=torch.float64)
+    if different:
+        F = ss.factorize(A.to_sparse(), assume="general")
+    else:
+        F = ss.Pattern(rows, cols, (9, 9)).factorize(A[:, rows, cols], assume="general")
+    slices = [part.batch for part in F._factors.parts]
+    assert [at for part in slices for at in range(64)[part]] == list(range(64))
+    assert slice(41, 42) in slices
+    assert len(slices) == 7 + 8  # eighths, one of which is taken apart
+    residual = (A @ F.solve(b).unsqueeze(-1)).squeeze(-1) - b
+    assert residual.abs().max() < 1e-6
