@@ -209,15 +209,24 @@ class InfeasibleConstraintsError(SparseSolverError, ValueError):
 
 
 class ConvergenceError(SparseSolverError, RuntimeError):
-    """Newton's method found no solution.
+    """Newton's method found no solution, or conjugate gradients no accurate one.
 
     Attributes
     ----------
-    x : Tensor
-        The last iterate.
-    report : Report
-        The iterations, and the reason why they ended.
+    x : Tensor or None
+        The last iterate of Newton's method; None for conjugate gradients.
+    report : Report or None
+        The iterations of Newton's method, and the reason why they ended.
+    iterations : int or None
+        The iterations of conjugate gradients.
+    residual : float or None
+        The largest backward error that they reached; None if there was no right-hand side yet.
     """
+
+    x: Any = None
+    report: Any = None
+    iterations: int | None = None
+    residual: float | None = None
 
 
 class DerivativeError(SparseSolverError, ValueError):

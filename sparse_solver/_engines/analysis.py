@@ -14,7 +14,7 @@ from .._torch.fork_safe_lock import ForkSafeLock
 from .._torch.modes import outside_transforms, synchronize_stream
 from ..errors import EngineUnavailableError
 from .protocol import Kind, Symbolic
-from .registry import check_engine, engine_named, installed_on, why_missing
+from .registry import check_engine, direct_engines_on, engine_named, why_missing
 from .select import Choice, envelope_flops, is_close, select
 
 ASKED_FOR = "asked for"  # the reason for what the caller chose
@@ -77,7 +77,8 @@ class Analyses:
     def _choose(self, matrix: Matrix, request: _Request) -> Choice:
         structure, kind, dtype = matrix.structure, request.kind, request.dtype
         n, device = structure.shape[0], structure.device
-        able = {name for name in installed_on(device) if engine_named(name).supports(kind, dtype)}
+        names = direct_engines_on(device)
+        able = {name for name in names if engine_named(name).supports(kind, dtype)}
         choice = select(n, kind, dtype, able)
         if choice is not None and choice.provisional:
             symbolic = self._analyze(structure, request, choice.engine)

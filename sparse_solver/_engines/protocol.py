@@ -224,6 +224,34 @@ class Engine(Protocol):
 
 
 @runtime_checkable
+class Iterative(Protocol):
+    """An engine, or an analysis of one, that iterates instead of factoring.
+
+    Its factors are `IterativeFactor`s. They raise ConvergenceError where a direct method would be
+    needed, at `Symbolic.factor` or for a right-hand side.
+    """
+
+    is_iterative: bool
+
+
+@runtime_checkable
+class IterativeFactor(Protocol):
+    """What the factors of an iterative engine tell in addition.
+
+    iterations : of the latest solve, None before the first one
+    backward_error : the largest one of the latest solve
+    proof : what shows that the matrix is not singular
+    """
+
+    @property
+    def iterations(self) -> int | None: ...
+    @property
+    def backward_error(self) -> float | None: ...
+    @property
+    def proof(self) -> str: ...
+
+
+@runtime_checkable
 class KeepsMemory(Protocol):
     """An engine, or an object of one, that keeps the memory of released factors for new ones."""
 

@@ -12,7 +12,7 @@ from functools import cache
 import torch
 
 from ..errors import EngineUnavailableError, EngineUnsupportedError, OptionError
-from .protocol import Availability, Engine, KeepsMemory, Kind
+from .protocol import Availability, Engine, Iterative, KeepsMemory, Kind
 
 
 def _pardiso() -> Engine:
@@ -51,6 +51,12 @@ def _cudss_hybrid() -> Engine:
     return HYBRID
 
 
+def _cg() -> Engine:
+    from .cg.engine import ENGINE
+
+    return ENGINE
+
+
 # In the order in which `engines()` lists them. A module is imported, and its library loaded, when
 # the engine is first used.
 _ENGINES: dict[str, Callable[[], Engine]] = {
@@ -60,6 +66,7 @@ _ENGINES: dict[str, Callable[[], Engine]] = {
     "lapack": _lapack,
     "cudss": _cudss,
     "cudss_hybrid": _cudss_hybrid,
+    "cg": _cg,
 }
 
 
@@ -93,9 +100,15 @@ def installed_on(device: torch.device) -> list[str]:
     return [name for name in names if engine_named(name).availability().installed]
 
 
+def direct_engines_on(device: torch.device) -> list[str]:
+    """Those of them that factor, which may be chosen for a caller who names none."""
+    names = installed_on(device)
+    return [name for name in names if not isinstance(engine_named(name), Iterative)]
+
+
 def solves_on(device: torch.device, engine: str | None) -> bool:
-    """Whether the engine, or for None any installed one, takes matrices on this device."""
-    return bool(installed_on(device)) if engine is None else serves(engine, device)
+    """Whether the engine, or for None any one that may be chosen, takes matrices on this device."""
+    return bool(direct_engines_on(device)) if engine is None else serves(engine, device)
 
 
 def why_missing(device: torch.device) -> str:

@@ -12,7 +12,13 @@ from torch import Tensor
 from .._engines.protocol import Factor, Kind
 from .._sparse.values import raise_non_finite
 from .._torch.fork_safe_lock import ForkSafeLock
-from ..errors import EngineError, NonFiniteError, SingularMatrixError, SparseSolverError
+from ..errors import (
+    ConvergenceError,
+    EngineError,
+    NonFiniteError,
+    SingularMatrixError,
+    SparseSolverError,
+)
 from .accuracy import Judge, Outcome, Verdict
 from .systems import Systems, Vectors
 
@@ -126,6 +132,7 @@ class Rung:
     sound : whether the pivots alone show that all solutions are good
     may_perturb_less : whether the next rung may enlarge fewer pivots, at the price of an analysis
     is_last : whether no rung follows
+    may_fail : whether a solve may raise ConvergenceError, after which a later rung is needed
     """
 
     factor: Factor
@@ -135,6 +142,7 @@ class Rung:
     sound: bool
     may_perturb_less: bool
     is_last: bool
+    may_fail: bool = False
 
 
 class Ladder(Protocol):
@@ -168,12 +176,13 @@ class CheckedFactor:
 
     def __init__(self, record: Record, ladder: Ladder, rung: Rung | None):
         self.record, self._lock = record, ForkSafeLock()
+        self._failure: ConvergenceError | None = None
         found: tuple[Judge, Rung, str] | None = None
         reason = "the fastest method for this kind"
         while rung is not None:
             systems = self._systems = ladder.systems(rung.factor)
             judge = Judge(systems, rung.factor, rung.sound, rung.is_last)
-            verdict = judge.examine()
+            verdict = self._examine(judge)
             if systems.blocks > 1 and judge.in_doubt:
                 raise BlockInDoubt
             # Rounding errors may hide that rows share too few columns.
@@ -196,7 +205,7 @@ class CheckedFactor:
         if systems.blocks > 1 and not self.judge.is_beyond_doubt:
             raise BlockInDoubt
         ladder.keep(*found[1:])
-        self._ladder = None if self.judge.sound else ladder
+        self._ladder = None if self.judge.sound and not found[1].may_fail else ladder
 
     @property
     def factor(self) -> Factor:
@@ -216,7 +225,12 @@ class CheckedFactor:
             return _apply_to_finite(self, systems, rhs, transpose, strict)
         while True:
             judge = self.judge
-            x, outcome = judge.solve(rhs, transpose)
+            try:
+                x, outcome = judge.solve(rhs, transpose)
+            except ConvergenceError:
+                if self._improve(judge):
+                    continue
+                raise
             if outcome is Outcome.GOOD:
                 return x
             if outcome is Outcome.NO_DIGIT or not self._improve(judge):
@@ -227,6 +241,14 @@ class CheckedFactor:
             raise _overflow(x)
         return x
 
+    def _examine(self, judge: Judge) -> Verdict:
+        """The verdict on a factor, which is unusable if it does not even solve for the probe."""
+        try:
+            return judge.examine()
+        except ConvergenceError as error:
+            self._failure, judge.verdict = error.with_traceback(None), Verdict.UNUSABLE
+            return judge.verdict
+
     def _improve(self, judge: Judge) -> bool:
         """Replace this judge by that of the next usable factor; False if there is none."""
         with self._lock:
@@ -235,7 +257,7 @@ class CheckedFactor:
             ladder = self._ladder
             while ladder is not None and (rung := ladder.climb()) is not None:
                 better = Judge(self._systems, rung.factor, rung.sound, rung.is_last)
-                better.examine()
+                self._examine(better)
                 if better.is_usable:
                     self.judge = better
                     ladder.keep(rung, "a faster method did not solve accurately")
@@ -244,7 +266,7 @@ class CheckedFactor:
 
     def _explain_failure(self, ladder: Ladder) -> SparseSolverError:
         """The error for a matrix that no method factors accurately."""
-        failure, record = ladder.failure, self.record
+        failure, record = ladder.failure or self._failure, self.record
         if not isinstance(failure, SingularMatrixError):
             return failure or self._inaccurate()
         message = ladder.explain_structure() or str(failure)

@@ -19,12 +19,26 @@ from torch import Tensor
 
 from .._engines.analysis import Analysis, analyze
 from .._engines.equilibrated_lu import ROBUST_ENGINE, EquilibratedSymbolic
-from .._engines.protocol import DenseSymbolic, DirectSymbolic, Factor, Kind, Symbolic, is_hermitian
+from .._engines.protocol import (
+    DenseSymbolic,
+    DirectSymbolic,
+    Factor,
+    Iterative,
+    Kind,
+    Symbolic,
+    is_hermitian,
+)
 from .._sparse.matrix import Matrix
 from .._sparse.matvec import Products, product_indices
 from .._sparse.structure import Structure
 from .._sparse.values import is_single, to_double
-from ..errors import EngineError, EngineUnsupportedError, SingularMatrixError, SparseSolverError
+from ..errors import (
+    ConvergenceError,
+    EngineError,
+    EngineUnsupportedError,
+    SingularMatrixError,
+    SparseSolverError,
+)
 from .checked_factor import CheckedFactor, EmptyFactor, InverseOperator, Record, Rung
 from .dense_route import DenseRoute
 from .direct import CholeskyRoute, Direct, is_well_scaled
@@ -33,6 +47,9 @@ from .singular import explain_structure
 from .starting_method import Start
 from .symmetry import choose_kinds
 from .systems import Systems
+
+# After these errors of a method, the next one follows.
+_LETS_CLIMB = EngineError, EngineUnsupportedError, SingularMatrixError, ConvergenceError
 
 
 def factor_matrix(
@@ -104,18 +121,21 @@ class MethodLadder:
         if factor is None:
             return None
         method, self.failure = self.method, None
-        is_last = isinstance(method, EquilibratedSymbolic)
-        engine = ROBUST_ENGINE if is_last else self._first.engine
+        is_robust, is_iterative = isinstance(method, EquilibratedSymbolic), _iterates(method)
+        engine = ROBUST_ENGINE if is_robust else self._first.engine
+        is_last = is_robust or is_iterative
         sound = factor.sound and is_well_scaled(self._matrix.diagonal, self._blocks)
         made = factor, method.method, engine, method, sound
-        return Rung(*made, may_perturb_less=not (self._is_matched or is_last), is_last=is_last)
+        may_fail = is_iterative and not is_last
+        can_improve = not (self._is_matched or is_last)
+        return Rung(*made, may_perturb_less=can_improve, is_last=is_last, may_fail=may_fail)
 
     def _find_next(self) -> _Method | None:
         """The method after the present one; None after the last method."""
         matrix, options, kind = self._matrix, self._options, self._record.kind
         present = self.method
-        if isinstance(present, EquilibratedSymbolic):
-            return None
+        if isinstance(present, EquilibratedSymbolic) or _iterates(present):
+            return None  # whoever asks for an engine that iterates does not want a factorisation
         if not isinstance(present, InDouble):
             self._is_matched, better = True, None
             with self.attempt("analysis_seconds"):
@@ -133,9 +153,9 @@ class MethodLadder:
         started = time.perf_counter()
         try:
             yield
-        except (EngineError, EngineUnsupportedError, SingularMatrixError) as error:
+        except _LETS_CLIMB as error:
             is_first = clock == "factorization_seconds" and self.method is self._first.symbolic
-            if is_first and not isinstance(error, SingularMatrixError):
+            if is_first and isinstance(error, EngineError | EngineUnsupportedError):
                 raise  # the engine failed, and not this matrix
             self.failure = error.with_traceback(None)  # which holds frames, hence factors
         finally:
@@ -150,7 +170,7 @@ class MethodLadder:
         record.engine = rung.engine
         record.engine_reason = first.reason if rung.engine == first.engine else reason
         record.method, record.method_reason = rung.method, reason
-        if not rung.sound:  # another factor may be needed; the caller may overwrite the values
+        if not rung.sound or rung.may_fail:  # another factor may be needed; the caller may overwrite the values
             self._matrix = Matrix(self._matrix.structure, self._matrix.values.clone())
 
     def open_route(self, checked: CheckedFactor) -> None:
@@ -198,6 +218,12 @@ class InDouble:
 
 
 _Method = Symbolic | InDouble | EquilibratedSymbolic
+
+
+def _iterates(method: _Method) -> bool:
+    """Whether a method iterates instead of factoring."""
+    return isinstance(method, Iterative)
+
 
 
 def products_of(factor: Factor, matrix: Matrix, options: Options, kind: Kind) -> Products:

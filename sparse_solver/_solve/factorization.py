@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._engines.protocol import IterativeFactor
 from .._factor.checked_factor import InverseOperator
 from .._factor.factors import Factors
 from .._factor.options import Options
@@ -70,6 +71,14 @@ class Info:
         Time of the symbolic analysis in seconds; 0 if an earlier one was used.
     factorization_seconds : float
         Time of the numeric factorisation in seconds.
+    iterations : int or None
+        Iterations of the latest solve, forward or backward, of the right-hand side that took most
+        of them. None for an engine that factors, and before the first solve; so are the next two.
+    backward_error : float or None
+        The largest backward error of the latest solve: relative changes of the matrix and of b by
+        so much, measured with a diagonal of ones, make the solution an exact one.
+    proof : str or None
+        What shows that the matrix is not singular ("mixed" in a batch with several proofs).
 
     Examples
     --------
@@ -94,9 +103,14 @@ class Info:
     perturbed_pivots: int | None
     analysis_seconds: float
     factorization_seconds: float
+    iterations: int | None = None
+    backward_error: float | None = None
+    proof: str | None = None
 
     def __str__(self) -> str:
         names = [field.name for field in fields(self)]
+        if self.proof is None:  # the engine does not iterate
+            names = [name for name in names if name not in _OF_ITERATIONS]
         width = max(map(len, names))
 
         def cell(value: object) -> str:
@@ -105,6 +119,10 @@ class Info:
             return f"{value:.3g}" if isinstance(value, float) else str(value)
 
         return "\n".join(f"{name:<{width}}  {cell(getattr(self, name))}" for name in names)
+
+
+# What only engines that iterate have.
+_OF_ITERATIONS = "iterations", "backward_error", "proof"
 
 
 def collect_info(
@@ -121,6 +139,8 @@ def collect_info(
         each = [getattr(one.factor, name) for one in factors if one.factor is not None]
         return None if None in each else sum(each)
 
+    iterative = [one.factor for one in factors if isinstance(one.factor, IterativeFactor)]
+    solved = [one for one in iterative if one.iterations is not None]
     devices = [one.factor.values.device for one in factors if one.factor is not None]
     return Info(
         assume=same(record.kind for record in records),
@@ -138,6 +158,9 @@ def collect_info(
         perturbed_pivots=total("perturbed_pivots"),
         analysis_seconds=sum(record.analysis_seconds for record in records),
         factorization_seconds=sum(record.factorization_seconds for record in records),
+        iterations=max((one.iterations or 0 for one in solved), default=None),
+        backward_error=max((one.backward_error or 0.0 for one in solved), default=None),
+        proof=same(one.proof for one in iterative) if iterative else None,
     )
 
 

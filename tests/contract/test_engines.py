@@ -27,6 +27,12 @@ def places() -> Iterator[tuple[str, torch.device]]:
         yield engine, simulated_gpu.DEVICE
 
 
+def missing_device(device: torch.device) -> str | None:
+    """Why there are no tensors on this device here, if there are none."""
+    is_missing = device.type == "cuda" and not torch.cuda.is_available()
+    return "there is no GPU" if is_missing else None
+
+
 def cases(dtypes: tuple[torch.dtype, ...], symmetric: bool = False) -> Iterator[object]:
     """The parameters of a test; on the slow simulation, only those that matter beyond the dtype."""
     slow = (torch.complex128,) if dtypes == DOUBLE else ()
@@ -34,7 +40,7 @@ def cases(dtypes: tuple[torch.dtype, ...], symmetric: bool = False) -> Iterator[
         on_gpu = device == simulated_gpu.DEVICE
         why = simulated_gpu.MISSING if on_gpu else None
         if why is None and not (on_gpu and engine == "cudss"):
-            why = ss.engines()[engine].missing
+            why = ss.engines()[engine].missing or missing_device(device)
         skip = pytest.mark.skipif(why is not None, reason=f"{engine}: {why}")
         for dtype in dtypes:
             if on_gpu and (dtype in slow or (engine == ON_HOST and dtype != torch.float64)):

@@ -20,6 +20,7 @@ NATIVE = {
     "pardiso": (mkl.library, ("pardiso",)),
     "qdldl": (qdldl._library, ("factor", "solve")),
     "superlu": (None, ("gstrf", "solve")),
+    "cg": (None, ("mv",)),
     "lapack": (lambda: lapack.library(False), ("getrf", "getrs", "potrf", "potrs")),
 }
 

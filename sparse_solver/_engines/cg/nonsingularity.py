@@ -1,0 +1,204 @@
+"""Proofs that a symmetric matrix is positive definite, and how far it is from a singular one.
+
+A backward error that is small does not show that the matrix is not singular: the system may have no
+solution, or many. So the smallest eigenvalue λ of D^-½ A D^-½, with the diagonal D of A, is bounded
+from below before anything is solved with, by the first of these that applies.
+
+1. **Diagonal dominance.** By Gershgorin's theorem, λ ≥ 1 − max_i Σ_{j≠i} |a_ij| / a_ii, since
+   D⁻¹ A has the same eigenvalues.
+2. **M-matrices**, whose entries off the diagonal are not positive: any v > 0 with A v > 0 shows
+   that λ ≥ min_i (A v)_i / √d_i / max_i √d_i v_i, since it bounds the row sums of the inverse,
+   which has no negative entries. Conjugate gradients for A v = D^½ e, with ones e, find such a
+   vector after a few iterations; rounding errors are taken into account.
+3. **Ritz values.** Conjugate gradients for a scattered right-hand side converge, and the smallest
+   Ritz value, that of the tridiagonal matrix of Lanczos, which their coefficients make up, is not
+   small. This is no proof, but λ could be smaller only if its eigenvector had no part in the
+   right-hand side, or else the residual would have kept that part.
+
+A Ritz value is an upper bound of λ, so that a small one shows that the matrix is singular to working
+precision, and a negative one that it is not positive definite.
+
+Sources: A. M. Ostrowski, "Über die Determinanten mit überwiegender Hauptdiagonale", Comment. Math.
+Helv. 10, 1937; J. M. Varah, "A lower bound for the smallest singular value of a matrix", Linear
+Algebra Appl. 11, 1975. A. Berman, R. J. Plemmons, "Nonnegative Matrices in the Mathematical
+Sciences", 1979, chapter 6. G. H. Golub, C. F. Van Loan, "Matrix Computations", 4th ed., sections
+10.1 and 11.3: Lanczos' method in conjugate gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..._sparse.dense import Array
+from ..._sparse.values import probe_vector
+from ...errors import SingularMatrixError
+from ..protocol import not_positive_definite
+from .iteration import Goal, Norms, Recurrence
+from .products import SymmetricMatrix
+
+# A smaller λ, in ε, might be changed by rounding errors of the entries.
+_LEAST_EIGENVALUE = 1e4
+# Ritz values below so many ε, relative to the norm of D^-½ A D^-½, are rounding errors.
+_ZERO_EIGENVALUE = 16.0
+# The mean of the scattered right-hand side: not zero, as for the probe of other factors.
+_PROBE_MEAN = 0.25
+# ‖r‖ / ‖b‖ of the scattered right-hand side. The part of an eigenvector in it is about 1 / √n, and
+# in one of 10⁸ cases so small that it would not show.
+_SCATTERED_RESIDUAL = 1e-12
+# (A v)_i / √d_i from which on v is taken: half of what is solved for.
+_LEAST_PRODUCT = 0.5
+# Iterations before the first look at the vectors, and the part of the iterations so far before the
+# next one. Ritz values are looked at whenever the iterations have doubled.
+_FIRST_STEPS, _MORE_STEPS = 4, 0.25
+# ‖r‖² relative to the first one, below which the coefficients are noise.
+_NOISE = 1e-200
+
+_DOMINANT = "diagonally dominant"
+_M_MATRIX = "A v > 0 for a vector v > 0, and no entry off the diagonal is positive"
+_RITZ = "Ritz values"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What shows that a matrix is positive definite.
+
+    reason : in words
+    eigenvalue : a lower bound of the smallest eigenvalue of D^-½ A D^-½, or nearly one
+    iterations : those of conjugate gradients that were needed
+    """
+
+    reason: str
+    eigenvalue: float
+    iterations: int = 0
+
+    def is_strong(self, eps: float) -> bool:
+        """Whether all solutions with a small backward error are good."""
+        return self.eigenvalue > least_eigenvalue(eps)
+
+
+def least_eigenvalue(eps: float) -> float:
+    """The eigenvalue from which on half of the digits are right, and ‖r‖ ≤ √ε ‖b‖ can be met."""
+    return max(_LEAST_EIGENVALUE * eps, math.sqrt(eps))
+
+
+def find_proof(matrix: SymmetricMatrix, norm: Tensor, row_sums: Tensor, goal: Goal) -> Proof | None:
+    """A proof for all blocks; None if there is none within the limit of iterations.
+
+    norm : (blocks,) ‖D^-½ A D^-½‖
+    row_sums : (n,) Σ_j |a_ij| / a_ii
+
+    Raises NotPositiveDefiniteError or SingularMatrixError.
+    """
+    margin = 2 - float(row_sums.amax()) - _relative_rounding(matrix)
+    if margin > least_eigenvalue(goal.eps):
+        return Proof(_DOMINANT, margin)
+    return _find_vector(matrix, norm, goal) or _find_ritz_value(matrix, norm, goal)
+
+
+def _relative_rounding(matrix: SymmetricMatrix) -> float:
+    """A bound of the rounding errors of a row of A x, relative to that of |A||x|."""
+    return (matrix.longest_row + 2) * torch.finfo(torch.float64).eps
+
+
+def _find_vector(matrix: SymmetricMatrix, norm: Tensor, goal: Goal) -> Proof | None:
+    """The proof for M-matrices, if the matrix is one."""
+    if matrix.has_positive_entry_off_diagonal():
+        return None
+    roots = matrix.diagonal.sqrt()
+    search = _Search(matrix, norm, roots.unsqueeze(0), goal)
+    while search.advance():
+        if float((search.recurrence.r / roots).amax()) > 1 - _LEAST_PRODUCT:
+            continue
+        v = search.recurrence.e
+        product = matrix.multiply(v, torch.empty_like(v)) / roots
+        scaled = v * roots
+        # With v > 0, (|A|v)_i / √d_i = 2 √d_i v_i − (A v)_i / √d_i ≤ 2 √d_i v_i if that is positive.
+        product -= 2 * _relative_rounding(matrix) * scaled
+        if float(scaled.amin()) > 0 and float(product.amin()) >= _LEAST_PRODUCT / 2:
+            eigenvalue = float(product.amin()) / float(scaled.amax())
+            return Proof(_M_MATRIX, eigenvalue, search.recurrence.iterations)
+    return None
+
+
+def _find_ritz_value(matrix: SymmetricMatrix, norm: Tensor, goal: Goal) -> Proof | None:
+    """The proof by a scattered right-hand side."""
+    scattered = probe_vector(matrix.n, torch.float64, _PROBE_MEAN, matrix.diagonal.device)
+    rhs = matrix.diagonal.sqrt() * scattered
+    search, norms = _Search(matrix, norm, rhs, goal), Norms.of(matrix, norm, rhs)
+    limit = (_SCATTERED_RESIDUAL * norms.b_size).square()
+    while search.advance():
+        if bool((search.recurrence.rho <= limit).all()):
+            low = search.find_smallest_ritz_value()
+            return Proof(_RITZ, low, search.recurrence.iterations)
+    return None
+
+
+class _Search:
+    """Conjugate gradients that keep their coefficients, and look at the Ritz values."""
+
+    def __init__(self, matrix: SymmetricMatrix, norm: Tensor, rhs: Tensor, goal: Goal):
+        self.recurrence = Recurrence(matrix, rhs.clone(), keep=True)
+        self._norm, self._goal, self._next_look = norm.cpu().numpy(), goal, 2 * _FIRST_STEPS
+
+    def advance(self) -> bool:
+        """Make some iterations; False at the limit."""
+        recurrence = self.recurrence
+        rest = self._goal.limit - recurrence.iterations
+        if rest <= 0:
+            return False
+        steps = max(_FIRST_STEPS, int(_MORE_STEPS * recurrence.iterations))
+        recurrence.advance(min(rest, steps))
+        if recurrence.iterations >= min(self._next_look, self._goal.limit):
+            self._next_look = 2 * recurrence.iterations
+            self.find_smallest_ritz_value()
+        return True
+
+    def find_smallest_ritz_value(self) -> float:
+        """The smallest Ritz value of a block; raise if one is not positive, or nearly zero."""
+        recurrence, zero = self.recurrence, _ZERO_EIGENVALUE * self._goal.eps * self._norm
+        steps, ratios = (
+            torch.cat(numbers, 1).cpu().numpy() for numbers in (recurrence.steps, recurrence.ratios)
+        )
+        low = np.array([smallest_ritz_value(*each) for each in zip(steps, ratios, strict=True)])
+        if bool((low < -zero).any()):
+            raise not_positive_definite("cg", "the method of conjugate gradients", None)
+        if not bool((low > zero).all()):
+            worst = float((low / self._norm).min())
+            raise SingularMatrixError(
+                f"the matrix is singular to working precision: after scaling, a Ritz value is "
+                f"{abs(worst):.0e} of its norm (a graph or mesh Laplacian needs an anchor: a fixed "
+                f"vertex, or a multiple of the identity or of the mass matrix added)",
+                engine="cg",
+                row=None,
+            )
+        return float(low.min())
+
+
+def smallest_ritz_value(steps: Array, ratios: Array) -> float:
+    """The smallest eigenvalue of the tridiagonal matrix of Lanczos, from the α and β.
+
+    Its diagonal is 1/α_j + β_{j−1}/α_{j−1}, and beside that is √β_j / α_j. What follows a step that
+    is not positive, or a residual that has vanished, is not used.
+    """
+    from scipy.linalg import eigvalsh_tridiagonal
+
+    with np.errstate(all="ignore"):
+        sizes = np.concatenate(([1.0], np.cumprod(ratios)[:-1]))
+        is_used = (steps > 0) & (steps < math.inf) & (sizes > _NOISE)
+        used = len(steps) if is_used.all() else int(is_used.argmin())
+        if used < len(steps) and sizes[used] > _NOISE:
+            used += 1  # the step that is not positive shows the most
+        inverse = 1 / steps[:used]
+        diagonal = inverse.copy()
+        diagonal[1:] += ratios[: used - 1] * inverse[:-1]
+        beside = np.sqrt(ratios[: used - 1]) * inverse[:-1]
+    if not (np.isfinite(diagonal).all() and np.isfinite(beside).all()):
+        return -math.inf
+    if used == 1:
+        return float(diagonal[0])
+    return float(eigvalsh_tridiagonal(diagonal, beside, select="i", select_range=(0, 0))[0])
