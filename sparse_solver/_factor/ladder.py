@@ -170,7 +170,8 @@ class MethodLadder:
         record.engine = rung.engine
         record.engine_reason = first.reason if rung.engine == first.engine else reason
         record.method, record.method_reason = rung.method, reason
-        if not rung.sound or rung.may_fail:  # another factor may be needed; the caller may overwrite the values
+        if rung.may_fail or not rung.sound:
+            # Another factor may be needed, and the caller may overwrite the values.
             self._matrix = Matrix(self._matrix.structure, self._matrix.values.clone())
 
     def open_route(self, checked: CheckedFactor) -> None:
@@ -223,7 +224,6 @@ _Method = Symbolic | InDouble | EquilibratedSymbolic
 def _iterates(method: _Method) -> bool:
     """Whether a method iterates instead of factoring."""
     return isinstance(method, Iterative)
-
 
 
 def products_of(factor: Factor, matrix: Matrix, options: Options, kind: Kind) -> Products:

@@ -139,8 +139,10 @@ def collect_info(
         each = [getattr(one.factor, name) for one in factors if one.factor is not None]
         return None if None in each else sum(each)
 
-    iterative = [one.factor for one in factors if isinstance(one.factor, IterativeFactor)]
-    solved = [one for one in iterative if one.iterations is not None]
+    made = [one.factor for one in factors]
+    iterative = [factor for factor in made if isinstance(factor, IterativeFactor)]
+    iterations = [one.iterations for one in iterative if one.iterations is not None]
+    errors = [one.backward_error for one in iterative if one.backward_error is not None]
     devices = [one.factor.values.device for one in factors if one.factor is not None]
     return Info(
         assume=same(record.kind for record in records),
@@ -158,8 +160,8 @@ def collect_info(
         perturbed_pivots=total("perturbed_pivots"),
         analysis_seconds=sum(record.analysis_seconds for record in records),
         factorization_seconds=sum(record.factorization_seconds for record in records),
-        iterations=max((one.iterations or 0 for one in solved), default=None),
-        backward_error=max((one.backward_error or 0.0 for one in solved), default=None),
+        iterations=max(iterations, default=None),
+        backward_error=max(errors, default=None),
         proof=same(one.proof for one in iterative) if iterative else None,
     )
 

@@ -22,7 +22,7 @@ from ..._sparse.triangle import Arrangement, arrangement_of
 from ..._sparse.values import row_moduli, scaling_power, to_double
 from ...errors import ConvergenceError
 from ..protocol import Availability, Kind
-from .iteration import TARGET, Goal, Solution, solve
+from .iteration import DOUBLE_EPS, TARGET, Goal, Solution, solve
 from .nonsingularity import Proof, find_proof
 from .products import SymmetricMatrix
 
@@ -73,25 +73,28 @@ class CgFactor:
 
     def __init__(self, symbolic: CgSymbolic, values: Tensor):
         self._symbolic, self.values = symbolic, values
-        self._eps = torch.finfo(values.dtype).eps
         given = symbolic.indices, symbolic.at_diagonal, to_double(values), symbolic.blocks
         matrix = self._matrix = SymmetricMatrix(*given)
         row_sums = matrix.row_sums() * matrix.inverse_diagonal
         self._norm = _norms(matrix, row_sums)
-        goal = Goal(self._eps, _LEAST_CONSISTENCY, most_iterations(matrix.order))
-        found = find_proof(matrix, self._norm, row_sums, goal)
+        limit = most_iterations(matrix.order)
+        found = find_proof(matrix, self._norm, row_sums, limit)
         if found is None:
             raise ConvergenceError(
-                f"conjugate gradients did not show within {goal.limit} iterations that the matrix "
+                f"conjugate gradients did not show within {limit} iterations that the matrix "
                 f"is not singular: it is too ill-conditioned for them; use an engine that factors, "
                 f"or engine=None",
-                iterations=goal.limit,
+                iterations=limit,
                 residual=None,
             )
         self._proof: Proof = found
-        self.sound = found.is_strong(self._eps)
+        eps = torch.finfo(values.dtype).eps
+        self.sound = found.is_strong(eps)
         self.negative_eigenvalues: int | None = 0 if self.sound else None
-        self._goal = goal._replace(consistency=math.sqrt(self._eps)) if self.sound else goal
+        if self.sound:
+            self._goal = Goal(eps, math.sqrt(eps), limit)
+        else:  # what doubtful solutions are judged by has to be more accurate than they are
+            self._goal = Goal(DOUBLE_EPS, _LEAST_CONSISTENCY, limit)
         self._latest: Solution | None = None
 
     @property
@@ -107,8 +110,8 @@ class CgFactor:
     @property
     def proof(self) -> str:
         """What shows that the matrix is not singular."""
-        proof = self._proof
-        return f"{proof.reason}: the smallest eigenvalue after scaling is at least {proof.eigenvalue:.0e}"
+        least = self._proof.eigenvalue
+        return f"{self._proof.reason}; after scaling, no eigenvalue is below {least:.0e}"
 
     @property
     def iterations(self) -> int | None:
@@ -136,8 +139,8 @@ class CgFactor:
             scaled = (matrix.split(solution.x) / again).view_as(b) * matrix.units
             x = matrix.split(scaled) / scale
         self._latest = solution._replace(x=b.new_empty(0))
-        if not bool(solution.accepted.all()):
-            raise _not_converged(solution, self._eps)
+        if not solution.accepted:
+            raise _not_converged(solution, self._goal)
         return x.view_as(b).to(rhs.dtype)
 
 
@@ -155,11 +158,11 @@ def _norms(matrix: SymmetricMatrix, row_sums: Tensor) -> Tensor:
     return torch.minimum(norm, matrix.split(matrix.row_sums(roots) * roots).amax(-1))
 
 
-def _not_converged(solution: Solution, eps: float) -> ConvergenceError:
+def _not_converged(solution: Solution, goal: Goal) -> ConvergenceError:
     """The error for a right-hand side whose solution is not accurate."""
     return ConvergenceError(
         f"conjugate gradients ended after {solution.iterations} iterations with a backward error "
-        f"of {solution.error:.1e}, where a direct method has {TARGET * eps:.1e}: the matrix is too "
+        f"of {solution.error:.1e}, where {TARGET * goal.eps:.1e} is needed: the matrix is too "
         f"ill-conditioned for them; use an engine that factors, or engine=None",
         iterations=solution.iterations,
         residual=solution.error,

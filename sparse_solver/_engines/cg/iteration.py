@@ -27,13 +27,15 @@ from torch import Tensor
 
 from .products import SymmetricMatrix
 
+DOUBLE_EPS = torch.finfo(torch.float64).eps
+
 # η of a solution, in ε. Four times more would be that of a direct method; a quarter takes about
 # 4 % more iterations, and makes the gradients as accurate as those of a direct method.
 TARGET = 0.25
 # η that the recurrence has to reach, in ε. In double precision its rounding errors are above the
-# target anyway, which a short correction repairs. Single precision data are iterated in double.
-_FIRST_TARGET, _FIRST_TARGET_OF_SINGLE = 0.5, 0.125
-_CORRECTION_TARGET = 0.125
+# target anyway, which a short correction repairs. For single precision data, which are iterated in
+# double, it has to reach the target of a correction at once.
+_FIRST_TARGET, _CORRECTION_TARGET = 0.5, 0.125
 # η with which a solution is accepted if corrections do not improve it: rounding errors of b − A x.
 STAGNATED = 1.0
 # Corrections after which a solution is not expected to become better.
@@ -55,7 +57,7 @@ class Recurrence:
     """
 
     def __init__(self, matrix: SymmetricMatrix, r: Tensor, keep: bool = False):
-        self._matrix, self._keep = matrix, keep
+        self.matrix, self._keep = matrix, keep
         self.r, self.e = r, torch.zeros_like(r)
         self._z = matrix.inverse_diagonal * r
         self._p, self._q = self._z.clone(), torch.empty_like(r)
@@ -66,16 +68,21 @@ class Recurrence:
 
     def advance(self, count: int) -> None:
         """Make so many iterations."""
-        matrix, r, z, p, q = self._matrix, self.r, self._z, self._p, self._q
+        matrix, r, z, p, q = self.matrix, self.r, self._z, self._p, self._q
+        # All views are made here, since the operations of an iteration take as long as their calls
+        # for vectors of ten thousand numbers.
+        multiply, multiplied, to_p, to_q = matrix.product(p, q)
         e_parts, r_parts, z_parts, p_parts, q_parts = map(matrix.split, (self.e, r, z, p, q))
+        p_rows, r_rows = p_parts.unsqueeze(1), r_parts.unsqueeze(1)
+        q_columns, z_columns = q_parts.unsqueeze(2), z_parts.unsqueeze(2)
         rho = self.rho
         for _ in range(count):
-            matrix.multiply(p, q)
-            alpha = rho / matrix.inner(p, q).add_(_TINY)
+            multiply(multiplied, to_p, out=to_q)
+            alpha = rho / torch.bmm(p_rows, q_columns).squeeze_(2).add_(_TINY)
             e_parts.addcmul_(p_parts, alpha)
             r_parts.addcmul_(q_parts, alpha, value=-1)
             torch.mul(matrix.inverse_diagonal, r, out=z)
-            following = matrix.inner(r, z)
+            following = torch.bmm(r_rows, z_columns).squeeze_(2)
             beta = following / rho.add_(_TINY)
             torch.addcmul(z_parts, p_parts, beta, out=p_parts)
             rho = following
@@ -87,8 +94,7 @@ class Recurrence:
 
     def select(self, rows: Tensor) -> None:
         """Go on with these rows only."""
-        systems = self._matrix.blocks
-        self.rho = self.rho.view(-1, systems).index_select(0, rows).view(-1, 1)
+        self.rho = self.rho.view(-1, self.matrix.blocks).index_select(0, rows).view(-1, 1)
         self.r, self.e, self._z, self._p = (
             vectors.index_select(0, rows) for vectors in (self.r, self.e, self._z, self._p)
         )
@@ -133,16 +139,10 @@ def _size(matrix: SymmetricMatrix, residual: Tensor) -> Tensor:
     return matrix.inner(residual, residual * matrix.inverse_diagonal).sqrt_()
 
 
-def _residual(matrix: SymmetricMatrix, b: Tensor, x: Tensor) -> Tensor:
-    """b − A x."""
-    product = matrix.multiply(x, torch.empty_like(x))
-    return torch.sub(b, product, out=product)
-
-
 class Goal(NamedTuple):
     """The accuracy that is asked for.
 
-    eps : ε of the dtype of the matrix
+    eps : ε of the dtype that solutions are to be as accurate as
     consistency : the largest ‖r‖ / ‖b‖; infinity if a small backward error is enough
     limit : the most iterations
     """
@@ -155,87 +155,135 @@ class Goal(NamedTuple):
 class Solution(NamedTuple):
     """Approximate solutions x (k, n).
 
-    accepted : (systems, 1) whether the system is solved
+    accepted : whether all systems are solved
     error : the largest backward error η
     iterations : those of the system that took most
     """
 
     x: Tensor
-    accepted: Tensor
+    accepted: bool
     error: float
     iterations: int
 
 
 def solve(matrix: SymmetricMatrix, norm: Tensor, b: Tensor, goal: Goal) -> Solution:
     """Solve A x = b for the rows of `b` (k, n), where `norm` (blocks,) is ‖D^-½ A D^-½‖."""
-    norms, eps = Norms.of(matrix, norm, b), goal.eps
-    is_single = eps > torch.finfo(torch.float64).eps
-    first = _FIRST_TARGET_OF_SINGLE if is_single else _FIRST_TARGET
-    pending = torch.ones_like(norms.b_size, dtype=torch.bool)
-    x, iterations = _iterate(norms, b, None, pending, goal, first * eps)
-    residual = _residual(matrix, b, x)
-    error, consistency = norms.errors(x, residual)
-    for _ in range(_MOST_CORRECTIONS):
-        pending = ~((error <= TARGET * eps) & (consistency <= goal.consistency))
-        rest = goal._replace(limit=goal.limit - iterations)
-        if rest.limit <= 0 or not bool(pending.any()):
-            break
-        e, more = _iterate(norms, residual, x, pending, rest, _CORRECTION_TARGET * eps)
-        iterations += more
-        better = x + e
-        better_residual = _residual(matrix, b, better)
-        better_error, better_consistency = norms.errors(better, better_residual)
-        improved = pending & (better_error < error)
-        is_worthwhile = bool((pending & (better_error <= error / 2)).any())
-        if not bool(improved.any()):
-            break
-        where = improved.expand(-1, matrix.order).reshape(b.shape)
-        x, residual = torch.where(where, better, x), torch.where(where, better_residual, residual)
-        error = torch.where(improved, better_error, error)
-        consistency = torch.where(improved, better_consistency, consistency)
-        if not is_worthwhile:
-            break
-    accepted = (error <= STAGNATED * eps) & (consistency <= goal.consistency)
-    return Solution(x, accepted, float(error.amax()), iterations)
+    refinement = _Refinement(Norms.of(matrix, norm, b), b, goal)
+    while (correction := refinement.begin()) is not None:
+        while (count := correction.plan()) > 0:
+            correction.advance(count)
+        refinement.add(correction)
+    return refinement.solution()
 
 
-def _iterate(
-    norms: Norms, r: Tensor, x: Tensor | None, pending: Tensor, goal: Goal, target: float
-) -> tuple[Tensor, int]:
-    """e with A e ≈ r (k, n), so that x + e has the target η; and the iterations.
+class _Correction(Recurrence):
+    """The recurrences for x + e, until the systems that are pending have the target η.
 
-    pending : (systems, 1) which systems that is about; None for x stands for zeros
+    whole : (k, n) e, once `plan` has returned zero; rows that are done are put there earlier
     """
-    blocks = norms.matrix.blocks
-    whole, rows = torch.zeros_like(r), torch.arange(r.shape[0], device=r.device)
-    recurrence = Recurrence(norms.matrix, r.clone())
-    steps, before = 0, math.inf
-    while True:
-        stop = target * norms.sizes(recurrence.e if x is None else x)
+
+    def __init__(
+        self, norms: Norms, r: Tensor, x: Tensor | None, pending: Tensor, goal: Goal, target: float
+    ):
+        super().__init__(norms.matrix, r.clone())
+        self._norms, self._x, self._pending = norms, x, pending
+        self._goal, self._target = goal, target
+        self._rows, self.whole = torch.arange(len(r), device=r.device), torch.zeros_like(r)
+        self._steps, self._before = 0, math.inf
+
+    def plan(self) -> int:
+        """The iterations before the next look; zero at the target, or at the limit."""
+        norms, goal = self._norms, self._goal
+        stop = self._target * norms.sizes(self.e if self._x is None else self._x)
         # Half of it, since the residual that belongs to x will be a little larger.
         stop = torch.minimum(stop, goal.consistency / 2 * norms.b_size)
-        ratio = recurrence.rho / stop.square_().add_(_TINY)
-        ratio = ratio.masked_fill_(~pending, 0)
-        worst = float(ratio.amax())
-        rest = goal.limit - recurrence.iterations
+        ratio = (self.rho / stop.square_().add_(_TINY)).masked_fill_(~self._pending, 0)
+        worst, rest = float(ratio.amax()), goal.limit - self.iterations
         if rest <= 0 or not 1 < worst < math.inf:
-            whole.index_copy_(0, rows, recurrence.e)
-            return whole, recurrence.iterations
-        kept = torch.nonzero((ratio.view(-1, blocks) > 1).any(-1)).squeeze(-1)
-        if 2 * kept.numel() <= len(rows):
-            whole.index_copy_(0, rows, recurrence.e)
-            recurrence.select(kept)
-            norms, rows = norms.select(kept), rows[kept]
-            pending = pending.view(-1, blocks)[kept].view(-1, 1)
-            x = None if x is None else x[kept]
-        steps, before = _plan_steps(steps, before, worst), worst
-        recurrence.advance(min(steps, rest))
+            self.whole.index_copy_(0, self._rows, self.e)
+            return 0
+        if len(self._rows) > 1:
+            self._drop(ratio.view(-1, norms.matrix.blocks) > 1)
+        before, self._before = self._before, worst
+        self._steps = min(_plan_steps(self._steps, before, worst), rest)
+        return self._steps
+
+    def _drop(self, is_left: Tensor) -> None:
+        """Go on with the right-hand sides that have systems left, if at least half have none."""
+        kept = torch.nonzero(is_left.any(-1)).squeeze(-1)
+        if 2 * kept.numel() > len(self._rows):
+            return
+        self.whole.index_copy_(0, self._rows, self.e)
+        self.select(kept)
+        self._norms, self._rows = self._norms.select(kept), self._rows[kept]
+        self._pending = self._pending.view(is_left.shape)[kept].view(-1, 1)
+        self._x = None if self._x is None else self._x[kept]
 
 
 def _plan_steps(steps: int, before: float, now: float) -> int:
     """Iterations before the next look, where the last `steps` took ‖r‖² to `now` times the goal."""
     if steps == 0:
         return _FIRST_STEPS
-    most = min(2 * steps, _MOST_STEPS)
-    gained = math.log(before / now)
-    return max(1, min(most, int(_PART_OF_REST * steps * math.log(now) / gained))) if gained > 0 else most
+    most, gained = min(2 * steps, _MOST_STEPS), math.log(before / now)
+    rest = steps * math.log(now) / gained if gained > 0 else math.inf
+    return max(1, int(min(most, _PART_OF_REST * rest)))
+
+
+class _Refinement:
+    """Solutions that are corrected until they are accurate, or do not become better."""
+
+    def __init__(self, norms: Norms, b: Tensor, goal: Goal):
+        self._norms, self._b, self._goal = norms, b, goal
+        self._iterations, self._corrections, self._is_worthwhile = 0, 0, True
+        self._x: Tensor | None = None
+        self._residual = b
+        self._error, self._consistency = (torch.full_like(norms.b_size, math.inf) for _ in "xr")
+
+    def begin(self) -> _Correction | None:
+        """The next correction; None if there is none to make."""
+        goal, is_first = self._goal, self._x is None
+        limit = goal.limit - self._iterations
+        pending = self._find_pending()
+        if not is_first:
+            is_over = limit <= 0 or self._corrections > _MOST_CORRECTIONS
+            if is_over or not (self._is_worthwhile and bool(pending.any())):
+                return None
+        is_double = goal.eps == DOUBLE_EPS
+        target = _FIRST_TARGET if is_first and is_double else _CORRECTION_TARGET
+        given = self._residual, self._x, pending, goal._replace(limit=limit)
+        self._corrections += 1
+        return _Correction(self._norms, *given, target * goal.eps)
+
+    def _find_pending(self) -> Tensor:
+        """(systems, 1) which systems are not accurate yet."""
+        is_inaccurate = self._error > TARGET * self._goal.eps
+        return is_inaccurate | (self._consistency > self._goal.consistency)
+
+    def add(self, correction: _Correction) -> None:
+        """Add it to the solutions that become better by that."""
+        matrix, x = self._norms.matrix, self._x
+        self._iterations += correction.iterations
+        better = correction.whole if x is None else x + correction.whole
+        residual = torch.empty_like(better)
+        multiply, *multiplied, to_residual = matrix.product(better, residual)
+        multiply(*multiplied, out=to_residual)
+        torch.sub(self._b, residual, out=residual)
+        error, consistency = self._norms.errors(better, residual)
+        if x is None:
+            self._x, self._residual = better, residual
+            self._error, self._consistency = error, consistency
+            return
+        improved = self._find_pending() & (error < self._error)
+        self._is_worthwhile = bool((improved & (error <= self._error / 2)).any())
+        where = improved.expand(-1, matrix.order).reshape(x.shape)
+        self._x = torch.where(where, better, x)
+        self._residual = torch.where(where, residual, self._residual)
+        self._error = torch.where(improved, error, self._error)
+        self._consistency = torch.where(improved, consistency, self._consistency)
+
+    def solution(self) -> Solution:
+        """What was found."""
+        assert self._x is not None
+        accurate = self._error <= STAGNATED * self._goal.eps
+        accepted = bool((accurate & (self._consistency <= self._goal.consistency)).all())
+        return Solution(self._x, accepted, float(self._error.amax()), self._iterations)

@@ -15,8 +15,8 @@ from below before anything is solved with, by the first of these that applies.
    small. This is no proof, but λ could be smaller only if its eigenvector had no part in the
    right-hand side, or else the residual would have kept that part.
 
-A Ritz value is an upper bound of λ, so that a small one shows that the matrix is singular to working
-precision, and a negative one that it is not positive definite.
+A Ritz value is an upper bound of λ, so that a small one shows that the matrix is singular to
+working precision, and a negative one that it is not positive definite.
 
 Sources: A. M. Ostrowski, "Über die Determinanten mit überwiegender Hauptdiagonale", Comment. Math.
 Helv. 10, 1937; J. M. Varah, "A lower bound for the smallest singular value of a matrix", Linear
@@ -38,12 +38,12 @@ from ..._sparse.dense import Array
 from ..._sparse.values import probe_vector
 from ...errors import SingularMatrixError
 from ..protocol import not_positive_definite
-from .iteration import Goal, Norms, Recurrence
+from .iteration import DOUBLE_EPS, Norms, Recurrence
 from .products import SymmetricMatrix
 
 # A smaller λ, in ε, might be changed by rounding errors of the entries.
 _LEAST_EIGENVALUE = 1e4
-# Ritz values below so many ε, relative to the norm of D^-½ A D^-½, are rounding errors.
+# Ritz values below so many ε of double precision, relative to the norm, are rounding errors.
 _ZERO_EIGENVALUE = 16.0
 # The mean of the scattered right-hand side: not zero, as for the probe of other factors.
 _PROBE_MEAN = 0.25
@@ -86,7 +86,7 @@ def least_eigenvalue(eps: float) -> float:
     return max(_LEAST_EIGENVALUE * eps, math.sqrt(eps))
 
 
-def find_proof(matrix: SymmetricMatrix, norm: Tensor, row_sums: Tensor, goal: Goal) -> Proof | None:
+def find_proof(matrix: SymmetricMatrix, norm: Tensor, row_sums: Tensor, limit: int) -> Proof | None:
     """A proof for all blocks; None if there is none within the limit of iterations.
 
     norm : (blocks,) ‖D^-½ A D^-½‖
@@ -95,29 +95,29 @@ def find_proof(matrix: SymmetricMatrix, norm: Tensor, row_sums: Tensor, goal: Go
     Raises NotPositiveDefiniteError or SingularMatrixError.
     """
     margin = 2 - float(row_sums.amax()) - _relative_rounding(matrix)
-    if margin > least_eigenvalue(goal.eps):
+    if margin > least_eigenvalue(DOUBLE_EPS):
         return Proof(_DOMINANT, margin)
-    return _find_vector(matrix, norm, goal) or _find_ritz_value(matrix, norm, goal)
+    return _find_vector(matrix, norm, limit) or _find_ritz_value(matrix, norm, limit)
 
 
 def _relative_rounding(matrix: SymmetricMatrix) -> float:
     """A bound of the rounding errors of a row of A x, relative to that of |A||x|."""
-    return (matrix.longest_row + 2) * torch.finfo(torch.float64).eps
+    return (matrix.longest_row + 2) * DOUBLE_EPS
 
 
-def _find_vector(matrix: SymmetricMatrix, norm: Tensor, goal: Goal) -> Proof | None:
+def _find_vector(matrix: SymmetricMatrix, norm: Tensor, limit: int) -> Proof | None:
     """The proof for M-matrices, if the matrix is one."""
     if matrix.has_positive_entry_off_diagonal():
         return None
     roots = matrix.diagonal.sqrt()
-    search = _Search(matrix, norm, roots.unsqueeze(0), goal)
+    search = _Search(matrix, norm, roots.unsqueeze(0), limit)
     while search.advance():
         if float((search.recurrence.r / roots).amax()) > 1 - _LEAST_PRODUCT:
             continue
         v = search.recurrence.e
         product = matrix.multiply(v, torch.empty_like(v)) / roots
         scaled = v * roots
-        # With v > 0, (|A|v)_i / √d_i = 2 √d_i v_i − (A v)_i / √d_i ≤ 2 √d_i v_i if that is positive.
+        # With v > 0 and A v > 0, |A|v = 2 D v − A v is below 2 D v.
         product -= 2 * _relative_rounding(matrix) * scaled
         if float(scaled.amin()) > 0 and float(product.amin()) >= _LEAST_PRODUCT / 2:
             eigenvalue = float(product.amin()) / float(scaled.amax())
@@ -125,14 +125,14 @@ def _find_vector(matrix: SymmetricMatrix, norm: Tensor, goal: Goal) -> Proof | N
     return None
 
 
-def _find_ritz_value(matrix: SymmetricMatrix, norm: Tensor, goal: Goal) -> Proof | None:
+def _find_ritz_value(matrix: SymmetricMatrix, norm: Tensor, limit: int) -> Proof | None:
     """The proof by a scattered right-hand side."""
     scattered = probe_vector(matrix.n, torch.float64, _PROBE_MEAN, matrix.diagonal.device)
     rhs = matrix.diagonal.sqrt() * scattered
-    search, norms = _Search(matrix, norm, rhs, goal), Norms.of(matrix, norm, rhs)
-    limit = (_SCATTERED_RESIDUAL * norms.b_size).square()
+    search, norms = _Search(matrix, norm, rhs, limit), Norms.of(matrix, norm, rhs)
+    small = (_SCATTERED_RESIDUAL * norms.b_size).square()
     while search.advance():
-        if bool((search.recurrence.rho <= limit).all()):
+        if bool((search.recurrence.rho <= small).all()):
             low = search.find_smallest_ritz_value()
             return Proof(_RITZ, low, search.recurrence.iterations)
     return None
@@ -141,26 +141,26 @@ def _find_ritz_value(matrix: SymmetricMatrix, norm: Tensor, goal: Goal) -> Proof
 class _Search:
     """Conjugate gradients that keep their coefficients, and look at the Ritz values."""
 
-    def __init__(self, matrix: SymmetricMatrix, norm: Tensor, rhs: Tensor, goal: Goal):
+    def __init__(self, matrix: SymmetricMatrix, norm: Tensor, rhs: Tensor, limit: int):
         self.recurrence = Recurrence(matrix, rhs.clone(), keep=True)
-        self._norm, self._goal, self._next_look = norm.cpu().numpy(), goal, 2 * _FIRST_STEPS
+        self._norm, self._limit, self._next_look = norm.cpu().numpy(), limit, 2 * _FIRST_STEPS
 
     def advance(self) -> bool:
         """Make some iterations; False at the limit."""
         recurrence = self.recurrence
-        rest = self._goal.limit - recurrence.iterations
+        rest = self._limit - recurrence.iterations
         if rest <= 0:
             return False
         steps = max(_FIRST_STEPS, int(_MORE_STEPS * recurrence.iterations))
         recurrence.advance(min(rest, steps))
-        if recurrence.iterations >= min(self._next_look, self._goal.limit):
+        if recurrence.iterations >= min(self._next_look, self._limit):
             self._next_look = 2 * recurrence.iterations
             self.find_smallest_ritz_value()
         return True
 
     def find_smallest_ritz_value(self) -> float:
         """The smallest Ritz value of a block; raise if one is not positive, or nearly zero."""
-        recurrence, zero = self.recurrence, _ZERO_EIGENVALUE * self._goal.eps * self._norm
+        recurrence, zero = self.recurrence, _ZERO_EIGENVALUE * DOUBLE_EPS * self._norm
         steps, ratios = (
             torch.cat(numbers, 1).cpu().numpy() for numbers in (recurrence.steps, recurrence.ratios)
         )

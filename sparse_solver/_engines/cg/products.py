@@ -7,6 +7,8 @@ and right-hand sides, and ‖x‖ is ‖D^½ x‖₂ for solutions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -69,12 +71,21 @@ class SymmetricMatrix:
             check_invariants=False,
         )
 
+    def product(
+        self, x: Tensor, out: Tensor
+    ) -> tuple[Callable[..., Tensor], Tensor, Tensor, Tensor]:
+        """torch's function f and its arguments, where ``f(matrix, x, out=out)`` computes A x.
+
+        `x` and `out` (k, n) are contiguous.
+        """
+        if x.shape[0] == 1:
+            return torch.mv, self._matrix, x.view(-1), out.view(-1)
+        return torch.mm, self._matrix, x.mT, out.mT
+
     def multiply(self, x: Tensor, out: Tensor) -> Tensor:
         """Store A x in `out`, for the rows of the contiguous `x` (k, n)."""
-        if x.shape[0] == 1:
-            torch.mv(self._matrix, x.view(-1), out=out.view(-1))
-        else:
-            torch.mm(self._matrix, x.mT, out=out.mT)
+        function, *arguments, result = self.product(x, out)
+        function(*arguments, out=result)
         return out
 
     def row_sums(self, weights: Tensor | None = None) -> Tensor:
