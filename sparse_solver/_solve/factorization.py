@@ -139,8 +139,10 @@ def collect_info(
         each = [getattr(one.factor, name) for one in factors if one.factor is not None]
         return None if None in each else sum(each)
 
-    made = [one.factor for one in factors]
-    iterative = [factor for factor in made if isinstance(factor, IterativeFactor)]
+    iterative: list[IterativeFactor] = []
+    for one in factors:
+        if isinstance(one.factor, IterativeFactor):
+            iterative.append(one.factor)
     iterations = [one.iterations for one in iterative if one.iterations is not None]
     errors = [one.backward_error for one in iterative if one.backward_error is not None]
     devices = [one.factor.values.device for one in factors if one.factor is not None]
