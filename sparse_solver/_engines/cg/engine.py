@@ -52,6 +52,7 @@ class CgSymbolic:
         index = torch.int32 if fits else torch.int64
         crow, col = arrangement.crow.to(index), arrangement.col.to(index)
         self.indices = crow, col, arrangement.rows
+        self.longest = int(crow.diff().amax())  # entries of a row
         self.at_diagonal = torch.nonzero(arrangement.rows == arrangement.col).squeeze(-1)
 
     def factor_nnz(self, matrix: Matrix) -> int | None:
@@ -73,8 +74,8 @@ class CgFactor:
 
     def __init__(self, symbolic: CgSymbolic, values: Tensor):
         self._symbolic, self.values = symbolic, values
-        given = symbolic.indices, symbolic.at_diagonal, to_double(values), symbolic.blocks
-        matrix = self._matrix = SymmetricMatrix(*given)
+        where, sizes = (symbolic.indices, symbolic.at_diagonal), (symbolic.blocks, symbolic.longest)
+        matrix = self._matrix = SymmetricMatrix(*where, to_double(values), *sizes)
         row_sums = matrix.row_sums() * matrix.inverse_diagonal
         self._norm = _norms(matrix, row_sums)
         limit = most_iterations(matrix.order)

@@ -36,8 +36,9 @@ TARGET = 0.25
 # target anyway, which a short correction repairs. For single precision data, which are iterated in
 # double, it has to reach the target of a correction at once.
 _FIRST_TARGET, _CORRECTION_TARGET = 0.5, 0.125
-# η with which a solution is accepted if corrections do not improve it: rounding errors of b − A x.
-STAGNATED = 1.0
+# η with which a solution is accepted if corrections do not improve it, in ε: rounding errors of
+# b − A x, which are about √m ε / 2 for rows of m entries.
+_STAGNATED, _STAGNATED_PER_ROOT = 1.0, 0.5
 # Corrections after which a solution is not expected to become better.
 _MOST_CORRECTIONS = 10
 # Keeps quotients of zeros finite. Squares of residuals are at least 1e-150 as long as they count.
@@ -284,6 +285,7 @@ class _Refinement:
     def solution(self) -> Solution:
         """What was found."""
         assert self._x is not None
-        accurate = self._error <= STAGNATED * self._goal.eps
+        rounding = _STAGNATED_PER_ROOT * math.sqrt(self._norms.matrix.longest_row)
+        accurate = self._error <= max(_STAGNATED, rounding) * self._goal.eps
         accepted = bool((accurate & (self._consistency <= self._goal.consistency)).all())
         return Solution(self._x, accepted, float(self._error.amax()), self._iterations)

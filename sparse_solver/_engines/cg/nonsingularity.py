@@ -164,7 +164,8 @@ class _Search:
         steps, ratios = (
             torch.cat(numbers, 1).cpu().numpy() for numbers in (recurrence.steps, recurrence.ratios)
         )
-        low = np.array([smallest_ritz_value(*each) for each in zip(steps, ratios, strict=True)])
+        given = zip(steps, ratios, zero.tolist(), strict=True)
+        low = np.array([smallest_ritz_value(*each) for each in given])
         if bool((low < -zero).any()):
             raise not_positive_definite("cg", "the method of conjugate gradients", None)
         if not bool((low > zero).all()):
@@ -179,14 +180,13 @@ class _Search:
         return float(low.min())
 
 
-def smallest_ritz_value(steps: Array, ratios: Array) -> float:
+def smallest_ritz_value(steps: Array, ratios: Array, zero: float) -> float:
     """The smallest eigenvalue of the tridiagonal matrix of Lanczos, from the α and β.
 
     Its diagonal is 1/α_j + β_{j−1}/α_{j−1}, and beside that is √β_j / α_j. What follows a step that
-    is not positive, or a residual that has vanished, is not used.
+    is not positive, or a residual that has vanished, is not used. Nor is what follows the first
+    iteration after which the eigenvalue is at most `zero`, since rounding errors are large there.
     """
-    from scipy.linalg import eigvalsh_tridiagonal
-
     with np.errstate(all="ignore"):
         sizes = np.concatenate(([1.0], np.cumprod(ratios)[:-1]))
         is_used = (steps > 0) & (steps < math.inf) & (sizes > _NOISE)
@@ -197,8 +197,29 @@ def smallest_ritz_value(steps: Array, ratios: Array) -> float:
         diagonal = inverse.copy()
         diagonal[1:] += ratios[: used - 1] * inverse[:-1]
         beside = np.sqrt(ratios[: used - 1]) * inverse[:-1]
-    if not (np.isfinite(diagonal).all() and np.isfinite(beside).all()):
+    is_finite = np.isfinite(diagonal)
+    is_finite[1:] &= np.isfinite(beside)
+    most = used if is_finite.all() else int(is_finite.argmin())
+    if most == 0:
         return -math.inf
-    if used == 1:
+    lowest = _smallest_eigenvalue(diagonal[:most], beside)
+    least = 1
+    while lowest <= zero and least < most:  # a larger matrix has a smaller eigenvalue
+        middle = (least + most) // 2
+        value = _smallest_eigenvalue(diagonal[:middle], beside)
+        if value <= zero:
+            lowest, most = value, middle
+        else:
+            least = middle + 1
+    return lowest
+
+
+def _smallest_eigenvalue(diagonal: Array, beside: Array) -> float:
+    """The smallest eigenvalue of a tridiagonal matrix; surplus entries of `beside` are not used."""
+    from scipy.linalg import eigvalsh_tridiagonal
+
+    n = len(diagonal)
+    if n == 1:
         return float(diagonal[0])
-    return float(eigvalsh_tridiagonal(diagonal, beside, select="i", select_range=(0, 0))[0])
+    given = diagonal, beside[: n - 1]
+    return float(eigvalsh_tridiagonal(*given, select="i", select_range=(0, 0))[0])

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..._sparse.values import powers_of_two
+from ..._sparse.values import new_numbers, powers_of_two
 from ..._torch.modes import silence_beta_warning
 from ..protocol import not_positive_definite
 
@@ -32,6 +32,7 @@ class SymmetricMatrix:
     crow, col, rows : CSR indices, the first two in int32 where they fit
     at_diagonal : (n,) the places of the diagonal entries
     values : (nnz,) double
+    longest_row : the most entries of a row
     units : (n,) powers of two by which rows and columns were scaled; None for ones
     diagonal, inverse_diagonal : (n,) of the scaled matrix
     """
@@ -42,8 +43,10 @@ class SymmetricMatrix:
         at_diagonal: Tensor,
         values: Tensor,
         blocks: int,
+        longest_row: int,
     ):
         self._crow, self._col, rows = indices
+        self.longest_row = longest_row
         self.n, self.blocks = at_diagonal.numel(), blocks
         self.order = self.n // blocks
         diagonal = values.index_select(0, at_diagonal)
@@ -57,11 +60,6 @@ class SymmetricMatrix:
         silence_beta_warning()
         self.values, self.diagonal, self.inverse_diagonal = values, diagonal, 1 / diagonal
         self._matrix = self._make(values)
-
-    @property
-    def longest_row(self) -> int:
-        """The most entries of a row."""
-        return int(self._crow.diff().amax())
 
     def _make(self, values: Tensor) -> Tensor:
         return torch.sparse_csr_tensor(
@@ -91,7 +89,8 @@ class SymmetricMatrix:
     def row_sums(self, weights: Tensor | None = None) -> Tensor:
         """(n,) Σ_j |a_ij| w_j, for the positive weights (n,), or ones."""
         weights = torch.ones_like(self.diagonal) if weights is None else weights
-        return torch.mv(self._make(self.values.abs()), weights)
+        moduli = torch.abs(self.values, out=new_numbers(self.values, self.values.numel()))
+        return torch.mv(self._make(moduli), weights)
 
     def has_positive_entry_off_diagonal(self) -> bool:
         """Whether an entry off the diagonal, which is positive, is positive as well."""
