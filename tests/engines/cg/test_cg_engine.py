@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import sparse_solver as ss
+from sparse_solver._engines.cg import engine
+from sparse_solver._testing import engine_factors
 
 F64 = torch.float64
-Kind = dict[str, Any]
-CG: Kind = {"assume": "spd", "engine": "cg"}
+CG: dict[str, Any] = {"assume": "spd", "engine": "cg"}
 
 
 def edges_of(name: str, seed: int = 0) -> tuple[Tensor, int]:
@@ -185,14 +186,12 @@ def test_other_kinds_and_dtypes_are_refused() -> None:
 def test_an_ill_conditioned_matrix_raises_an_error_that_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from sparse_solver._engines.cg import engine
-
     P, values, _ = system("chain", 1e-4)
     b = rhs(P.shape[0], dtype=F64)
     F = P.factorize(values, **CG)
     F.solve(b)
-    factor = F._factors.parts[0].factor.factor  # type: ignore[index, union-attr] # it was made
-    factor._goal = factor._goal._replace(limit=20)  # type: ignore[union-attr] # of this engine
+    factor: Any = engine_factors(F)[0]
+    factor._goal = factor._goal._replace(limit=20)
     with pytest.raises(ss.ConvergenceError, match="an engine that factors") as caught:
         F.solve(b)
     assert caught.value.iterations == 20
