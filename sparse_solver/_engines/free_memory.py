@@ -29,8 +29,8 @@ def check_memory(engine: str, entries: int, dtype: torch.dtype) -> None:
         return
     raise MemoryLimitError(
         f"the factor would have {entries:,} entries and need {needed / 1e9:,.1f} GB of memory, of "
-        f"which {free / 1e9:,.1f} GB are free; sparse_solver.distributed shares a factor among "
-        f"several computers, and float32 needs half the memory",
+        f"which {free / 1e9:,.1f} GB are free; engine='cg' needs no factor of a positive definite "
+        f"matrix, and sparse_solver.distributed shares a factor among several computers",
         engine=engine,
         needed_bytes=needed,
         free_bytes=free,
