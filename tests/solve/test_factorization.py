@@ -82,7 +82,7 @@ def test_info_is_frozen_and_complete() -> None:
     assert {field.name for field in dataclasses.fields(info)} == {
         "assume", "assume_reason", "engine", "engine_reason", "method", "method_reason",
         "device", "n", "nnz", "factor_nnz", "factor_flops", "memory_bytes", "perturbed_pivots",
-        "analysis_seconds", "factorization_seconds",
+        "analysis_seconds", "factorization_seconds", "iterations", "backward_error", "proof",
     }  # fmt: skip
 
 
@@ -220,7 +220,11 @@ def test_values_made_in_inference_mode_are_copied_outside_of_it() -> None:
 def test_what_is_printed() -> None:
     F = PATTERN.factorize(P.values, engine="superlu")
     lines = str(F.info).splitlines()
-    assert len(lines) == len(dataclasses.fields(F.info))
+    # Three fields are those of engines that iterate.
+    assert len(lines) == len(dataclasses.fields(F.info)) - 3
+    iterated = P.dense @ P.dense.mT + torch.eye(P.n, dtype=P.dense.dtype)
+    info = ss.factorize(iterated.to_sparse(), engine="cg").info
+    assert len(str(info).splitlines()) == len(dataclasses.fields(info))
     assert lines[0].split() == ["assume", "general"]
     assert "factor_flops           not known" in lines
     assert len({line.index(line.split()[1]) for line in lines}) == 1  # a column

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..._sparse.matrix import Matrix
 from ..._sparse.structure import Structure
 from ..._sparse.triangle import Arrangement, arrangement_of
-from ..._sparse.values import row_moduli, scaling_power, to_double
+from ..._sparse.values import is_finite, row_moduli, scaling_power, to_double
 from ...errors import ConvergenceError
 from ..protocol import Availability, Kind
 from .iteration import DOUBLE_EPS, TARGET, Goal, Solution, solve
@@ -125,6 +125,10 @@ class CgFactor:
         return None if self._latest is None else self._latest.error
 
     def substitute(self, rhs: Tensor, transpose: bool) -> Tensor:
+        if not is_finite(rhs):  # its solution is not finite, either; the other ones are wanted
+            finite = torch.isfinite(rhs).all(-1, keepdim=True)
+            x = self.substitute(torch.where(finite, rhs, 0), transpose)
+            return torch.where(finite, x, math.nan)
         matrix = self._matrix
         b = to_double(rhs)
         scale = _powers(matrix, b)
