@@ -146,7 +146,8 @@ class ScipyIndices:
         # The same arrays, read by columns, are the transpose.
         make, shape = (csc_matrix, self._shape[::-1]) if transpose else (csr_matrix, self._shape)
         matrix = make((values.numpy(), *self._indices), shape=shape)
-        y = x.new_empty(x.shape, dtype=torch.promote_types(values.dtype, x.dtype))
+        dtype = torch.promote_types(values.dtype, x.dtype)
+        y = x.new_empty((x.shape[0], shape[0]), dtype=dtype)
         # One by one: the product with several vectors at once wants an entry of all of them side
         # by side, and takes up to twice as long.
         for row, vector in zip(y.numpy(), x.numpy(), strict=True):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from problems import DTYPES, problem
 
-from sparse_solver._sparse.matvec import Products, product_indices
+from sparse_solver._sparse.matvec import Products, ScipyIndices, product_indices
 from sparse_solver._sparse.structure import Structure
 from sparse_solver._sparse.triangle import Coverage, arrangement_of
 from sparse_solver._sparse.values import to_double
@@ -71,3 +71,15 @@ def test_logarithms_recover_scales_of_rows_and_columns(coverage: Coverage) -> No
     row_logs, col_logs = Products(arrangement, of_engine, lambda: indices, False).find_logarithms()
     scaled = values.log2() + row_logs[rows] + col_logs[cols]
     assert float(scaled[values > 0].abs().max()) < 1e-8
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize("k", [0, 1, 3])
+def test_rows_of_a_matrix_that_others_hold_the_rest_of(dtype: torch.dtype, k: int) -> None:
+    A = torch.randn(2, 5, dtype=dtype) * (torch.rand(2, 5) < 0.6)
+    rows, cols = torch.nonzero(torch.ones(2, 5)).unbind(1)
+    structure = Structure(rows, cols, (2, 5))
+    indices = ScipyIndices(arrangement_of(structure, "full"), (2, 5))
+    for matrix, transpose in ((A, False), (A.mT, True)):
+        x = torch.randn(k, matrix.shape[1], dtype=dtype)
+        torch.testing.assert_close(indices.multiply(A.reshape(-1), x, transpose), x @ matrix.mT)
