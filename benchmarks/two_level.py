@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sparse_solver._engines.mkl.handle import Handle, most_threads
+from sparse_solver._engines.mkl.handle import Handle, Settings, most_threads
 from sparse_solver._engines.mkl.library import Library, library
 from sparse_solver._engines.mkl.parameters import matrix_type
 from sparse_solver._engines.mkl.pardiso import _parameters
@@ -52,7 +52,7 @@ class Form:
         assert isinstance(found, Library), found
         iparm = _parameters(kind, dtype, matching=False, careful=False, improved=improved)
         given = found, matrix_type(kind, dtype), arrangement, n, iparm
-        self.handle = Handle(*given, most_threads())
+        self.handle = Handle(Settings(*given, most_threads()))
         self.entries = (self.handle.analyze(None) or 0) / (2 if kind == "general" else 1)
         slot = self.handle.take(most_threads())
         assert slot is not None

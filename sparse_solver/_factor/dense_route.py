@@ -19,12 +19,11 @@ from torch import Tensor
 from .._engines.protocol import DenseFactor, DenseSymbolic, Factor
 from .._sparse.dense import Array, assemble_dense
 from .._sparse.structure import Structure
-from .._sparse.values import is_finite, is_single, probe_vector, to_double
+from .._sparse.values import PROBE_MEAN, is_finite, is_single, probe_vector, to_double
 from ..errors import SingularMatrixError
 from .accuracy import ACCURATE, growth_in_doubt
 from .checked_factor import InverseOperator, Record
 from .symmetry import ASYMMETRY_LIMIT
-from .systems import PROBE_MEAN
 
 # Steps of refinement; a backward stable factor rarely needs one.
 _MOST_STEPS = 2

@@ -13,11 +13,7 @@ import torch
 from torch import Tensor
 
 from .._sparse.matvec import Products
-from .._sparse.values import is_finite, probe_vector, row_moduli
-
-# The mean of the probe vector: not zero, since the vectors that singular matrices annihilate are
-# often constant.
-PROBE_MEAN = 0.25
+from .._sparse.values import PROBE_MEAN, is_finite, probe_vector, row_moduli
 
 
 class Scales(NamedTuple):

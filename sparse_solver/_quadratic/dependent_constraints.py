@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 from .._sparse.structure import Structure
-from .._sparse.values import CPU, probe_vector, to_double
+from .._sparse.values import CPU, PROBE_MEAN, probe_vector, to_double
 from .._torch.dynamo import disable_dynamo
 from .._torch.modes import is_transformed
 from ..errors import InfeasibleConstraintsError, RedundantConstraintsError
@@ -85,7 +85,7 @@ class Dependences:
         """The rows that take part in a dependence: those where a generic y is not zero."""
         m = self.C.shape[0]
         # Two probes, since the projection of one on two equal rows is a difference of its entries.
-        first = probe_vector(m, torch.float64, 0.25)
+        first = probe_vector(m, torch.float64, PROBE_MEAN)
         probes = torch.cat((first, probe_vector(m, torch.float64, 0.0).flip(1)))
         y = self.project(probes.numpy().T)
         size = abs(y).max(initial=0.0)

@@ -18,6 +18,10 @@ CPU = torch.device("cpu")
 # What the package solves with; an engine may take fewer.
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
+# The mean of probe vectors for factors: not zero, since vectors that singular matrices annihilate
+# are often constant.
+PROBE_MEAN = 0.25
+
 # From so many numbers on, the time that the operating system takes to provide memory counts.
 _LARGE = 2**19
 

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from ..._sparse.dense import Array
-from ..._sparse.values import probe_vector
+from ..._sparse.values import PROBE_MEAN, probe_vector
 from ...errors import SingularMatrixError
 from ..protocol import not_positive_definite
 from .iteration import DOUBLE_EPS, Norms, Recurrence
@@ -45,10 +45,8 @@ from .products import SymmetricMatrix
 _LEAST_EIGENVALUE = 1e4
 # Ritz values below so many ε of double precision, relative to the norm, are rounding errors.
 _ZERO_EIGENVALUE = 16.0
-# The mean of the scattered right-hand side: not zero, as for the probe of other factors.
-_PROBE_MEAN = 0.25
 # ‖r‖ / ‖b‖ of the scattered right-hand side. The part of an eigenvector in it is about 1 / √n, and
-# in one of 10⁸ cases so small that it would not show.
+# hardly ever so small that it would not show.
 _SCATTERED_RESIDUAL = 1e-12
 # (A v)_i / √d_i from which on v is taken: half of what is solved for.
 _LEAST_PRODUCT = 0.5
@@ -127,7 +125,7 @@ def _find_vector(matrix: SymmetricMatrix, norm: Tensor, limit: int) -> Proof | N
 
 def _find_ritz_value(matrix: SymmetricMatrix, norm: Tensor, limit: int) -> Proof | None:
     """The proof by a scattered right-hand side."""
-    scattered = probe_vector(matrix.n, torch.float64, _PROBE_MEAN, matrix.diagonal.device)
+    scattered = probe_vector(matrix.n, torch.float64, PROBE_MEAN, matrix.diagonal.device)
     rhs = matrix.diagonal.sqrt() * scattered
     search, norms = _Search(matrix, norm, rhs, limit), Norms.of(matrix, norm, rhs)
     small = (_SCATTERED_RESIDUAL * norms.b_size).square()

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import weakref
 from ctypes import addressof, byref, c_int64, memmove, sizeof
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -56,28 +57,37 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What all calls of a handle share.
+
+    arrangement, n : the pattern, and its rows
+    mtype, iparm : the type of the matrix, and the parameters, as the manual has them
+    """
+
+    library: Library
+    mtype: int
+    arrangement: Arrangement
+    n: int
+    iparm: list[int]
+    threads: int
+
+
 class _Native:
     """The native call, and its arguments that stay the same; for one thread at a time."""
 
-    def __init__(
-        self,
-        library: Library,
-        mtype: int,
-        arrangement: Arrangement,
-        n: int,
-        iparm: list[int],
-        threads: int,
-    ):
-        # The arrangement owns the indices that are pointed to.
-        self.library, self.arrangement, self.n = library, arrangement, n
-        self.threads, self.pid = threads, os.getpid()
+    def __init__(self, settings: Settings):
+        iparm, arrangement, n = settings.iparm, settings.arrangement, settings.n
+        # The settings own the indices that are pointed to.
+        self._shared, self.library, self.n = settings, settings.library, n
+        self.threads, self.pid = settings.threads, os.getpid()
         self.slots = _CAREFUL_FACTORS_PER_HANDLE if iparm[55] else _FACTORS_PER_HANDLE
         self.iparm = (c_int64 * 64)()
         self._given = (c_int64 * 64)(*iparm)
         # Made once: for a small system, making them takes as long as the call.
         self._slot, self._phase, self._count, self._error = (c_int64() for _ in range(4))
         self._pt = (c_int64 * 64)()
-        counts = c_int64(self.slots), self._slot, c_int64(mtype), self._phase, c_int64(n)
+        counts = c_int64(self.slots), self._slot, c_int64(settings.mtype), self._phase, c_int64(n)
         self._before = (addressof(self._pt), *map(byref, counts))
         self._pattern = (arrangement.crow.data_ptr(), arrangement.col.data_ptr(), None)
         self._settings = (byref(self._count), addressof(self.iparm), byref(c_int64(0)))
@@ -121,17 +131,9 @@ class _Native:
 class Handle:
     """An analysis, and a slot for each living factor; used by one thread at a time."""
 
-    def __init__(
-        self,
-        library: Library,
-        mtype: int,
-        arrangement: Arrangement,
-        n: int,
-        iparm: list[int],
-        threads: int,
-    ):
-        self._native = _Native(library, mtype, arrangement, n, iparm, threads)
-        self.is_improved = iparm[23] == 10  # (24): the improved two-level factorisation
+    def __init__(self, settings: Settings):
+        self._native = _Native(settings)
+        self.is_improved = settings.iparm[23] == 10  # (24): the improved two-level factorisation
         self._lock = ForkSafeLock()
         self._free = list(range(self._native.slots, 0, -1))
         self._idle: list[int] = []  # slots of released factors that still have their memory

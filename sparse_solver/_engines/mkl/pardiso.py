@@ -28,7 +28,14 @@ from ..._sparse.halves import Halves
 from ..._sparse.matrix import Matrix
 from ..._sparse.structure import Structure
 from ..._sparse.triangle import Coverage, arrangement_of
-from ..._sparse.values import DTYPES, is_finite, is_single, largest_modulus, probe_vector
+from ..._sparse.values import (
+    DTYPES,
+    PROBE_MEAN,
+    is_finite,
+    is_single,
+    largest_modulus,
+    probe_vector,
+)
 from ..._torch.fork_safe_lock import ForkSafeLock
 from ...errors import EngineError, NonFiniteError
 from ..free_memory import check_memory
@@ -40,7 +47,7 @@ from ..protocol import (
     is_hermitian,
     not_positive_definite,
 )
-from .handle import FORWARD, Handle, most_threads, recently_used
+from .handle import FORWARD, Handle, Settings, most_threads, recently_used
 from .library import Library
 from .library import library as mkl_library
 from .parameters import ZERO_PIVOT, engine_error, matrix_type, parameters
@@ -128,7 +135,7 @@ class PardisoSymbolic:
         matching, mtype = self._analyzed_values is not None, matrix_type(self._method, self._dtype)
         iparm = _parameters(self._method, self._dtype, matching, self.careful, improved)
         given = self._library, mtype, self.arrangement, self._n, iparm
-        handle = Handle(*given, self._threads())
+        handle = Handle(Settings(*given, self._threads()))
         self.nnz = handle.analyze(self._analyzed_values)
         return handle
 
@@ -158,7 +165,7 @@ class PardisoSymbolic:
         The second row is left out where it would take time and precision leaves room.
         """
         if self._probes is None:
-            first = probe_vector(self._n, self._dtype, 0.25)
+            first = probe_vector(self._n, self._dtype, PROBE_MEAN)
             if is_single(self._dtype) or self._n <= _FEW_ROWS:
                 second = probe_vector(self._n, self._dtype, 0.0).flip(1)
                 self._probes = torch.cat((first, second))
