@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .._engines.protocol import Factor, Kind
+from .._engines.protocol import Factor, IterativeFactor, Kind
 from .._sparse.values import raise_non_finite
 from .._torch.fork_safe_lock import ForkSafeLock
 from ..errors import (
@@ -132,7 +132,6 @@ class Rung:
     sound : whether the pivots alone show that all solutions are good
     may_perturb_less : whether the next rung may enlarge fewer pivots, at the price of an analysis
     is_last : whether no rung follows
-    may_fail : whether a solve may raise ConvergenceError, after which a later rung is needed
     """
 
     factor: Factor
@@ -142,7 +141,11 @@ class Rung:
     sound: bool
     may_perturb_less: bool
     is_last: bool
-    may_fail: bool = False
+
+    @property
+    def may_fail(self) -> bool:
+        """Whether a solve may raise ConvergenceError, after which a later rung is needed."""
+        return isinstance(self.factor, IterativeFactor) and not self.is_last
 
 
 class Ladder(Protocol):

@@ -66,6 +66,8 @@ class Factors:
 
     def __init__(self, problem: Problem, compare: bool = False):
         self.problem, self._compare = problem, compare
+        # Whether values (nnz,) are those of one matrix, all rows of which take part.
+        self._is_plain = problem.submatrix is None and problem.structure.batch_shape is None
         self._parts: list[BatchFactor] | None = None
         self._values: Tensor | None = None
         self._batched: Factors | None = None
@@ -103,7 +105,7 @@ class Factors:
         non_blocking = options.non_blocking and problem.structure.device != CPU
         factor = factor_non_blocking if non_blocking else method.factor
         try:
-            if values.dim() == 1 and problem.submatrix is None and not self._has_blocks(values):
+            if self._is_plain and values.dim() == 1:
                 parts = [BatchFactor(factor(problem.structure, values, options), _WHOLE)]
             else:
                 parts = self._factor_blocks(values, factor, non_blocking)
@@ -125,22 +127,26 @@ class Factors:
         self.prepare(values)
         assert self._parts is not None
         rhs, submatrix = materialize(rhs).contiguous(), self.problem.submatrix
-        has_blocks = self._has_blocks(values)
-        if submatrix is None and values.dim() == 1 and not has_blocks:
+        if self._is_plain and values.dim() == 1:
             return self._parts[0].factor.apply_inverse(rhs, transpose, strict)
+        if self._has_blocks(values):
+            each = unjoin_batch(rhs, count_matrices(self.problem.structure))
+            return join_batch(self._apply_to_batch(each, transpose, strict))
         reduced = rhs if submatrix is None else rhs.index_select(-1, submatrix.rows)
-        if has_blocks:
-            reduced = unjoin_batch(rhs, count_matrices(self.problem.structure))
-        if values.dim() == 1 and not has_blocks:
+        if values.dim() == 1:
             x = self._parts[0].factor.apply_inverse(reduced, transpose, strict)
         else:
-            x = torch.empty_like(reduced)
-            for factor, batch in self._parts:
-                joined = factor.apply_inverse(join_batch(reduced[batch]), transpose, strict)
-                x[batch] = unjoin_batch(joined, batch.stop - batch.start)
-        if has_blocks:
-            return join_batch(x)
+            x = self._apply_to_batch(reduced, transpose, strict)
         return x if submatrix is None else torch.zeros_like(rhs).index_copy_(-1, submatrix.rows, x)
+
+    def _apply_to_batch(self, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
+        """Apply the inverse of each matrix of a batch to the rows of its part of `rhs`."""
+        assert self._parts is not None
+        x = torch.empty_like(rhs)
+        for factor, batch in self._parts:
+            joined = factor.apply_inverse(join_batch(rhs[batch]), transpose, strict)
+            x[batch] = unjoin_batch(joined, batch.stop - batch.start)
+        return x
 
     def _raise_pending(self) -> None:
         """Raise the error of an earlier non-blocking solve."""

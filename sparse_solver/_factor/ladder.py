@@ -121,21 +121,19 @@ class MethodLadder:
         if factor is None:
             return None
         method, self.failure = self.method, None
-        is_robust, is_iterative = isinstance(method, EquilibratedSymbolic), _iterates(method)
+        is_robust = isinstance(method, EquilibratedSymbolic)
         engine = ROBUST_ENGINE if is_robust else self._first.engine
-        is_last = is_robust or is_iterative
+        is_last = is_robust or _iterates(method)
         sound = factor.sound and is_well_scaled(self._matrix.diagonal, self._blocks)
         made = factor, method.method, engine, method, sound
-        may_fail = is_iterative and not is_last
-        can_improve = not (self._is_matched or is_last)
-        return Rung(*made, may_perturb_less=can_improve, is_last=is_last, may_fail=may_fail)
+        return Rung(*made, may_perturb_less=not (self._is_matched or is_last), is_last=is_last)
 
     def _find_next(self) -> _Method | None:
         """The method after the present one; None after the last method."""
         matrix, options, kind = self._matrix, self._options, self._record.kind
         present = self.method
         if isinstance(present, EquilibratedSymbolic) or _iterates(present):
-            return None  # whoever asks for an engine that iterates does not want a factorisation
+            return None  # an engine that iterates was asked for by name, instead of a factorisation
         if not isinstance(present, InDouble):
             self._is_matched, better = True, None
             with self.attempt("analysis_seconds"):

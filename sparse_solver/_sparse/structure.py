@@ -285,12 +285,16 @@ def structure_of_compressed(
     """The structure of CSR (`kind` "csr": row pointers, columns) or CSC indices."""
 
     def build(pointers: Tensor, inner: Tensor) -> Structure:
-        pointers, inner = pointers.to(torch.int64), inner.to(torch.int64)
-        outer = torch.repeat_interleave(pointers.diff())
-        rows, cols = (outer, inner) if kind == "csr" else (inner, outer)
+        rows, cols = _expand_pointers(kind, pointers.to(torch.int64), inner.to(torch.int64))
         return Structure(rows, cols, shape)
 
     return _structures.find((kind, shape), (compressed, plain), build, check)
+
+
+def _expand_pointers(kind: str, pointers: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows and columns of the entries of CSR or CSC indices, with pointers (..., n + 1)."""
+    outer = torch.repeat_interleave(pointers.diff().flatten())
+    return (outer, inner) if kind == "csr" else (inner, outer)
 
 
 def structure_of_batch(
@@ -313,10 +317,8 @@ def structure_of_batch(
             rows, cols = number * n + rows, number * n + cols
         else:
             pointers, inner = (index.flatten(0, -2).to(torch.int64) for index in indices)
-            outer = torch.repeat_interleave(pointers.diff().flatten())
             first = n * torch.arange(count, device=inner.device).unsqueeze(1)
-            inner = (first + inner).flatten()
-            rows, cols = (outer, inner) if kind == "csr" else (inner, outer)
+            rows, cols = _expand_pointers(kind, pointers, (first + inner).flatten())
         return Structure(rows, cols, (count * n, count * n), batch_shape=shape)
 
     return _structures.find((kind, shape), indices, build, check)

@@ -51,10 +51,10 @@ def test_the_next_rung_follows_where_one_does_not_converge(has_next: bool, sound
     factor: Any = iterative.factor
     factor._goal = factor._goal._replace(limit=3)
     rungs = [
-        Rung(each, "", engine, None, is_sound, False, False, may_fail)
-        for each, engine, is_sound, may_fail in (
-            (iterative.factor, "cg", sound, True),
-            (direct.factor, "lapack", True, False),
+        Rung(each, "", engine, None, is_sound, False, False)
+        for each, engine, is_sound in (
+            (iterative.factor, "cg", sound),
+            (direct.factor, "lapack", True),
         )
     ]
     ladder = _Ladder(direct._systems, *rungs[1:] if has_next else [])
