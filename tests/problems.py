@@ -14,6 +14,12 @@ REAL = (torch.float32, torch.float64)
 COMPLEX = (torch.complex64, torch.complex128)
 DTYPES = REAL + COMPLEX
 
+# Right-hand sides for matrices with five rows: vectors, columns and batches, and some misfits.
+RHS_SHAPES = (
+    (5,), (5, 1), (5, 2), (5, 0), (3, 5), (3, 5, 2), (1, 5, 2), (2, 3, 5), (2, 3, 5, 2),
+    (4, 2, 3, 5, 2), (2, 1, 5, 1), (0, 5, 2), (5, 5), (5, 5, 5),
+)  # fmt: skip
+
 TOLERANCE = {
     torch.float32: 2e-4,
     torch.complex64: 2e-4,

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from problems import DTYPES, MAKERS, TOLERANCE, generator, rhs
+from problems import DTYPES, MAKERS, RHS_SHAPES, TOLERANCE, generator, rhs
 from torch import Tensor
 
 import sparse_solver as ss
@@ -51,14 +51,7 @@ def check(A: Tensor, b: Tensor, layout: torch.layout = torch.sparse_coo, **optio
 
 
 @pytest.mark.parametrize("batch", [(1,), (3,), (2, 3), (2, 1), (0,), (2, 0), (5,)], ids=str)
-@pytest.mark.parametrize(
-    "shape",
-    [
-        (5,), (5, 1), (5, 2), (5, 0), (3, 5), (3, 5, 2), (1, 5, 2), (2, 3, 5), (2, 3, 5, 2),
-        (4, 2, 3, 5, 2), (2, 1, 5, 1), (0, 5, 2), (5, 5), (5, 5, 5),
-    ],
-    ids=str,
-)  # fmt: skip
+@pytest.mark.parametrize("shape", RHS_SHAPES, ids=str)
 def test_shapes_follow_torch_linalg_solve_to_the_letter(
     batch: tuple[int, ...], shape: tuple[int, ...]
 ) -> None:
