@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from . import _engines
 from ._engines.protocol import Factor, Kind
 from ._engines.registry import engine_named, engine_names, installed_on
 from ._factor.checked_factor import InverseOperator
@@ -22,7 +23,12 @@ from ._solve.factorization import Factorization
 
 def engine_methods() -> Iterator[tuple[type, str, str]]:
     """Every class of an engine with one of its methods and the name under which that is counted."""
-    for module in {type(engine_named(name)).__module__ for name in engine_names()}:
+    homes = {type(engine_named(name)).__module__ for name in engine_names()}
+    # An engine of several files has a folder of its own.
+    folders = {home.rpartition(".")[0] for home in homes} - {_engines.__name__}
+    for module in list(sys.modules):
+        if module not in homes and module.rpartition(".")[0] not in folders:
+            continue
         for cls in vars(sys.modules[module]).values():
             if not isinstance(cls, type) or cls.__module__ != module:
                 continue

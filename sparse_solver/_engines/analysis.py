@@ -84,7 +84,8 @@ class Analyses:
             symbolic = self._analyze(structure, request, choice.engine)
             factor_nnz = symbolic.factor_nnz(matrix)
             if factor_nnz is not None:
-                envelope = envelope_flops(structure) if is_close(n, factor_nnz) else None
+                close = is_close(n, factor_nnz)
+                envelope = structure.remember(envelope_flops) if close else None
                 choice = select(n, kind, dtype, able, factor_nnz, envelope)
         if choice is None:
             missing = why_missing(device)

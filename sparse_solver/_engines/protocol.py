@@ -234,6 +234,34 @@ class Iterative(Protocol):
     is_iterative: bool
 
 
+class Candidate(Protocol):
+    """A matrix that may be iterated with, for as long as that is cheaper than to factor it.
+
+    iteration_bound : the most iterations of a solve, as far as the values show; else infinity
+    iteration_cost : of one right-hand side, in bytes moved
+    is_dominant : whether the values suggest that the matrix can be proved not to be singular
+    """
+
+    iteration_bound: float
+    iteration_cost: float
+    is_dominant: bool
+
+    def limit(self, budget: int) -> Symbolic:
+        """The analysis of this matrix, whose factor iterates at most so often in all its solves.
+
+        All right-hand sides count. Where more is needed, or the matrix is not certainly positive
+        definite, ConvergenceError is raised.
+        """
+
+
+@runtime_checkable
+class IterativeSymbolic(Iterative, Protocol):
+    """An analysis of an engine that iterates."""
+
+    def examine(self, matrix: Matrix) -> Candidate:
+        """What it would cost to iterate with this matrix, whose diagonal is positive."""
+
+
 @runtime_checkable
 class IterativeFactor(Protocol):
     """What the factors of an iterative engine tell in addition.

@@ -101,13 +101,21 @@ def installed_on(device: torch.device) -> list[str]:
 
 
 def direct_engines_on(device: torch.device) -> list[str]:
-    """Those of them that factor, which may be chosen for a caller who names none."""
-    names = installed_on(device)
-    return [name for name in names if not isinstance(engine_named(name), Iterative)]
+    """Those of them that factor."""
+    return [name for name in installed_on(device) if not _iterates(name)]
+
+
+def iterative_engines_on(device: torch.device) -> list[str]:
+    """Those of them that iterate."""
+    return [name for name in installed_on(device) if _iterates(name)]
+
+
+def _iterates(name: str) -> bool:
+    return isinstance(engine_named(name), Iterative)
 
 
 def solves_on(device: torch.device, engine: str | None) -> bool:
-    """Whether the engine, or for None any one that may be chosen, takes matrices on this device."""
+    """Whether the engine, or for None any one that factors, takes matrices on this device."""
     return bool(direct_engines_on(device)) if engine is None else serves(engine, device)
 
 

@@ -29,6 +29,13 @@ DENSE_ROWS, DENSE_ROWS_IF_COMPLEX = 128, 96
 # Beyond this many times the limit, no pattern of benchmarks.calibrate had a band narrow enough.
 _NARROW_BAND_RANGE = 20
 
+# What a factorisation with two substitutions costs, in bytes moved: for each entry of the factor,
+# and for each operation; see ``benchmarks.iterate_or_factor``.
+BYTES_PER_FACTOR_ENTRY = 350.0
+BYTES_PER_FLOP_IN_BLOCKS, BYTES_PER_FLOP_IN_LOOPS = 1.2, 8.0
+# The operations on grids, meshes and graphs, relative to the lower bound `predicted_flops`.
+USUAL_FLOPS = 3.0
+
 
 class Choice(NamedTuple):
     """An engine, and why it was chosen.
@@ -48,6 +55,20 @@ def predicted_flops(n: int, factor_nnz: int) -> float:
     has the right order on grids, meshes and graphs.
     """
     return factor_nnz**2 / n if n else 0.0
+
+
+def direct_cost(engine: str, n: int, factor_nnz: float, single: bool) -> float:
+    """The cost of a Cholesky factorisation and two substitutions, in bytes moved.
+
+    Operations count as the bytes that are moved in as much time.
+
+    >>> f"{direct_cost('pardiso', 250_000, 8_700_000, single=False):.1e}"
+    '4.1e+09'
+    """
+    flops = USUAL_FLOPS * factor_nnz**2 / n
+    of_flop = BYTES_PER_FLOP_IN_BLOCKS if engine == "pardiso" else BYTES_PER_FLOP_IN_LOOPS
+    cost = BYTES_PER_FACTOR_ENTRY * factor_nnz + of_flop * flops
+    return cost / 2 if single else cost
 
 
 def envelope_flops(structure: Structure) -> float:

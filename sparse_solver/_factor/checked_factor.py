@@ -148,6 +148,9 @@ class Rung:
         return isinstance(self.factor, IterativeFactor) and not self.is_last
 
 
+_INACCURATE = "a faster method did not solve accurately"
+
+
 class Ladder(Protocol):
     """The factorisations of one matrix, from the fastest method to the most robust.
 
@@ -230,13 +233,13 @@ class CheckedFactor:
             judge = self.judge
             try:
                 x, outcome = judge.solve(rhs, transpose)
-            except ConvergenceError:
-                if self._improve(judge):
+            except ConvergenceError as error:
+                if self._improve(judge, str(error)):
                     continue
                 raise
             if outcome is Outcome.GOOD:
                 return x
-            if outcome is Outcome.NO_DIGIT or not self._improve(judge):
+            if outcome is Outcome.NO_DIGIT or not self._improve(judge, _INACCURATE):
                 break
         if systems.all_finite(x):
             raise self._inaccurate(judge)
@@ -252,7 +255,7 @@ class CheckedFactor:
             self._failure, judge.verdict = error.with_traceback(None), Verdict.UNUSABLE
             return judge.verdict
 
-    def _improve(self, judge: Judge) -> bool:
+    def _improve(self, judge: Judge, reason: str) -> bool:
         """Replace this judge by that of the next usable factor; False if there is none."""
         with self._lock:
             if self.judge is not judge:  # another thread has replaced it
@@ -263,7 +266,7 @@ class CheckedFactor:
                 self._examine(better)
                 if better.is_usable:
                     self.judge = better
-                    ladder.keep(rung, "a faster method did not solve accurately")
+                    ladder.keep(rung, reason)
                     return True
             return False
 

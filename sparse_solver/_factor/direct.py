@@ -22,6 +22,7 @@ from .._sparse.structure import Structure
 from ..errors import SparseSolverError
 from .checked_factor import InverseOperator, Record, SoundFactor
 from .options import Assume, Triangle
+from .starting_method import Start
 from .symmetry import check_lines, check_triangle
 from .systems import Vectors
 
@@ -51,6 +52,8 @@ class Direct:
     known : the last route
     """
 
+    _review: Start | None = None
+
     def __init__(
         self,
         structure: Structure,
@@ -64,11 +67,26 @@ class Direct:
         self.route: Route | None = None
         self.known: Route | None = None
 
-    def open(self, symbolic: object, make: Callable[[], Route]) -> None:
-        """Take the route with this analysis, which is made unless it is known."""
+    def open(
+        self, symbolic: object, make: Callable[[], Route], is_provisional: bool = False
+    ) -> None:
+        """Take the route with this analysis, which is made unless it is known.
+
+        A provisional one is left now and then, since other values may have a faster way.
+        """
         if self.known is None or self.known.symbolic is not symbolic:
             self.known = make()
         self.route = self.known
+        if is_provisional:
+            self._review = self._review or Start()
+            self._review.keep(self.route)
+
+    def find_route(self, blocks: int) -> Route | None:
+        """The route for so many blocks, if there is one to take."""
+        route = self.route
+        if route is None or route.blocks != blocks:
+            return None
+        return route if self._review is None or self._review.find() is not None else None
 
 
 class CholeskyRoute:

@@ -1,6 +1,7 @@
 """Factoring a matrix: the kinds to try in turn, and for each kind the methods.
 
-The fastest method is an analysis of the pattern alone, which serves all values. Where its factor is
+Where that is cheaper than to factor, an engine iterates first; see `iterate_or_factor`. The fastest
+factorisation is by an analysis of the pattern alone, which serves all values. Where its factor is
 not good enough, the next ones are, of PARDISO and cuDSS, analyses that use the values to scale the
 matrix and to match rows with columns, and at last LU with partial pivoting of the equilibrated
 matrix, in double precision. A pattern that needed a later method starts with that the next time;
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from .._engines.analysis import Analysis, analyze
 from .._engines.equilibrated_lu import ROBUST_ENGINE, EquilibratedSymbolic
+from .._engines.iterate_or_factor import find_attempt, may_iterate
 from .._engines.protocol import (
     DenseSymbolic,
     DirectSymbolic,
@@ -60,8 +62,8 @@ def factor_matrix(
     Raises an error where there is no factorisation, or BlockInDoubt.
     """
     direct = _direct_of(structure, options, values.dtype)
-    route = direct.route
-    if route is not None and route.blocks == blocks:
+    route = direct.find_route(blocks)
+    if route is not None:
         factor = route.factor(structure, values)
         if factor is not None:
             return factor
@@ -107,10 +109,21 @@ class MethodLadder:
         self.failure: SparseSolverError | None = None
         request = record.kind, matrix.dtype, options.triangle, options.engine
         self._start: Start = matrix.structure.remember(_find_start, *request)
-        self._first = analyze(matrix, record.kind, options.triangle, options.engine)
-        record.analysis_seconds += self._first.seconds
-        self.method: _Method = self._start.find() or self._first.symbolic
+        kept: _Method | None = self._start.find()
+        # The engine of the present method, and why it was taken.
+        attempt = self._find_attempt() if kept is None else None
+        self._analysis = attempt or analyze(matrix, record.kind, options.triangle, options.engine)
+        record.analysis_seconds += self._analysis.seconds
+        self.method: _Method = kept or self._analysis.symbolic
+        self._first = self.method if kept is None else None
         self._is_matched = False
+
+    def _find_attempt(self) -> Analysis | None:
+        """The engine that is to iterate before the matrix is factored, if there is one."""
+        is_one = self._blocks == 1 and self._options.engine is None and self._record.kind == "spd"
+        if not (is_one and is_well_scaled(self._matrix.diagonal)):
+            return None
+        return find_attempt(self._matrix, self._options.triangle)
 
     def climb(self, factor: Factor | None = None) -> Rung | None:
         """The factor by the present method or, without one, by the next method that gives one."""
@@ -122,8 +135,8 @@ class MethodLadder:
             return None
         method, self.failure = self.method, None
         is_robust = isinstance(method, EquilibratedSymbolic)
-        engine = ROBUST_ENGINE if is_robust else self._first.engine
-        is_last = is_robust or _iterates(method)
+        engine = ROBUST_ENGINE if is_robust else self._analysis.engine
+        is_last = is_robust or (_iterates(method) and self._options.engine is not None)
         sound = factor.sound and is_well_scaled(self._matrix.diagonal, self._blocks)
         made = factor, method.method, engine, method, sound
         return Rung(*made, may_perturb_less=not (self._is_matched or is_last), is_last=is_last)
@@ -132,8 +145,14 @@ class MethodLadder:
         """The method after the present one; None after the last method."""
         matrix, options, kind = self._matrix, self._options, self._record.kind
         present = self.method
-        if isinstance(present, EquilibratedSymbolic) or _iterates(present):
-            return None  # an engine that iterates was asked for by name, instead of a factorisation
+        if isinstance(present, EquilibratedSymbolic):
+            return None
+        if _iterates(present):
+            if options.engine is not None:
+                return None  # it was asked for by name, instead of a factorisation
+            self._analysis = analyze(matrix, kind, options.triangle, None)
+            self._record.analysis_seconds += self._analysis.seconds
+            return self._analysis.symbolic
         if not isinstance(present, InDouble):
             self._is_matched, better = True, None
             with self.attempt("analysis_seconds"):
@@ -152,8 +171,12 @@ class MethodLadder:
         try:
             yield
         except _LETS_CLIMB as error:
-            is_first = clock == "factorization_seconds" and self.method is self._first.symbolic
-            if is_first and isinstance(error, EngineError | EngineUnsupportedError):
+            is_plain = self.method is self._analysis.symbolic
+            if (
+                is_plain
+                and clock == "factorization_seconds"
+                and isinstance(error, EngineError | EngineUnsupportedError)
+            ):
                 raise  # the engine failed, and not this matrix
             self.failure = error.with_traceback(None)  # which holds frames, hence factors
         finally:
@@ -162,11 +185,10 @@ class MethodLadder:
 
     def keep(self, rung: Rung, reason: str) -> None:
         """Record this factor, and start with its method for later values of the pattern."""
-        record, first = self._record, self._first
-        is_first = rung.symbolic is first.symbolic
-        self._start.keep(None if is_first else rung.symbolic)
+        record, analysis = self._record, self._analysis
+        self._start.keep(None if rung.symbolic is self._first else rung.symbolic)
         record.engine = rung.engine
-        record.engine_reason = first.reason if rung.engine == first.engine else reason
+        record.engine_reason = analysis.reason if rung.engine == analysis.engine else reason
         record.method, record.method_reason = rung.method, reason
         if rung.may_fail or not rung.sound:
             # Another factor may be needed, and the caller may overwrite the values.
@@ -174,14 +196,17 @@ class MethodLadder:
 
     def open_route(self, checked: CheckedFactor) -> None:
         """Factor the next matrices of the pattern directly, if this one was beyond doubt."""
-        symbolic, judge, record = self._first.symbolic, checked.judge, self._record
+        symbolic, judge, record = self._analysis.symbolic, checked.judge, self._record
         matrix, options = self._matrix, self._options
-        if self.method is not symbolic or not judge.is_beyond_doubt:
+        is_plain = self.method is symbolic and not _iterates(symbolic)
+        if not (is_plain and judge.is_beyond_doubt):
             return
         direct = _direct_of(matrix.structure, options, matrix.dtype)
         if judge.sound and matrix.is_mirrored and isinstance(symbolic, DirectSymbolic):
             arguments = matrix.structure, symbolic, record, self._blocks
-            direct.open(symbolic, partial(CholeskyRoute, *arguments))
+            where = matrix.structure, options.triangle
+            is_provisional = options.engine is None and may_iterate(*where)
+            direct.open(symbolic, partial(CholeskyRoute, *arguments), is_provisional)
         elif record.kind == "general" and isinstance(symbolic, DenseSymbolic):
             find_symmetry = options.assume == "auto"
             fallback = partial(climb_ladder, options=options)

@@ -92,10 +92,15 @@ def find_proof(matrix: SymmetricMatrix, norm: Tensor, row_sums: Tensor, limit: i
 
     Raises NotPositiveDefiniteError or SingularMatrixError.
     """
-    margin = 2 - float(row_sums.amax()) - _relative_rounding(matrix)
+    margin = find_margin(matrix, row_sums)
     if margin > least_eigenvalue(DOUBLE_EPS):
         return Proof(_DOMINANT, margin)
     return _find_vector(matrix, norm, limit) or _find_ritz_value(matrix, norm, limit)
+
+
+def find_margin(matrix: SymmetricMatrix, row_sums: Tensor) -> float:
+    """A lower bound of 1 − max_i Σ_{j≠i} |a_ij| / a_ii, the margin of diagonal dominance."""
+    return 2 - float(row_sums.amax()) - _relative_rounding(matrix)
 
 
 def _relative_rounding(matrix: SymmetricMatrix) -> float:

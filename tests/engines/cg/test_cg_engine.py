@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import sparse_solver as ss
-from sparse_solver._engines.cg import engine
+from sparse_solver._engines.cg import factor as cg_factor
 from sparse_solver._testing import engine_factors
 
 F64 = torch.float64
@@ -199,7 +199,7 @@ def test_an_ill_conditioned_matrix_raises_an_error_that_says_what_to_do(
     assert caught.value.residual > 1e-16
     again = pickle.loads(pickle.dumps(caught.value))
     assert (again.iterations, str(again)) == (20, str(caught.value))
-    monkeypatch.setattr(engine, "most_iterations", lambda n: 5)
+    monkeypatch.setattr(cg_factor, "most_iterations", lambda n: 5)
     with pytest.raises(ss.ConvergenceError, match="not singular"):
         P.factorize(laplacian_values(torch.ones(79, dtype=F64), 80, 1e-9), **CG)
 

@@ -1,0 +1,164 @@
+"""A matrix to solve with by conjugate gradients, once it is proved not to be singular."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..._sparse.triangle import Arrangement
+from ..._sparse.values import is_finite, row_moduli, scaling_power, to_double
+from ...errors import ConvergenceError
+from .iteration import DOUBLE_EPS, TARGET, Goal, Solution, solve
+from .nonsingularity import Proof, find_proof
+from .products import SymmetricMatrix
+
+# The most iterations for n unknowns: without rounding errors n are enough. Where so many would take
+# longer than a direct method in any case, it is a multiple of √n, as on grids in two dimensions.
+_FEW, _PER_UNKNOWN = 200, 30
+_MANY, _PER_ROOT = 10_000, 40
+# ‖r‖ / ‖b‖ where the proof is weak, so that each solution is judged once more.
+_LEAST_CONSISTENCY = 1.0
+
+
+def most_iterations(n: int) -> int:
+    """The most iterations for systems of n unknowns."""
+    return min(_FEW + _PER_UNKNOWN * n, _MANY + _PER_ROOT * math.isqrt(n))
+
+
+class Prepared(NamedTuple):
+    """A matrix to iterate with.
+
+    arrangement, values : the entries in the dtype of the caller
+    matrix : the same in double precision
+    row_sums : (n,) Σ_j |a_ij| / a_ii
+    """
+
+    arrangement: Arrangement
+    values: Tensor
+    matrix: SymmetricMatrix
+    row_sums: Tensor
+
+
+class CgFactor:
+    """A matrix that was proved to be positive definite, to solve with by iterating.
+
+    budget : the most iterations for the proof and for all right-hand sides of all solves together,
+        after which ConvergenceError is raised
+    """
+
+    perturbed_pivots: int | None = None
+    nnz: int | None = None
+    flops: int | None = None
+
+    def __init__(self, prepared: Prepared, budget: float = math.inf):
+        self.arrangement, self.values, matrix, row_sums = prepared
+        self._matrix, self._norm = matrix, _norms(matrix, row_sums)
+        eps = torch.finfo(self.values.dtype).eps
+        limit = int(min(most_iterations(matrix.order), budget))
+        found = find_proof(matrix, self._norm, row_sums, limit)
+        if found is None:
+            raise ConvergenceError(
+                f"conjugate gradients did not show within {limit} iterations that the matrix "
+                f"is not singular: it is too ill-conditioned for them; use an engine that factors, "
+                f"or engine=None",
+                iterations=limit,
+                residual=None,
+            )
+        self._proof: Proof = found
+        self._budget = budget - found.iterations
+        self.sound = found.is_strong(eps)
+        self.negative_eigenvalues: int | None = 0 if self.sound else None
+        if self.sound:
+            self._goal = Goal(eps, math.sqrt(eps), limit)
+        else:  # what doubtful solutions are judged by has to be more accurate than they are
+            self._goal = Goal(DOUBLE_EPS, _LEAST_CONSISTENCY, limit)
+        self._latest: Solution | None = None
+
+    @property
+    def memory_bytes(self) -> int | None:
+        matrix, values = self._matrix, self.values
+        own = values.nbytes + 2 * matrix.diagonal.nbytes
+        return own if matrix.values is values else own + matrix.values.nbytes
+
+    @property
+    def proof(self) -> str:
+        """What shows that the matrix is not singular."""
+        least = self._proof.eigenvalue
+        return f"{self._proof.reason}; after scaling, no eigenvalue is below {least:.0e}"
+
+    @property
+    def iterations(self) -> int | None:
+        """The iterations of the latest solve."""
+        return None if self._latest is None else self._latest.iterations
+
+    @property
+    def backward_error(self) -> float | None:
+        """The largest backward error of the latest solve."""
+        return None if self._latest is None else self._latest.error
+
+    def substitute(self, rhs: Tensor, transpose: bool) -> Tensor:
+        if not is_finite(rhs):  # its solution is not finite, either; the other ones are wanted
+            finite = torch.isfinite(rhs).all(-1, keepdim=True)
+            x = self.substitute(torch.where(finite, rhs, 0), transpose)
+            return torch.where(finite, x, math.nan)
+        matrix = self._matrix
+        b = to_double(rhs)
+        scale = _powers(matrix, b)
+        b = (matrix.split(b) * scale).view_as(b)
+        if matrix.units is None:
+            x = matrix.split(self._solve(b)) / scale
+        else:
+            b = b * matrix.units
+            again = _powers(matrix, b)
+            b = (matrix.split(b) * again).view_as(b)
+            scaled = (matrix.split(self._solve(b)) / again).view_as(b) * matrix.units
+            x = matrix.split(scaled) / scale
+        return x.view_as(b).to(rhs.dtype)
+
+    def _solve(self, b: Tensor) -> Tensor:
+        """Solutions for the rows of `b` (k, n), which are scaled."""
+        count, goal = len(b), self._goal
+        affordable = self._budget / count
+        if affordable < 1:
+            raise _over_budget()
+        goal = goal._replace(limit=int(min(goal.limit, affordable)))
+        solution = solve(self._matrix, self._norm, b, goal)
+        self._budget -= count * solution.iterations
+        self._latest = solution._replace(x=b.new_empty(0))
+        if not solution.accepted:
+            raise _not_converged(solution, goal)
+        return solution.x
+
+
+def _powers(matrix: SymmetricMatrix, b: Tensor) -> Tensor:
+    """(systems, 1) powers of two that bring the largest entries of the systems near one."""
+    return scaling_power(row_moduli(matrix.split(b))).unsqueeze(-1)
+
+
+def _norms(matrix: SymmetricMatrix, row_sums: Tensor) -> Tensor:
+    """(blocks,) bounds of the norm of D^-½ A D^-½: the row sums of that, or those of D⁻¹ A."""
+    norm = matrix.split(row_sums).amax(-1)
+    if float(norm.amax()) <= 2:  # diagonally dominant, so that there is no much better bound
+        return norm
+    roots = matrix.inverse_diagonal.sqrt()
+    return torch.minimum(norm, matrix.split(matrix.row_sums(roots) * roots).amax(-1))
+
+
+def _over_budget() -> ConvergenceError:
+    """The error for a factor that has solved as often as it may."""
+    message = "all iterations that were granted to conjugate gradients are used up"
+    return ConvergenceError(message, iterations=0, residual=None)
+
+
+def _not_converged(solution: Solution, goal: Goal) -> ConvergenceError:
+    """The error for a right-hand side whose solution is not accurate."""
+    return ConvergenceError(
+        f"conjugate gradients ended after {solution.iterations} iterations with a backward error "
+        f"of {solution.error:.1e}, where {TARGET * goal.eps:.1e} is needed: the matrix is too "
+        f"ill-conditioned for them; use an engine that factors, or engine=None",
+        iterations=solution.iterations,
+        residual=solution.error,
+    )
