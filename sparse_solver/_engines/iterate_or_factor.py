@@ -45,9 +45,11 @@ _FEW_ROWS = 300
 _FEW_ENTRIES_PER_ROW = 3.0
 # Operations of nested dissection, see `estimate_cost`.
 _FLOPS_PER_WIDTH = 10.0
-# The part of the estimated cost that a factorisation hardly ever falls below. The estimate was 0.5
-# to 2 times the cost on grids and meshes, and up to 30 times on graphs with few edges.
-_CERTAIN_PART = 1 / 20
+# The part of the estimated cost that a factorisation hardly ever falls below, and the same where the
+# graph has few levels. The estimate was 0.5 to 2 times the cost on grids and meshes, and up to 30
+# times on random graphs with few edges.
+_CERTAIN_PART, _CERTAIN_PART_IF_FLAT = 1 / 5, 1 / 40
+_FEW_LEVELS = 20
 
 
 def find_attempt(matrix: Matrix, triangle: str | None) -> Analysis | None:
@@ -87,7 +89,8 @@ def _find_budget(candidate: Candidate, matrix: Matrix, triangle: str | None) -> 
     structure = matrix.structure
     expected = min(candidate.iteration_bound, expect_iterations(structure))
     estimate = estimate_cost(structure, matrix.dtype)
-    certain = choose_budget(expected, _CERTAIN_PART * estimate / candidate.iteration_cost)
+    part = _CERTAIN_PART if count_levels(structure) > _FEW_LEVELS else _CERTAIN_PART_IF_FLAT
+    certain = choose_budget(expected, part * estimate / candidate.iteration_cost)
     if certain:
         return certain
     cost = _predict_cost(matrix, triangle) or estimate
@@ -104,12 +107,16 @@ def choose_budget(expected: float, affordable: float) -> int:
 
 def expect_iterations(structure: Structure) -> float:
     """The iterations of a solve that the graph suggests."""
-    return _BESIDES + _PER_LEVEL * structure.shape[0] / _find_width(structure)
+    return _BESIDES + _PER_LEVEL * count_levels(structure)
 
 
-def _find_width(structure: Structure) -> float:
-    """The root mean square of the entries in a row of the envelope, or of the sizes of levels."""
-    return math.sqrt(structure.remember(envelope_flops) / structure.shape[0])
+def count_levels(structure: Structure) -> float:
+    """About the number of levels, the nodes at one distance from a peripheral one.
+
+    The rows of the envelope are as long as the levels that they belong to have nodes.
+    """
+    n = structure.shape[0]
+    return n / math.sqrt(structure.remember(envelope_flops) / n)
 
 
 def estimate_cost(structure: Structure, dtype: torch.dtype) -> float:
@@ -118,7 +125,8 @@ def estimate_cost(structure: Structure, dtype: torch.dtype) -> float:
     An envelope with w entries in each row takes n w² operations. Nested dissection takes about
     10 w max(w², n) on grids, meshes and graphs.
     """
-    n, width = structure.shape[0], _find_width(structure)
+    n = structure.shape[0]
+    width = n / count_levels(structure)
     choice = select(n, "spd", dtype, direct_engines_on(structure.device))
     assert choice is not None  # since SuperLU is a part of SciPy
     flops = _FLOPS_PER_WIDTH * width * max(width**2, n)
