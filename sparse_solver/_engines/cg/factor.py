@@ -104,33 +104,31 @@ class CgFactor:
             finite = torch.isfinite(rhs).all(-1, keepdim=True)
             x = self.substitute(torch.where(finite, rhs, 0), transpose)
             return torch.where(finite, x, math.nan)
-        matrix = self._matrix
-        b = to_double(rhs)
-        scale = _powers(matrix, b)
+        matrix, b = self._matrix, to_double(rhs)
+        scale, units = _powers(matrix, b), matrix.units
         b = (matrix.split(b) * scale).view_as(b)
-        if matrix.units is None:
-            x = matrix.split(self._solve(b)) / scale
-        else:
-            b = b * matrix.units
+        if units is not None:
+            b = b * units
             again = _powers(matrix, b)
             b = (matrix.split(b) * again).view_as(b)
-            scaled = (matrix.split(self._solve(b)) / again).view_as(b) * matrix.units
-            x = matrix.split(scaled) / scale
-        return x.view_as(b).to(rhs.dtype)
-
-    def _solve(self, b: Tensor) -> Tensor:
-        """Solutions for the rows of `b` (k, n), which are scaled."""
-        count, goal = len(b), self._goal
-        affordable = self._budget / count
-        if affordable < 1:
-            raise _over_budget()
-        goal = goal._replace(limit=int(min(goal.limit, affordable)))
-        solution = solve(self._matrix, self._norm, b, goal)
-        self._budget -= count * solution.iterations
+        goal = self._affordable_goal(len(b))
+        solution = solve(matrix, self._norm, b, goal)
+        self._budget -= len(b) * solution.iterations
         self._latest = solution._replace(x=b.new_empty(0))
         if not solution.accepted:
             raise _not_converged(solution, goal)
-        return solution.x
+        x = solution.x
+        if units is not None:
+            x = (matrix.split(x) / again).view_as(b) * units
+        return (matrix.split(x) / scale).view_as(b).to(rhs.dtype)
+
+    def _affordable_goal(self, count: int) -> Goal:
+        """The goal for so many right-hand sides, with as many iterations as are left for each."""
+        affordable = self._budget / count
+        if affordable < 1:
+            message = "all iterations that were granted to conjugate gradients are used up"
+            raise ConvergenceError(message, iterations=0, residual=None)
+        return self._goal._replace(limit=int(min(self._goal.limit, affordable)))
 
 
 def _powers(matrix: SymmetricMatrix, b: Tensor) -> Tensor:
@@ -145,12 +143,6 @@ def _norms(matrix: SymmetricMatrix, row_sums: Tensor) -> Tensor:
         return norm
     roots = matrix.inverse_diagonal.sqrt()
     return torch.minimum(norm, matrix.split(matrix.row_sums(roots) * roots).amax(-1))
-
-
-def _over_budget() -> ConvergenceError:
-    """The error for a factor that has solved as often as it may."""
-    message = "all iterations that were granted to conjugate gradients are used up"
-    return ConvergenceError(message, iterations=0, residual=None)
 
 
 def _not_converged(solution: Solution, goal: Goal) -> ConvergenceError:
