@@ -36,7 +36,7 @@ from .registry import direct_engines_on, engine_named, iterative_engines_on
 from .select import USUAL_FLOPS, direct_cost, envelope_flops, select
 
 # The expected iterations, if the bound is not smaller: per level of the graph, and besides.
-_PER_LEVEL, _BESIDES = 8.5, 25.0
+_PER_LEVEL, _BESIDES = 8.0, 25.0
 # The solves of a step of training: forward and backward.
 _SOLVES = 2
 # Smaller matrices are factored in less time than conjugate gradients need.
@@ -45,9 +45,9 @@ _FEW_ROWS = 300
 _FEW_ENTRIES_PER_ROW = 3.0
 # Operations of nested dissection, see `estimate_cost`.
 _FLOPS_PER_WIDTH = 10.0
-# The part of the estimated cost that a factorisation hardly ever falls below, and the same where the
-# graph has few levels. The estimate was 0.5 to 2 times the cost on grids and meshes, and up to 30
-# times on random graphs with few edges.
+# The part of the estimated cost that a factorisation hardly ever falls below, and the same where
+# the graph has few levels. The estimate was 0.5 to 2 times the cost on grids and meshes, and up to
+# 30 times on random graphs with few edges.
 _CERTAIN_PART, _CERTAIN_PART_IF_FLAT = 1 / 5, 1 / 40
 _FEW_LEVELS = 20
 

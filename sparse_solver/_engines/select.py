@@ -32,7 +32,7 @@ _NARROW_BAND_RANGE = 20
 # What a factorisation with two substitutions costs, in bytes moved: for each entry of the factor,
 # and for each operation; see ``benchmarks.iterate_or_factor``.
 BYTES_PER_FACTOR_ENTRY = 350.0
-BYTES_PER_FLOP_IN_BLOCKS, BYTES_PER_FLOP_IN_LOOPS = 1.2, 8.0
+BYTES_PER_FLOP_IN_BLOCKS, BYTES_PER_FLOP_IN_LOOPS = 1.6, 8.0
 # The operations on grids, meshes and graphs, relative to the lower bound `predicted_flops`.
 USUAL_FLOPS = 3.0
 
@@ -63,7 +63,7 @@ def direct_cost(engine: str, n: int, factor_nnz: float, single: bool) -> float:
     Operations count as the bytes that are moved in as much time.
 
     >>> f"{direct_cost('pardiso', 250_000, 8_700_000, single=False):.1e}"
-    '4.1e+09'
+    '4.5e+09'
     """
     flops = USUAL_FLOPS * factor_nnz**2 / n
     of_flop = BYTES_PER_FLOP_IN_BLOCKS if engine == "pardiso" else BYTES_PER_FLOP_IN_LOOPS
