@@ -57,21 +57,27 @@ def find_attempt(matrix: Matrix, triangle: str | None) -> Analysis | None:
 
     None if the matrix is better factored at once. Its entries are finite, its diagonal positive.
     """
-    structure = matrix.structure
-    if not may_iterate(structure, triangle):
+    if not may_iterate(matrix.structure, triangle):
         return None
     started = time.perf_counter()
-    for name in iterative_engines_on(structure.device):
-        if not engine_named(name).supports("spd", matrix.dtype):
-            continue
-        symbolic = analyze(matrix, "spd", triangle, name).symbolic
-        assert isinstance(symbolic, IterativeSymbolic)
-        candidate = symbolic.examine(matrix)
-        budget = _find_budget(candidate, matrix, triangle) if candidate.is_dominant else 0
-        if budget > 0:
-            reason = _explain(candidate, budget)
-            seconds = time.perf_counter() - started
-            return Analysis(candidate.limit(budget), name, reason, seconds)
+    found = find_candidate(matrix, triangle)
+    if found is None or not found[1].is_dominant:
+        return None
+    engine, candidate = found
+    budget = _find_budget(candidate, matrix, triangle)
+    if budget == 0:
+        return None
+    reason, seconds = _explain(candidate, budget), time.perf_counter() - started
+    return Analysis(candidate.limit(budget), engine, reason, seconds)
+
+
+def find_candidate(matrix: Matrix, triangle: str | None) -> tuple[str, Candidate] | None:
+    """The engine that iterates, and the matrix as it sees it; None if none takes the matrix."""
+    for name in iterative_engines_on(matrix.structure.device):
+        if engine_named(name).supports("spd", matrix.dtype):
+            symbolic = analyze(matrix, "spd", triangle, name).symbolic
+            assert isinstance(symbolic, IterativeSymbolic)
+            return name, symbolic.examine(matrix)
     return None
 
 

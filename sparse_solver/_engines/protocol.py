@@ -234,6 +234,32 @@ class Iterative(Protocol):
     is_iterative: bool
 
 
+class ApproximateInverse(Protocol):
+    """An approximation of A⁻¹, which conjugate gradients are preconditioned by.
+
+    method : what it is and what it is used for, in words
+    proof : what it shows about A, which need not be proved to be positive definite then, or None
+    nnz, flops, memory_bytes : as for `Factor`, as far as they belong to it
+    """
+
+    method: str
+
+    @property
+    def proof(self) -> str | None: ...
+    @property
+    def nnz(self) -> int | None: ...
+    @property
+    def flops(self) -> int | None: ...
+    @property
+    def memory_bytes(self) -> int | None: ...
+
+    def apply(self, rhs: Tensor) -> Tensor:
+        """Apply it to the rows of (k, n) vectors in double precision, in a new tensor.
+
+        The result is not finite where that fails.
+        """
+
+
 class Candidate(Protocol):
     """A matrix that may be iterated with, for as long as that is cheaper than to factor it.
 
@@ -251,6 +277,12 @@ class Candidate(Protocol):
 
         All right-hand sides count. Where more is needed, or the matrix is not certainly positive
         definite, ConvergenceError is raised.
+        """
+
+    def precondition(self, inverse: ApproximateInverse, limit: int | None) -> Symbolic:
+        """The analysis of this matrix, to iterate at most so often in each solve; None: no limit.
+
+        Where more is needed, ConvergenceError is raised.
         """
 
 

@@ -102,15 +102,16 @@ def installed_on(device: torch.device) -> list[str]:
 
 def direct_engines_on(device: torch.device) -> list[str]:
     """Those of them that factor."""
-    return [name for name in installed_on(device) if not _iterates(name)]
+    return [name for name in installed_on(device) if not iterates(name)]
 
 
 def iterative_engines_on(device: torch.device) -> list[str]:
     """Those of them that iterate."""
-    return [name for name in installed_on(device) if _iterates(name)]
+    return [name for name in installed_on(device) if iterates(name)]
 
 
-def _iterates(name: str) -> bool:
+def iterates(name: str) -> bool:
+    """Whether an engine iterates instead of factoring."""
     return isinstance(engine_named(name), Iterative)
 
 

@@ -155,9 +155,11 @@ class Ladder(Protocol):
     """The factorisations of one matrix, from the fastest method to the most robust.
 
     failure : the error of the last method, if it gave no factor
+    obstacle : why the method before the last rung gave no factor, if it gave none
     """
 
     failure: SparseSolverError | None
+    obstacle: str | None
 
     def climb(self) -> Rung | None:
         """The factor by the next method that gives one; None after the last method."""
@@ -184,7 +186,7 @@ class CheckedFactor:
         self.record, self._lock = record, ForkSafeLock()
         self._failure: ConvergenceError | None = None
         found: tuple[Judge, Rung, str] | None = None
-        reason = "the fastest method for this kind"
+        reason = ladder.obstacle or "the fastest method for this kind"
         while rung is not None:
             systems = self._systems = ladder.systems(rung.factor)
             judge = Judge(systems, rung.factor, rung.sound, rung.is_last)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -103,7 +103,11 @@ class Factors:
         problem, values = self.problem, materialize(values).contiguous()
         method, options = method_named(problem.method), problem.options
         non_blocking = options.non_blocking and problem.structure.device != CPU
-        factor = factor_non_blocking if non_blocking else method.factor
+        factor: Callable[..., InverseOperator] = method.factor
+        if non_blocking:
+            factor = factor_non_blocking
+        elif problem.preconditioner is not None:
+            factor = partial(factor, preconditioner=problem.preconditioner)
         try:
             if self._is_plain and values.dim() == 1:
                 parts = [BatchFactor(factor(problem.structure, values, options), _WHOLE)]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .._engines.analysis import Analysis, analyze
 from .._engines.equilibrated_lu import ROBUST_ENGINE, EquilibratedSymbolic
-from .._engines.iterate_or_factor import find_attempt, may_iterate
+from .._engines.iterate_or_factor import may_iterate
 from .._engines.protocol import (
     DenseSymbolic,
     DirectSymbolic,
@@ -41,10 +41,12 @@ from ..errors import (
     SingularMatrixError,
     SparseSolverError,
 )
+from .attempts import find_attempt, is_final
 from .checked_factor import CheckedFactor, EmptyFactor, InverseOperator, Record, Rung
 from .dense_route import DenseRoute
 from .direct import CholeskyRoute, Direct, is_well_scaled
 from .options import Options
+from .preconditioner import Preconditioner
 from .singular import explain_structure
 from .starting_method import Start
 from .symmetry import choose_kinds
@@ -55,24 +57,35 @@ _LETS_CLIMB = EngineError, EngineUnsupportedError, SingularMatrixError, Converge
 
 
 def factor_matrix(
-    structure: Structure, values: Tensor, options: Options, blocks: int = 1
+    structure: Structure,
+    values: Tensor,
+    options: Options,
+    blocks: int = 1,
+    preconditioner: Preconditioner | None = None,
 ) -> InverseOperator:
     """Factor the matrix with these contiguous values (nnz,) and `blocks` equal diagonal blocks.
+
+    With a preconditioner, iterate with a positive definite one instead.
 
     Raises an error where there is no factorisation, or BlockInDoubt.
     """
     direct = _direct_of(structure, options, values.dtype)
-    route = direct.find_route(blocks)
+    has_route = preconditioner is None and options.precision == "full"
+    route = direct.find_route(blocks) if has_route else None
     if route is not None:
         factor = route.factor(structure, values)
         if factor is not None:
             return factor
         direct.route = None
-    return climb_ladder(structure, values, options, blocks)
+    return climb_ladder(structure, values, options, blocks, preconditioner)
 
 
 def climb_ladder(
-    structure: Structure, values: Tensor, options: Options, blocks: int = 1
+    structure: Structure,
+    values: Tensor,
+    options: Options,
+    blocks: int = 1,
+    preconditioner: Preconditioner | None = None,
 ) -> CheckedFactor | EmptyFactor:
     """The same by all kinds and methods in turn, from the fastest on."""
     matrix = Matrix(structure, values)
@@ -86,7 +99,7 @@ def climb_ladder(
     for kind in ladder:
         with ladder.attempt(kind):
             record.kind, record.kind_reason = kind, ladder.reason
-            methods = MethodLadder(matrix, options, record, blocks)
+            methods = MethodLadder(matrix, options, record, blocks, preconditioner)
             first = None
             with methods.attempt("factorization_seconds"):
                 first = methods.method.factor(matrix)
@@ -103,27 +116,45 @@ def _direct_of(structure: Structure, options: Options, dtype: torch.dtype) -> Di
 class MethodLadder:
     """The factorisations of one matrix as one kind, each by a more robust method."""
 
-    def __init__(self, matrix: Matrix, options: Options, record: Record, blocks: int):
+    def __init__(
+        self,
+        matrix: Matrix,
+        options: Options,
+        record: Record,
+        blocks: int,
+        preconditioner: Preconditioner | None = None,
+    ):
         self._matrix, self._options, self._record, self._blocks = matrix, options, record, blocks
         self._systems: Systems | None = None
         self.failure: SparseSolverError | None = None
-        request = record.kind, matrix.dtype, options.triangle, options.engine
-        self._start: Start = matrix.structure.remember(_find_start, *request)
+        # There are routes only for matrices that are factored in the same way again and again.
+        self._has_route = preconditioner is None and options.precision == "full"
+        self.obstacle: str | None = None
+        request = record.kind, matrix.dtype, options.triangle, options.engine, options.precision
+        # A preconditioner that was not good enough says nothing about the next one.
+        is_same = preconditioner is None
+        start = matrix.structure.remember(_find_start, *request) if is_same else Start()
+        self._start: Start = start
         kept: _Method | None = self._start.find()
+        attempt = None
+        if kept is None:
+            attempt = find_attempt(matrix, record.kind, options, blocks, preconditioner)
+        if attempt is not None:
+            record.analysis_seconds += attempt.seconds
         # The engine of the present method, and why it was taken.
-        attempt = self._find_attempt() if kept is None else None
-        self._analysis = attempt or analyze(matrix, record.kind, options.triangle, options.engine)
-        record.analysis_seconds += self._analysis.seconds
+        self._analysis = attempt or self._analyze()
         self.method: _Method = kept or self._analysis.symbolic
+        # What a factorisation in the precision of the matrix may follow.
+        self._attempt = None if attempt is None or is_final(options) else attempt.symbolic
         self._first = self.method if kept is None else None
         self._is_matched = False
 
-    def _find_attempt(self) -> Analysis | None:
-        """The engine that is to iterate before the matrix is factored, if there is one."""
-        is_one = self._blocks == 1 and self._options.engine is None and self._record.kind == "spd"
-        if not (is_one and is_well_scaled(self._matrix.diagonal)):
-            return None
-        return find_attempt(self._matrix, self._options.triangle)
+    def _analyze(self) -> Analysis:
+        """The analysis of the pattern by the engine that factors."""
+        options = self._options
+        analysis = analyze(self._matrix, self._record.kind, options.triangle, options.engine)
+        self._record.analysis_seconds += analysis.seconds
+        return analysis
 
     def climb(self, factor: Factor | None = None) -> Rung | None:
         """The factor by the present method or, without one, by the next method that gives one."""
@@ -133,10 +164,11 @@ class MethodLadder:
                 factor = method.factor(self._matrix)
         if factor is None:
             return None
-        method, self.failure = self.method, None
+        method, self.obstacle = self.method, str(self.failure) if self.failure else None
+        self.failure = None
         is_robust = isinstance(method, EquilibratedSymbolic)
         engine = ROBUST_ENGINE if is_robust else self._analysis.engine
-        is_last = is_robust or (_iterates(method) and self._options.engine is not None)
+        is_last = is_robust or (_iterates(method) and method is not self._attempt)
         sound = factor.sound and is_well_scaled(self._matrix.diagonal, self._blocks)
         made = factor, method.method, engine, method, sound
         return Rung(*made, may_perturb_less=not (self._is_matched or is_last), is_last=is_last)
@@ -145,14 +177,16 @@ class MethodLadder:
         """The method after the present one; None after the last method."""
         matrix, options, kind = self._matrix, self._options, self._record.kind
         present = self.method
-        if isinstance(present, EquilibratedSymbolic):
-            return None
-        if _iterates(present):
-            if options.engine is not None:
-                return None  # it was asked for by name, instead of a factorisation
-            self._analysis = analyze(matrix, kind, options.triangle, None)
-            self._record.analysis_seconds += self._analysis.seconds
+        if present is self._attempt:
+            self._attempt = None
+            with self.attempt("analysis_seconds"):
+                self._attempt = present.analyze_values(matrix)
+            if self._attempt is not None:
+                return self._attempt
+            self._analysis = self._analyze()
             return self._analysis.symbolic
+        if isinstance(present, EquilibratedSymbolic) or _iterates(present):
+            return None  # an engine that iterates was asked for by name, instead of a factorisation
         if not isinstance(present, InDouble):
             self._is_matched, better = True, None
             with self.attempt("analysis_seconds"):
@@ -186,7 +220,9 @@ class MethodLadder:
     def keep(self, rung: Rung, reason: str) -> None:
         """Record this factor, and start with its method for later values of the pattern."""
         record, analysis = self._record, self._analysis
-        self._start.keep(None if rung.symbolic is self._first else rung.symbolic)
+        # An attempt is made for one matrix, so that the next one needs its own.
+        is_first = rung.symbolic is self._first or rung.symbolic is self._attempt
+        self._start.keep(None if is_first else rung.symbolic)
         record.engine = rung.engine
         record.engine_reason = analysis.reason if rung.engine == analysis.engine else reason
         record.method, record.method_reason = rung.method, reason
@@ -198,8 +234,8 @@ class MethodLadder:
         """Factor the next matrices of the pattern directly, if this one was beyond doubt."""
         symbolic, judge, record = self._analysis.symbolic, checked.judge, self._record
         matrix, options = self._matrix, self._options
-        is_plain = self.method is symbolic and not _iterates(symbolic)
-        if not (is_plain and judge.is_beyond_doubt):
+        is_plain = self.method is symbolic and self.method is not self._attempt
+        if not (self._has_route and is_plain and judge.is_beyond_doubt):
             return
         direct = _direct_of(matrix.structure, options, matrix.dtype)
         if judge.sound and matrix.is_mirrored and isinstance(symbolic, DirectSymbolic):

@@ -8,11 +8,13 @@ from typing import Literal, get_args
 import torch
 
 from .._engines.protocol import Kind
-from .._engines.registry import engine_names
+from .._engines.registry import engine_names, iterates
+from .._sparse.values import is_single
 from ..errors import OptionError
 
 Assume = Literal["auto", "spd", "symmetric", "hermitian", "general"]
 Triangle = Literal["lower", "upper"]
+Precision = Literal["full", "mixed"]
 
 
 def _listed(names: tuple[str, ...]) -> str:
@@ -28,12 +30,14 @@ class Options:
     engine : the engine that factors; None for a suitable one
     non_blocking : whether errors that depend on values are raised later, so that the host need not
         wait for a GPU
+    precision : "mixed" to factor matrices of double precision in single precision
     """
 
     assume: Assume = "auto"
     triangle: Triangle | None = None
     engine: str | None = None
     non_blocking: bool = False
+    precision: Precision = "full"
 
     def check(self, dtype: torch.dtype) -> None:
         """Raise OptionError where an option does not exist, or contradicts another one."""
@@ -55,6 +59,7 @@ class Options:
                 "non_blocking=True does not wait to see the values, so that assume='auto' cannot "
                 "look at them: pass assume='spd', 'symmetric', 'hermitian' or 'general'"
             )
+        self._check_precision(dtype)
         if self.triangle is not None and self.assume == "general":
             raise OptionError(
                 "triangle= stores half of a symmetric matrix, which assume='general' contradicts"
@@ -64,6 +69,27 @@ class Options:
                 "one triangle of a complex matrix does not determine whether the other one is its "
                 "transpose or its conjugate transpose: pass assume='symmetric', 'hermitian' or "
                 "'spd'"
+            )
+
+    def _check_precision(self, dtype: torch.dtype) -> None:
+        if self.precision not in get_args(Precision):
+            raise OptionError(f"precision={self.precision!r}: expected 'full' or 'mixed'")
+        if self.precision == "full":
+            return
+        if is_single(dtype):
+            raise OptionError(
+                f"precision='mixed' factors matrices of double precision in single precision, and "
+                f"the matrix has dtype {dtype}: omit precision=, or convert the matrix"
+            )
+        if self.non_blocking:
+            raise OptionError(
+                "precision='mixed' waits to see whether single precision is enough: omit "
+                "non_blocking=True"
+            )
+        if self.engine is not None and iterates(self.engine):
+            raise OptionError(
+                f"precision='mixed' is about factors, and the engine {self.engine!r} iterates "
+                f"instead of factoring: omit one of them"
             )
 
     def kind(self, dtype: torch.dtype) -> Kind:

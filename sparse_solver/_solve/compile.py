@@ -35,6 +35,7 @@ def _solve(
     triangle: str | None,
     engine: str | None,
     non_blocking: bool,
+    precision: str,
     method: str,
     transpose: bool,
     strict: bool,
@@ -43,7 +44,7 @@ def _solve(
     n = rhs.shape[-1]
     structure = structure_at(rows, cols, (n, n)).on(values.device)
     submatrix = None if removed is None else remove_rows(structure, removed.to(values.device))
-    options = Options(assume, triangle, engine, non_blocking)  # type: ignore[arg-type] # operators take str, not Literal
+    options = Options(assume, triangle, engine, non_blocking, precision)  # type: ignore[arg-type] # operators take str, not Literal
     factors = factors_of(token, Problem(structure, options, submatrix, method))
     return factors.apply_inverse(values, rhs, transpose, strict), token_of(factors)
 
@@ -72,7 +73,7 @@ def _backward(ctx: Any, x_bar: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     mirror = Options(assume, triangle).mirror(values.dtype)
     places = Places(rows.to(values.device), cols.to(values.device), mirror).of(ctx.transpose)
     bars = adjoint(apply_transposed, x_bar, x, places, ctx.needs_input_grad[0])
-    return *bars, *[None] * 11
+    return *bars, *[None] * 12
 
 
 torch.library.register_autograd("sparse_solver::solve", _backward, setup_context=_setup_context)
@@ -96,8 +97,10 @@ def solve_compiled(values: Tensor, rhs: Tensor, problem: Problem, transpose: boo
         )
     structure, options, submatrix = problem.structure, problem.options, problem.submatrix
     removed = None if submatrix is None else submatrix.removed
-    given = options.assume, options.triangle, options.engine, options.non_blocking, problem.method
+    given = options.assume, options.triangle, options.engine, options.non_blocking
+    more = options.precision, problem.method
     x: Tensor = _solve(
-        values, rhs, structure.rows, structure.cols, removed, *given, transpose, True, empty_token()
+        *(values, rhs, structure.rows, structure.cols, removed, *given, *more),
+        *(transpose, True, empty_token()),
     )[0]
     return x

@@ -13,18 +13,19 @@ from .._engines.protocol import IterativeFactor
 from .._factor.checked_factor import InverseOperator
 from .._factor.factors import Factors
 from .._factor.options import Options
+from .._factor.preconditioner import Preconditioner
 from .._factor.problem import Problem
 from .._sparse.block_diagonal import batch_places
 from .._sparse.index_checks import (
     check_batch_structure,
     check_coo_structure,
     check_shape,
-    check_square,
+    describe_type,
 )
 from .._sparse.structure import Structure
 from .._torch.dynamo import disable_dynamo
 from .._torch.modes import copy_to_keep, is_transformed
-from ..errors import TransformError
+from ..errors import OptionError, ShapeError, TransformError
 from .shapes import check_values, solve_values
 
 
@@ -177,7 +178,8 @@ class Factorization:
     object and the graphs of its solutions.
 
     A Factorization can be pickled, copied, and saved and loaded by `torch.save` and `torch.load`.
-    The copy has the same values, as constants; a loaded one factors again when it is first used.
+    The copy has the same values, as constants; a loaded one factors again when it is first used,
+    without the preconditioner that it may have had.
 
     Attributes
     ----------
@@ -201,15 +203,16 @@ class Factorization:
     dtype: torch.dtype
 
     @disable_dynamo
-    def __init__(self, structure: Structure, values: Tensor, options: Options):
-        check_values(values, structure.nnz)
-        options.check(values.dtype)
+    def __init__(self, problem: Problem, values: Tensor):
+        check_values(values, problem.structure.nnz)
+        problem.check(values.dtype)
         # A copy, since what is written to `values` later is not part of this matrix.
-        self._set(structure, copy_to_keep(values), options)
+        self._set(problem, copy_to_keep(values))
         self._prepare()
 
-    def _set(self, structure: Structure, values: Tensor, options: Options) -> None:
-        self._values, self._problem = values, Problem(structure, options).on(values.device)
+    def _set(self, problem: Problem, values: Tensor) -> None:
+        structure = problem.structure
+        self._values, self._problem = values, problem.on(values.device)
         self._factors = Factors(self._problem)
         self.shape = structure.batch_shape or (*values.shape[:-1], *structure.shape)
         self.dtype = values.dtype
@@ -220,7 +223,6 @@ class Factorization:
             nothing = self._values.new_zeros((self._problem.structure.shape[0], 0))
             solve_values(self._problem, self._values, nothing, factors=self._factors)
         else:
-            check_square(self._problem.structure.shape)
             self._factors.prepare(self._values)
 
     @property
@@ -297,9 +299,10 @@ class Factorization:
         if shape is not None:
             *numbers, cols = batch_places(structure, rows, cols)
             rows = torch.stack(numbers)
-        given = options.assume, options.triangle, options.engine, options.non_blocking
+        given = options.assume, options.triangle, options.engine
         indices = rows, cols, shape or structure.shape
-        return restore_factorization, (*indices, self._values.detach(), *given)
+        more = options.non_blocking, options.precision
+        return restore_factorization, (*indices, self._values.detach(), *given, *more)
 
     def __copy__(self) -> Factorization:
         return self
@@ -325,5 +328,32 @@ def restore_factorization(
         structure = check_batch_structure("coo", (torch.cat((rows, cols.unsqueeze(0))),), shape)
     check_values(values, structure.nnz)
     restored = Factorization.__new__(Factorization)
-    restored._set(structure, values, Options(*options))
+    restored._set(Problem(structure, Options(*options)), values)
     return restored
+
+
+def make_preconditioner(F: Factorization | None) -> Preconditioner | None:
+    """The factorisation of one matrix as a preconditioner, if there is one."""
+    if F is None:
+        return None
+    if not isinstance(F, Factorization):
+        raise OptionError(
+            f"preconditioner is {describe_type(F)}; expected a Factorization, as "
+            f"sparse_solver.factorize makes it"
+        )
+    if len(F.shape) > 2:
+        raise ShapeError(
+            f"the preconditioner is the factorisation of a batch of shape {F.shape}; expected that "
+            f"of one matrix, which serves all matrices"
+        )
+    if torch.compiler.is_compiling():
+        raise TransformError(
+            "preconditioner= cannot be a part of a compiled graph; call the solve outside of "
+            "torch.compile"
+        )
+    if torch._C._functorch.is_functorch_wrapped_tensor(F._values):
+        raise TransformError(
+            "the preconditioner depends on what torch.func transforms; factorize it outside of the "
+            "transformed function"
+        )
+    return Preconditioner(F._factors.apply_inverse, F._values.detach(), F.shape[-1])

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from .._engines.protocol import Availability
 from .._engines.registry import available_engines, release_idle
-from .._factor.options import Assume, Options, Triangle
+from .._factor.options import Assume, Options, Precision, Triangle
 from .._factor.problem import Problem
 from .._sparse.structure import Structure
 from .._sparse.torch_tensors import split_tensor
 from .._torch.dynamo import disable_dynamo
 from .._torch.tensor_cache import clear_caches
-from .factorization import Factorization, restore_factorization
+from .factorization import Factorization, make_preconditioner, restore_factorization
 from .pattern import Pattern
 from .shapes import solve_values
 
@@ -30,6 +30,8 @@ def solve(
     transpose: bool = False,
     adjoint: bool = False,
     engine: str | None = None,
+    precision: Precision = "full",
+    preconditioner: Factorization | None = None,
     non_blocking: bool = False,
 ) -> Tensor:
     """Solve A x = b with a sparse matrix A; differentiable in A's stored entries and in b.
@@ -59,6 +61,17 @@ def solve(
     engine : str, optional
         A name in `engines()`; by default the engine that is fastest for this matrix. Where its
         factors are not accurate enough, SuperLU follows in double precision; `Info.method` says so.
+    precision : {"full", "mixed"}
+        "mixed": factor a matrix of double precision in single precision, which takes half the
+        memory, and less time where the factor has much fill. Solutions are as accurate, by
+        conjugate gradients or iterative refinement; where single precision is not enough, the
+        matrix is factored in double precision after all.
+    preconditioner : Factorization, optional
+        A factorisation of a matrix that is close to A, such as older values of it, one in single
+        precision, or one of another pattern. Real positive definite matrices are then not factored,
+        but solved with by preconditioned conjugate gradients, as accurately. Where the two matrices
+        are not close enough, A is factored after all, unless ``engine="cg"``. Nothing is
+        differentiated in the preconditioner; it must not be that of a batch.
     non_blocking : bool
         Whether the host goes on without waiting for a GPU. Solutions of systems that fail are
         then NaN, and the error is raised by a later non-blocking solve or by `synchronize`;
@@ -131,7 +144,8 @@ def solve(
             [0.0000, 1.0000]])
     """
     structure, values = _split(A)
-    problem = Problem(structure, Options(assume, triangle, engine, non_blocking))
+    options = Options(assume, triangle, engine, non_blocking, precision)
+    problem = Problem(structure, options, preconditioner=make_preconditioner(preconditioner))
     return solve_values(problem, values, b, transpose=transpose, adjoint=adjoint)
 
 
@@ -141,6 +155,8 @@ def factorize(
     assume: Assume = "auto",
     triangle: Triangle | None = None,
     engine: str | None = None,
+    precision: Precision = "full",
+    preconditioner: Factorization | None = None,
     non_blocking: bool = False,
 ) -> Factorization:
     """Factor a sparse matrix once, to solve with it often.
@@ -149,7 +165,7 @@ def factorize(
     ----------
     A : Tensor
         As for `solve`.
-    assume, triangle, engine, non_blocking
+    assume, triangle, engine, precision, preconditioner, non_blocking
         As for `solve`.
 
     Returns
@@ -170,8 +186,9 @@ def factorize(
     tensor([0.0909, 0.6364])
     """
     structure, values = _split(A)
-    options = Options(assume, triangle, engine, non_blocking)
-    factorization: Factorization = Factorization(structure, values, options)
+    options = Options(assume, triangle, engine, non_blocking, precision)
+    problem = Problem(structure, options, preconditioner=make_preconditioner(preconditioner))
+    factorization: Factorization = Factorization(problem, values)
     return factorization
 
 

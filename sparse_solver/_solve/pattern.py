@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._factor.options import Assume, Options, Triangle
+from .._factor.options import Assume, Options, Precision, Triangle
 from .._factor.problem import Problem
 from .._sparse.index_checks import (
     check_compressed_structure,
@@ -25,7 +26,7 @@ from .._sparse.torch_tensors import (
     structure_in,
 )
 from ..errors import LayoutError
-from .factorization import Factorization
+from .factorization import Factorization, make_preconditioner
 from .shapes import check_values, solve_values
 
 
@@ -230,6 +231,8 @@ class Pattern:
         transpose: bool = False,
         adjoint: bool = False,
         engine: str | None = None,
+        precision: Precision = "full",
+        preconditioner: Factorization | None = None,
         non_blocking: bool = False,
     ) -> Tensor:
         """Solve A(values) x = b; differentiable in `values` and `b`, to any order.
@@ -245,7 +248,7 @@ class Pattern:
             complex128.
         b : Tensor
             (n,), (n, k), or batched, as for `torch.linalg.solve`; of the same dtype and device.
-        assume, triangle, transpose, adjoint, engine, non_blocking
+        assume, triangle, transpose, adjoint, engine, precision, preconditioner, non_blocking
             As for `sparse_solver.solve`.
 
         Returns
@@ -266,7 +269,9 @@ class Pattern:
         tensor([[1.0000, 0.5000],
                 [0.2500, 0.1250]])
         """
-        problem = self._problem(assume, triangle, engine, non_blocking)
+        problem = self._problem(assume, triangle, engine, non_blocking, precision)
+        if preconditioner is not None:
+            problem = replace(problem, preconditioner=make_preconditioner(preconditioner))
         return solve_values(problem, values, b, transpose=transpose, adjoint=adjoint)
 
     def _problem(self, *options: Any) -> Problem:
@@ -285,6 +290,8 @@ class Pattern:
         assume: Assume = "auto",
         triangle: Triangle | None = None,
         engine: str | None = None,
+        precision: Precision = "full",
+        preconditioner: Factorization | None = None,
         non_blocking: bool = False,
     ) -> Factorization:
         """Factor A(values) once, to solve with it often.
@@ -293,7 +300,7 @@ class Pattern:
         ----------
         values : Tensor
             As for `solve`.
-        assume, triangle, engine, non_blocking
+        assume, triangle, engine, precision, preconditioner, non_blocking
             As for `sparse_solver.solve`.
 
         Returns
@@ -313,8 +320,10 @@ class Pattern:
         >>> P.factorize(torch.tensor([1.0, 2.0])).solve(torch.ones(2))
         tensor([1.0000, 0.5000])
         """
-        options = Options(assume, triangle, engine, non_blocking)
-        factorization: Factorization = Factorization(self._structure, values, options)
+        options = Options(assume, triangle, engine, non_blocking, precision)
+        inverse = make_preconditioner(preconditioner)
+        problem = Problem(self._structure, options, preconditioner=inverse)
+        factorization: Factorization = Factorization(problem, values)
         return factorization
 
     def tensor(self, values: Tensor, *, layout: torch.layout = torch.sparse_coo) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..errors import NonFiniteError
@@ -29,6 +30,13 @@ class Matrix:
         if self._canonical is None:
             self._canonical = self.structure.canonical(self.values)
         return self._canonical
+
+    def rounded(self, dtype: torch.dtype, power: Tensor) -> Matrix:
+        """The matrix times `power` in another dtype; duplicates are summed before that."""
+        rounded = Matrix(self.structure, (self.values * power).to(dtype))
+        if self.structure.has_duplicates:
+            rounded._canonical = (self.canonical * power).to(dtype)
+        return rounded
 
     def match_triangles(self, conjugate: bool) -> bool:
         """Compare both triangles, and keep the upper one if the lower is its exact transpose.

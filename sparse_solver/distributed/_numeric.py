@@ -319,6 +319,7 @@ class DistributedLadder:
         self._start = matrix.rows.starts.setdefault(self._kind, Start())
         self._systems: DistributedSystems | None = None
         self.failure: SparseSolverError | None = None
+        self.obstacle: str | None = None
         approaches = choose_approaches(*self._kind)
         first = approaches.index(self._start.find() or approaches[0])
         # An analysis that matches rows with columns may be one of other values at first.
@@ -350,6 +351,7 @@ class DistributedLadder:
         except (EngineError, SingularMatrixError) as error:
             self.failure = error.with_traceback(None)  # which holds frames, hence factors
             return None
+        self.obstacle = str(self.failure) if self.failure else None
         self.failure = None
         record.analysis_seconds += factor.analysis_seconds
         record.factorization_seconds += factor.factorization_seconds

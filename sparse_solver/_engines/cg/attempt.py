@@ -8,6 +8,7 @@ import torch
 
 from ..._sparse.matrix import Matrix
 from ...errors import ConvergenceError, NotPositiveDefiniteError, SingularMatrixError
+from ..protocol import ApproximateInverse
 from .factor import CgFactor, Prepared
 from .iteration import TARGET
 from .nonsingularity import find_margin
@@ -34,29 +35,49 @@ class CgCandidate:
     def limit(self, budget: int) -> CgAttempt:
         return CgAttempt(self._prepared, budget)
 
+    def precondition(self, inverse: ApproximateInverse, limit: int | None) -> CgPreconditioned:
+        return CgPreconditioned(self._prepared, inverse, limit)
 
-class CgAttempt:
-    """The analysis of one matrix, which is iterated with at most `budget` times in all."""
 
-    method, is_iterative = METHOD, True
+class _OfOneMatrix:
+    """What analyses of one matrix that iterate have in common."""
 
-    def __init__(self, prepared: Prepared, budget: int):
-        self._prepared, self.budget = prepared, budget
+    is_iterative = True
 
     def factor_nnz(self, matrix: Matrix) -> int | None:
         return None
 
+    def analyze_values(self, matrix: Matrix) -> None:
+        return None
+
+
+class CgAttempt(_OfOneMatrix):
+    """The analysis of one matrix, which is iterated with at most `budget` times in all."""
+
+    method = METHOD
+
+    def __init__(self, prepared: Prepared, budget: int):
+        self._prepared, self.budget = prepared, budget
+
     def factor(self, matrix: Matrix) -> CgFactor:
         try:
-            factor = CgFactor(self._prepared, self.budget)
+            factor = CgFactor(self._prepared, budget=self.budget)
         except (SingularMatrixError, NotPositiveDefiniteError) as error:
             raise _not_safe(str(error)) from error  # a factorisation shows more
         if not factor.sound:
             raise _not_safe("the matrix is nearly singular")
         return factor
 
-    def analyze_values(self, matrix: Matrix) -> None:
-        return None
+
+class CgPreconditioned(_OfOneMatrix):
+    """The analysis of one matrix, to iterate with by means of an approximate inverse."""
+
+    def __init__(self, prepared: Prepared, inverse: ApproximateInverse, limit: int | None):
+        self._prepared, self._inverse, self._limit = prepared, inverse, limit
+        self.method = inverse.method
+
+    def factor(self, matrix: Matrix) -> CgFactor:
+        return CgFactor(self._prepared, self._limit, inverse=self._inverse)
 
 
 def _not_safe(why: str) -> ConvergenceError:
@@ -72,7 +93,7 @@ def bound_iterations(margin: float, eps: float) -> float:
     iterations, with ρ = (√κ − 1) / (√κ + 1) ≤ exp(−2 / √κ).
 
     >>> round(bound_iterations(0.5, 2.0**-52))
-    34
+    33
     """
     if margin <= 0:
         return math.inf

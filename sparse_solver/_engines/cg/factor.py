@@ -11,7 +11,8 @@ from torch import Tensor
 from ..._sparse.triangle import Arrangement
 from ..._sparse.values import is_finite, row_moduli, scaling_power, to_double
 from ...errors import ConvergenceError
-from .iteration import DOUBLE_EPS, TARGET, Goal, Solution, solve
+from ..protocol import ApproximateInverse
+from .iteration import DOUBLE_EPS, TARGET, Goal, Precondition, Solution, solve
 from .nonsingularity import Proof, find_proof
 from .products import SymmetricMatrix
 
@@ -45,20 +46,30 @@ class Prepared(NamedTuple):
 class CgFactor:
     """A matrix that was proved to be positive definite, to solve with by iterating.
 
+    limit : the most iterations for the proof, and for each solve; None for those that make sense
     budget : the most iterations for the proof and for all right-hand sides of all solves together,
         after which ConvergenceError is raised
+    inverse : the preconditioner; None for the diagonal
     """
 
     perturbed_pivots: int | None = None
-    nnz: int | None = None
-    flops: int | None = None
 
-    def __init__(self, prepared: Prepared, budget: float = math.inf):
+    def __init__(
+        self,
+        prepared: Prepared,
+        limit: int | None = None,
+        budget: float = math.inf,
+        inverse: ApproximateInverse | None = None,
+    ):
         self.arrangement, self.values, matrix, row_sums = prepared
-        self._matrix, self._norm = matrix, _norms(matrix, row_sums)
+        self._matrix, self._norm, self._inverse = matrix, _norms(matrix, row_sums), inverse
+        self._precondition = None if inverse is None else _precondition(matrix, inverse)
         eps = torch.finfo(self.values.dtype).eps
-        limit = int(min(most_iterations(matrix.order), budget))
-        found = find_proof(matrix, self._norm, row_sums, limit)
+        limit = int(min(limit or most_iterations(matrix.order), budget))
+        if inverse is not None and inverse.proof is not None:
+            found: Proof | None = Proof(inverse.proof, None)
+        else:
+            found = find_proof(matrix, self._norm, row_sums, limit, self._precondition)
         if found is None:
             raise ConvergenceError(
                 f"conjugate gradients did not show within {limit} iterations that the matrix "
@@ -67,7 +78,7 @@ class CgFactor:
                 iterations=limit,
                 residual=None,
             )
-        self._proof: Proof = found
+        self.proof = str(found)
         self._budget = budget - found.iterations
         self.sound = found.is_strong(eps)
         self.negative_eigenvalues: int | None = 0 if self.sound else None
@@ -78,16 +89,22 @@ class CgFactor:
         self._latest: Solution | None = None
 
     @property
+    def nnz(self) -> int | None:
+        return None if self._inverse is None else self._inverse.nnz
+
+    @property
+    def flops(self) -> int | None:
+        return None if self._inverse is None else self._inverse.flops
+
+    @property
     def memory_bytes(self) -> int | None:
         matrix, values = self._matrix, self.values
         own = values.nbytes + 2 * matrix.diagonal.nbytes
+        if self._inverse is not None:
+            if self._inverse.memory_bytes is None:
+                return None
+            own += self._inverse.memory_bytes
         return own if matrix.values is values else own + matrix.values.nbytes
-
-    @property
-    def proof(self) -> str:
-        """What shows that the matrix is not singular."""
-        least = self._proof.eigenvalue
-        return f"{self._proof.reason}; after scaling, no eigenvalue is below {least:.0e}"
 
     @property
     def iterations(self) -> int | None:
@@ -112,7 +129,7 @@ class CgFactor:
             again = _powers(matrix, b)
             b = (matrix.split(b) * again).view_as(b)
         goal = self._affordable_goal(len(b))
-        solution = solve(matrix, self._norm, b, goal)
+        solution = solve(matrix, self._norm, b, goal, self._precondition)
         self._budget -= len(b) * solution.iterations
         self._latest = solution._replace(x=b.new_empty(0))
         if not solution.accepted:
@@ -129,6 +146,14 @@ class CgFactor:
             message = "all iterations that were granted to conjugate gradients are used up"
             raise ConvergenceError(message, iterations=0, residual=None)
         return self._goal._replace(limit=int(min(self._goal.limit, affordable)))
+
+
+def _precondition(matrix: SymmetricMatrix, inverse: ApproximateInverse) -> Precondition:
+    """The approximate inverse of the scaled matrix."""
+    units = matrix.units
+    if units is None:
+        return inverse.apply
+    return lambda r: inverse.apply(r / units).div_(units)
 
 
 def _powers(matrix: SymmetricMatrix, b: Tensor) -> Tensor:

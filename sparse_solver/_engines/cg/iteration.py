@@ -1,4 +1,4 @@
-"""Conjugate gradients with the diagonal as preconditioner, for several systems side by side.
+"""Preconditioned conjugate gradients, for several systems side by side.
 
 Each system, a block of the matrix with a right-hand side, is judged by itself, by the normwise
 backward error
@@ -14,12 +14,13 @@ Sources: M. R. Hestenes, E. Stiefel, "Methods of conjugate gradients for solving
 J. Res. Nat. Bur. Standards 49, 1952. J. L. Rigal, J. Gaches, "On the compatibility of a given
 solution with the data of a linear system", J. ACM 14, 1967 (the backward error). A. Greenbaum,
 "Estimating the attainable accuracy of recursively computed residual methods", SIAM J. Matrix Anal.
-Appl. 18, 1997.
+Appl. 18, 1997. Y. Notay, "Flexible conjugate gradients", SIAM J. Sci. Comput. 22, 2000.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -49,26 +50,47 @@ _FIRST_STEPS, _MOST_STEPS = 4, 64
 _PART_OF_REST = 0.7
 
 
+# Applies an approximation of A⁻¹ to the rows of (k, n) vectors, in a new tensor.
+Precondition = Callable[[Tensor], Tensor]
+
+
 class Recurrence:
     """The recurrences of conjugate gradients for A e = r, from e = 0.
 
+    precondition : None for the diagonal of A
     e, r : (k, n) the approximation, and its residual as far as the recurrence knows
-    rho : (systems, 1) ‖r‖²
+    rho : (systems, 1) r · z with the preconditioned residual z, which is ‖r‖² for the diagonal
     steps, ratios : the α and β of all iterations so far, if `keep` asks for them
     """
 
-    def __init__(self, matrix: SymmetricMatrix, r: Tensor, keep: bool = False):
-        self.matrix, self._keep = matrix, keep
+    def __init__(
+        self,
+        matrix: SymmetricMatrix,
+        r: Tensor,
+        keep: bool = False,
+        precondition: Precondition | None = None,
+    ):
+        self.matrix, self._keep, self._precondition = matrix, keep, precondition
         self.r, self.e = r, torch.zeros_like(r)
-        self._z = matrix.inverse_diagonal * r
+        self._z = matrix.inverse_diagonal * r if precondition is None else precondition(r)
         self._p, self._q = self._z.clone(), torch.empty_like(r)
         self.rho = matrix.inner(r, self._z)
         self.iterations = 0
         self.steps: list[Tensor] = []
         self.ratios: list[Tensor] = []
 
+    def find_squares(self) -> Tensor:
+        """(systems, 1) ‖r‖²."""
+        r, matrix = self.r, self.matrix
+        if self._precondition is None:
+            return self.rho
+        return matrix.inner(r, r * matrix.inverse_diagonal)
+
     def advance(self, count: int) -> None:
         """Make so many iterations."""
+        if self._precondition is not None:
+            self._advance_with(self._precondition, count)
+            return
         matrix, r, z, p, q = self.matrix, self.r, self._z, self._p, self._q
         # All views are made here, since the operations of an iteration take as long as their calls
         # for vectors of ten thousand numbers.
@@ -91,6 +113,23 @@ class Recurrence:
                 self.steps.append(alpha)
                 self.ratios.append(beta)
         self.rho = rho
+        self.iterations += count
+
+    def _advance_with(self, precondition: Precondition, count: int) -> None:
+        """The same with an approximate inverse, which need not be symmetric to all digits (Notay).
+
+        That is so if β is −α z · q / ρ, for which the new direction is conjugate to the last one.
+        """
+        matrix, r, p, q = self.matrix, self.r, self._p, self._q
+        for _ in range(count):
+            matrix.multiply(p, q)
+            alpha = self.rho / matrix.inner(p, q).add_(_TINY)
+            matrix.split(self.e).addcmul_(matrix.split(p), alpha)
+            matrix.split(r).addcmul_(matrix.split(q), alpha, value=-1)
+            z = precondition(r)
+            beta = matrix.inner(z, q).mul_(-alpha) / self.rho.add_(_TINY)
+            torch.addcmul(matrix.split(z), matrix.split(p), beta, out=matrix.split(p))
+            self.rho = matrix.inner(r, z)
         self.iterations += count
 
     def select(self, rows: Tensor) -> None:
@@ -167,9 +206,15 @@ class Solution(NamedTuple):
     iterations: int
 
 
-def solve(matrix: SymmetricMatrix, norm: Tensor, b: Tensor, goal: Goal) -> Solution:
+def solve(
+    matrix: SymmetricMatrix,
+    norm: Tensor,
+    b: Tensor,
+    goal: Goal,
+    precondition: Precondition | None = None,
+) -> Solution:
     """Solve A x = b for the rows of `b` (k, n), where `norm` (blocks,) is ‖D^-½ A D^-½‖."""
-    refinement = _Refinement(Norms.of(matrix, norm, b), b, goal)
+    refinement = _Refinement(Norms.of(matrix, norm, b), b, goal, precondition)
     while (correction := refinement.begin()) is not None:
         while (count := correction.plan()) > 0:
             correction.advance(count)
@@ -184,9 +229,16 @@ class _Correction(Recurrence):
     """
 
     def __init__(
-        self, norms: Norms, r: Tensor, x: Tensor | None, pending: Tensor, goal: Goal, target: float
+        self,
+        norms: Norms,
+        r: Tensor,
+        x: Tensor | None,
+        pending: Tensor,
+        goal: Goal,
+        target: float,
+        precondition: Precondition | None,
     ):
-        super().__init__(norms.matrix, r.clone())
+        super().__init__(norms.matrix, r.clone(), precondition=precondition)
         self._norms, self._x, self._pending = norms, x, pending
         self._goal, self._target = goal, target
         self._rows, self.whole = torch.arange(len(r), device=r.device), torch.zeros_like(r)
@@ -198,7 +250,7 @@ class _Correction(Recurrence):
         stop = self._target * norms.sizes(self.e if self._x is None else self._x)
         # Half of it, since the residual that belongs to x will be a little larger.
         stop = torch.minimum(stop, goal.consistency / 2 * norms.b_size)
-        ratio = (self.rho / stop.square_().add_(_TINY)).masked_fill_(~self._pending, 0)
+        ratio = (self.find_squares() / stop.square_().add_(_TINY)).masked_fill_(~self._pending, 0)
         worst, rest = float(ratio.amax()), goal.limit - self.iterations
         if rest <= 0 or not 1 < worst < math.inf:
             self.whole.index_copy_(0, self._rows, self.e)
@@ -206,7 +258,8 @@ class _Correction(Recurrence):
         if len(self._rows) > 1:
             self._drop(ratio.view(-1, norms.matrix.blocks) > 1)
         before, self._before = self._before, worst
-        self._steps = min(_plan_steps(self._steps, before, worst), rest)
+        steps = _plan_steps(self._steps, before, worst) if self._precondition is None else 1
+        self._steps = min(steps, rest)
         return self._steps
 
     def _drop(self, is_left: Tensor) -> None:
@@ -233,8 +286,8 @@ def _plan_steps(steps: int, before: float, now: float) -> int:
 class _Refinement:
     """Solutions that are corrected until they are accurate, or do not become better."""
 
-    def __init__(self, norms: Norms, b: Tensor, goal: Goal):
-        self._norms, self._b, self._goal = norms, b, goal
+    def __init__(self, norms: Norms, b: Tensor, goal: Goal, precondition: Precondition | None):
+        self._norms, self._b, self._goal, self._precondition = norms, b, goal, precondition
         self._iterations, self._corrections, self._is_worthwhile = 0, 0, True
         self._x: Tensor | None = None
         self._residual = b
@@ -253,7 +306,7 @@ class _Refinement:
         target = _FIRST_TARGET if is_first and is_double else _CORRECTION_TARGET
         given = self._residual, self._x, pending, goal._replace(limit=limit)
         self._corrections += 1
-        return _Correction(self._norms, *given, target * goal.eps)
+        return _Correction(self._norms, *given, target * goal.eps, self._precondition)
 
     def _find_pending(self) -> Tensor:
         """(systems, 1) which systems are not accurate yet."""

@@ -20,6 +20,7 @@ class _Ladder:
     """The rungs that are given."""
 
     failure: SparseSolverError | None = None
+    obstacle: str | None = None
 
     def __init__(self, systems: Systems, *rungs: Rung):
         self._systems, self._rungs, self.kept = systems, list(rungs), [""]

@@ -1,0 +1,35 @@
+"""A factorisation of another matrix, as an approximate inverse for conjugate gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .._sparse.values import row_moduli, scaling_power
+
+
+class Preconditioner:
+    """The factorisation of one matrix of the same size; see `protocol.ApproximateInverse`.
+
+    apply_inverse, values : `Factors.apply_inverse`, and the values that were factored
+    order : the number of rows
+    """
+
+    method = "conjugate gradients preconditioned by a factorisation"
+    # It is the caller's, and is not of this matrix.
+    proof: str | None = None
+    nnz: int | None = None
+    flops: int | None = None
+    memory_bytes: int | None = 0
+
+    def __init__(self, apply_inverse: Callable[..., Tensor], values: Tensor, order: int):
+        self._apply_inverse, self._values, self.order = apply_inverse, values, order
+
+    def apply(self, rhs: Tensor) -> Tensor:
+        each = rhs.view(-1, self.order)  # blocks of equal matrices have the same one
+        powers = scaling_power(row_moduli(each)).unsqueeze(-1)
+        scaled = (each * powers).to(self._values.device, self._values.dtype)
+        x = self._apply_inverse(self._values, scaled, transpose=False, strict=False)
+        return (x.to(rhs.device, torch.float64) / powers).view_as(rhs)
