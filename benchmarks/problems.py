@@ -62,11 +62,13 @@ class Problem:
         return torch.autograd.grad(self.loss(x), theta)[0]
 
 
-def laplacian(edges: Tensor, n: int) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-    """Rows and columns of the graph Laplacian plus I, and the map from edge weights to values."""
+def laplacian(
+    edges: Tensor, n: int, shift: float = 1.0
+) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """Rows and columns of L + shift · I, and the map from the weights of the edges to values."""
     i, j = edges
     nodes = torch.arange(n)
-    one = torch.ones(n, dtype=torch.float64)
+    one = torch.full((n,), shift, dtype=torch.float64)
 
     def values(w: Tensor) -> Tensor:
         return torch.cat((one.expand(*w.shape[:-1], n), -w, -w, w, w), -1)
@@ -74,9 +76,11 @@ def laplacian(edges: Tensor, n: int) -> tuple[Tensor, Tensor, Callable[[Tensor],
     return torch.cat((nodes, i, j, i, j)), torch.cat((nodes, j, i, i, j)), values
 
 
-def on_graph(workload: str, name: str, edges: Tensor, n: int, batch: int = 0) -> Problem:
-    """A = I + L(θ), θ the weights of the edges."""
-    rows, cols, values = laplacian(edges, n)
+def on_graph(
+    workload: str, name: str, edges: Tensor, n: int, batch: int = 0, shift: float = 1.0
+) -> Problem:
+    """A = shift · I + L(θ), θ the weights of the edges."""
+    rows, cols, values = laplacian(edges, n, shift)
     shape = (batch, edges.shape[1]) if batch else (edges.shape[1],)
     rhs = torch.randn((batch, n) if batch else (n,), dtype=torch.float64)
 
@@ -94,9 +98,10 @@ def graph(n: int) -> Problem:
     return on_graph("graph", f"graph {n}", *graphs.random(n, 6))
 
 
-def grid(*sides: int) -> Problem:
+def grid(*sides: int, shift: float = 1.0) -> Problem:
     power = {2: "²", 3: "³"}[len(sides)]
-    return on_graph(f"grid{len(sides)}d", f"grid {sides[0]}{power}", *graphs.grid(*sides))
+    name = f"grid {sides[0]}{power}" + ("" if shift == 1 else f", shift {shift:g}")
+    return on_graph(f"grid{len(sides)}d", name, *graphs.grid(*sides), shift=shift)
 
 
 def batch(count: int, side: int) -> Problem:
@@ -108,16 +113,20 @@ def _mesh(rings: int, segments: int) -> tuple[Tensor, Tensor, Tensor]:
     return graphs.cotangent_weights(*graphs.torus(rings, segments))
 
 
-def mesh(rings: int, segments: int, k: int, squared: bool = False) -> Problem:
+SMOOTH, STIFF = 1e-2, 35.0  # t; condition numbers of the bi-Laplacian near 1 and 10⁶
+
+
+def mesh(rings: int, segments: int, k: int, squared: bool = False, t: float = SMOOTH) -> Problem:
     """Smoothing on a mesh, with lumped masses M and the cotangent Laplacian L.
 
     (M + t L(θ)) x = b with the weights θ; `squared`: (t² L M⁻¹ L + diag θ) x = b.
     """
     edges, weights, masses = _mesh(rings, segments)
-    n, t = rings * segments, 1e-2
+    n = rings * segments
     masses = masses / masses.mean()
     rhs = torch.randn((n, k) if k > 1 else (n,), dtype=torch.float64)
-    name = f"{'bi-Laplacian' if squared else 'Laplacian'} {n}, {k} rhs"
+    stiff = "stiff " if t == STIFF else ""
+    name = f"{stiff}{'bi-Laplacian' if squared else 'Laplacian'} {n}, {k} rhs"
     rows, cols, of_weights = laplacian(edges, n)
     if not squared:
 
@@ -235,7 +244,7 @@ def table(quick: bool) -> dict[str, Makers]:
             "graph": each(graph, 100, 300),
             "grid2d": each(grid, (30, 30)),
             "grid3d": each(grid, (8, 8, 8)),
-            "mesh": each(mesh, (20, 20, 1), (20, 20, 3), (20, 20, 3, True)),
+            "mesh": each(mesh, (20, 20, 1), (20, 20, 3), (20, 20, 3, True, STIFF)),
             "batch": each(batch, (5, 8)),
             "repeat": each(repeated, (20, 10, False), (20, 4, True)),
             "general": each(convection, 15),
@@ -251,7 +260,7 @@ def table(quick: bool) -> dict[str, Makers]:
         "mesh": each(
             mesh,
             *((*size, k) for size in meshes for k in (1, 3, 32)),
-            *((*size, 3, True) for size in meshes),
+            *((*size, 3, True, t) for t in (SMOOTH, STIFF) for size in meshes),
         ),
         "batch": each(batch, (256, 20), (4096, 10)),
         "repeat": each(repeated, (300, 1000, False), (300, 64, True)),

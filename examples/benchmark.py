@@ -1,18 +1,25 @@
-"""Time the ring x = (I + L(θ))⁻¹ b and the gradient of ‖x‖² in θ, and draw the times.
+"""Time x = (I + L(θ))⁻¹ b and the gradient of ‖x‖² in θ on rings, and draw the times.
 
     python examples/benchmark.py [--quick] [--plot FILE]
 
-Dense torch and other solvers are timed, too. It is one of the workloads of `python -m benchmarks`.
+Dense torch and other solvers are timed, too. Random graphs follow, with six edges for each node, of
+which a factor would be nearly dense. Both are workloads of `python -m benchmarks`.
 """
 
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.__main__ import main  # not on the path before
+from benchmarks.methods import Case, print_table
+from benchmarks.problems import graph
 
 if __name__ == "__main__":
-    raise SystemExit(main(["chain", "--peers", "--plot", "benchmark.png", *sys.argv[1:]]))
+    status = main(["chain", "--peers", "--plot", "benchmark.png", *sys.argv[1:]])
+    sizes = (300,) if "--quick" in sys.argv else (10_000, 100_000)
+    print_table([Case(partial(graph, n), factored=False) for n in sizes])
+    raise SystemExit(status)

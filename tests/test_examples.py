@@ -76,7 +76,9 @@ def test_minimal_writes_plain_lines_to_a_log() -> None:
     done = subprocess.run(MINIMAL, capture_output=True, text=True, timeout=300, check=True)
     assert not done.stderr  # no bar, and no warning of torch
     assert "\r" not in done.stdout
-    first, *steps, last = done.stdout.splitlines()
+    first, *steps, last, small, large = done.stdout.splitlines()
+    assert small.startswith("random graph, n = 200: ")
+    assert large.startswith("random graph, n = 2,000: ")
     assert "dense torch" in first
     assert len(steps) == 10
     assert all(re.match(r"n = 2,000: step \d+ of 20, loss", step) for step in steps)
@@ -94,7 +96,8 @@ def test_minimal_draws_one_bar_on_a_terminal() -> None:
                 chunks.append(chunk)
     os.close(terminal)
     assert process.returncode == 0
-    first, bar, last = b"".join(chunks).decode().strip().split("\r\n")
+    first, bar, last, *graphs = b"".join(chunks).decode().strip().split("\r\n")
+    assert len(graphs) == 2
     assert "dense torch" in first
     assert "->" in last
     drawn = [text for text in bar.split("\r") if text.strip()]
