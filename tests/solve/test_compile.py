@@ -196,7 +196,7 @@ def test_the_operator_keeps_torchs_rules_for_operators() -> None:
             (torch.stack((P.values, 2 * P.values)), torch.stack((B, B)).unsqueeze(1)),
         ),
     ):
-        options = "auto", None, None, False, "solve"
+        options = "auto", None, None, False, "full", "solve"
         arguments = values, b, P.rows, P.cols, removed, *options, transpose, True, token
         torch.library.opcheck(
             _solve,
