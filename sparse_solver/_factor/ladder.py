@@ -52,6 +52,8 @@ from .starting_method import Start
 from .symmetry import choose_kinds
 from .systems import Systems
 
+# Why a preconditioner has no effect on matrices that turn out to be of another kind.
+_UNUSED = "preconditioner= is for positive definite matrices, which this one is not"
 # After these errors of a method, the next one follows.
 _LETS_CLIMB = EngineError, EngineUnsupportedError, SingularMatrixError, ConvergenceError
 
@@ -129,6 +131,8 @@ class MethodLadder:
         self.failure: SparseSolverError | None = None
         # There are routes only for matrices that are factored in the same way again and again.
         self._has_route = preconditioner is None and options.precision == "full"
+        is_unused = preconditioner is not None and record.kind != "spd"
+        self._remark = _UNUSED if is_unused else None
         self.obstacle: str | None = None
         request = record.kind, matrix.dtype, options.triangle, options.engine, options.precision
         # A preconditioner that was not good enough says nothing about the next one.
@@ -164,7 +168,7 @@ class MethodLadder:
                 factor = method.factor(self._matrix)
         if factor is None:
             return None
-        method, self.obstacle = self.method, str(self.failure) if self.failure else None
+        method, self.obstacle = self.method, str(self.failure) if self.failure else self._remark
         self.failure = None
         is_robust = isinstance(method, EquilibratedSymbolic)
         engine = ROBUST_ENGINE if is_robust else self._analysis.engine

@@ -93,7 +93,12 @@ class MixedSymbolic:
 
 
 class SingleInverse:
-    """The inverse of a matrix by its factor in single precision; see `ApproximateInverse`."""
+    """The inverse of a matrix by its factor in single precision; see `ApproximateInverse`.
+
+    It preconditions only if the factor is that of a positive definite matrix, by Cholesky.
+    """
+
+    is_definite = True
 
     def __init__(self, factor: Factor, power: Tensor, method: str):
         self._factor, self._power, self.method = factor, power, method
