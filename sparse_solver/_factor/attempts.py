@@ -24,7 +24,9 @@ def find_attempt(
     """The method to try first with a matrix of `blocks` equal blocks; None to factor it at once."""
     is_definite, triangle, engine = kind == "spd", options.triangle, options.engine
     if preconditioner is not None:
-        found = find_candidate(matrix, triangle) if is_definite else None
+        # Judging solutions for badly scaled matrices takes dozens of solves.
+        is_usable = engine is not None or is_well_scaled(matrix.diagonal, blocks)
+        found = find_candidate(matrix, triangle) if is_definite and is_usable else None
         if found is None:
             return None
         name, candidate = found

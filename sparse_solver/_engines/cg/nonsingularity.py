@@ -119,12 +119,12 @@ def find_proof(
     margin = find_margin(matrix, row_sums)
     if margin > least_eigenvalue(DOUBLE_EPS):
         return Proof(_DOMINANT, margin)
-    found = _find_vector(matrix, norm, limit, precondition)
+    found, spent = _find_vector(matrix, norm, limit, precondition)
     if found is not None:
         return found
     if precondition is None:
         return _find_ritz_value(matrix, norm, limit)
-    return _iterate_inversely(matrix, norm, limit, precondition)
+    return _iterate_inversely(matrix, norm, limit - spent, precondition)
 
 
 def find_margin(matrix: SymmetricMatrix, row_sums: Tensor) -> float:
@@ -139,24 +139,28 @@ def _relative_rounding(matrix: SymmetricMatrix) -> float:
 
 def _find_vector(
     matrix: SymmetricMatrix, norm: Tensor, limit: int, precondition: Precondition | None
-) -> Proof | None:
-    """The proof for M-matrices, if the matrix is one."""
+) -> tuple[Proof | None, int]:
+    """The proof for M-matrices, if the matrix is one, and the iterations that were made."""
     if matrix.has_positive_entry_off_diagonal():
-        return None
+        return None, 0
     roots = matrix.diagonal.sqrt()
     search = _Search(matrix, norm, roots.unsqueeze(0), limit, precondition)
+    recurrence = search.recurrence
+    converged = _SCATTERED_RESIDUAL**2 * recurrence.find_squares()
     while search.advance():
-        if float((search.recurrence.r / roots).amax()) > 1 - _LEAST_PRODUCT:
+        if float((recurrence.r / roots).amax()) > 1 - _LEAST_PRODUCT:
             continue
-        v = search.recurrence.e
+        v = recurrence.e
         product = matrix.multiply(v, torch.empty_like(v)) / roots
         scaled = v * roots
         # With v > 0 and A v > 0, |A|v = 2 D v − A v is below 2 D v.
         product -= 2 * _relative_rounding(matrix) * scaled
         if float(scaled.amin()) > 0 and float(product.amin()) >= _LEAST_PRODUCT / 2:
             eigenvalue = float(product.amin()) / float(scaled.amax())
-            return Proof(_M_MATRIX, eigenvalue, search.recurrence.iterations)
-    return None
+            return Proof(_M_MATRIX, eigenvalue, recurrence.iterations), recurrence.iterations
+        if bool((recurrence.find_squares() <= converged).all()):
+            break  # v is so large that rounding errors spoil it
+    return None, recurrence.iterations
 
 
 def _find_ritz_value(matrix: SymmetricMatrix, norm: Tensor, limit: int) -> Proof | None:
@@ -180,7 +184,7 @@ def _iterate_inversely(
     for residual in _INVERSE_RESIDUALS:
         size = matrix.inner(vector, vector * matrix.inverse_diagonal).sqrt_()
         vector = (matrix.split(vector) / size).view_as(vector)
-        search = _Search(matrix, norm, vector, limit, precondition)
+        search = _Search(matrix, norm, vector, limit - spent, precondition)
         recurrence = search.recurrence
         while not bool((recurrence.find_squares() <= residual**2).all()):
             if not search.advance():
