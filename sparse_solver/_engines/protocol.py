@@ -282,12 +282,15 @@ class Candidate(Protocol):
         definite, ConvergenceError is raised.
         """
 
-    def precondition(self, inverse: ApproximateInverse, limit: int | None) -> Symbolic:
+    def precondition(
+        self, inverse: ApproximateInverse, limit: int | None, takes_doubtful: bool
+    ) -> Symbolic:
         """The analysis of this matrix, to iterate at most so often in each solve.
 
         Where more is needed, or the matrix is not certainly positive definite, ConvergenceError is
-        raised. Without a limit, there is no other method to follow: nearly singular matrices are
-        taken as well, and others are refused with the error that fits.
+        raised. Without a limit, no other method follows, and matrices that are singular or not
+        positive definite are refused with the error that fits. `takes_doubtful` says whether nearly
+        singular ones are taken; to judge their solutions takes dozens of solves.
         """
 
 

@@ -30,7 +30,8 @@ def find_attempt(
         if found is None:
             return None
         name, candidate = found
-        symbolic = candidate.precondition(preconditioner, None if engine else MOST_PRECONDITIONED)
+        limit = None if engine else MOST_PRECONDITIONED
+        symbolic = candidate.precondition(preconditioner, limit, takes_doubtful=limit is None)
         return Analysis(symbolic, name, ASKED_FOR, 0.0)
     if options.precision == "mixed":
         return analyze_in_single(matrix, kind, triangle, engine)

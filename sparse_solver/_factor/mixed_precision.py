@@ -81,7 +81,9 @@ class MixedSymbolic:
             raise ConvergenceError(message, iterations=0, residual=None) from error
         inverse = SingleInverse(factor, self._rounded.power, self.method)
         if self._candidate is not None:
-            return self._candidate.precondition(inverse, MOST_ITERATIONS).factor(matrix)
+            # Few iterations are needed also where solutions have to be judged one by one.
+            preconditioned = self._candidate.precondition(inverse, MOST_ITERATIONS, True)
+            return preconditioned.factor(matrix)
         hermitian = is_hermitian(self._rounded.kind, matrix.dtype)
         return RefinedFactor(inverse, factor, matrix.arrange(factor.arrangement, hermitian))
 

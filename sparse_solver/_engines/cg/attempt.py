@@ -37,8 +37,10 @@ class CgCandidate:
     def limit(self, budget: int) -> CgAttempt:
         return CgAttempt(self._prepared, budget)
 
-    def precondition(self, inverse: ApproximateInverse, limit: int | None) -> CgPreconditioned:
-        return CgPreconditioned(self._prepared, inverse, limit)
+    def precondition(
+        self, inverse: ApproximateInverse, limit: int | None, takes_doubtful: bool
+    ) -> CgPreconditioned:
+        return CgPreconditioned(self._prepared, inverse, limit, takes_doubtful)
 
 
 class _OfOneMatrix:
@@ -71,15 +73,22 @@ class CgAttempt(_OfOneMatrix):
 class CgPreconditioned(_OfOneMatrix):
     """The analysis of one matrix, to iterate with by means of an approximate inverse."""
 
-    def __init__(self, prepared: Prepared, inverse: ApproximateInverse, limit: int | None):
+    def __init__(
+        self,
+        prepared: Prepared,
+        inverse: ApproximateInverse,
+        limit: int | None,
+        takes_doubtful: bool,
+    ):
         self._prepared, self._inverse, self._limit = prepared, inverse, limit
+        self._takes_doubtful = takes_doubtful
         self.method = inverse.method
 
     def factor(self, matrix: Matrix) -> CgFactor:
         if self._limit is None:
             return CgFactor(self._prepared, inverse=self._inverse)
         factor = _make_factor(self._prepared, limit=self._limit, inverse=self._inverse)
-        if not factor.is_regular:  # to judge its solutions takes dozens of solves
+        if not (factor.is_regular or self._takes_doubtful):
             raise _not_safe(_NEARLY_SINGULAR)
         return factor
 
