@@ -239,6 +239,7 @@ class ApproximateInverse(Protocol):
 
     method : what it is and what it is used for, in words
     proof : what it shows about A, which need not be proved to be positive definite then, or None
+    is_definite : whether it is known to be positive definite
     nnz, flops, memory_bytes : as for `Factor`, as far as they belong to it
     """
 
@@ -246,6 +247,8 @@ class ApproximateInverse(Protocol):
 
     @property
     def proof(self) -> str | None: ...
+    @property
+    def is_definite(self) -> bool: ...
     @property
     def nnz(self) -> int | None: ...
     @property
@@ -256,7 +259,7 @@ class ApproximateInverse(Protocol):
     def apply(self, rhs: Tensor) -> Tensor:
         """Apply it to the rows of (k, n) vectors in double precision, in a new tensor.
 
-        The result is not finite where that fails.
+        Raises ConvergenceError where that fails.
         """
 
 
@@ -279,10 +282,15 @@ class Candidate(Protocol):
         definite, ConvergenceError is raised.
         """
 
-    def precondition(self, inverse: ApproximateInverse, limit: int | None) -> Symbolic:
-        """The analysis of this matrix, to iterate at most so often in each solve; None: no limit.
+    def precondition(
+        self, inverse: ApproximateInverse, limit: int | None, takes_doubtful: bool
+    ) -> Symbolic:
+        """The analysis of this matrix, to iterate at most so often in each solve.
 
-        Where more is needed, ConvergenceError is raised.
+        Where more is needed, or the matrix is not certainly positive definite, ConvergenceError is
+        raised. Without a limit, no other method follows, and matrices that are singular or not
+        positive definite are refused with the error that fits. `takes_doubtful` says whether nearly
+        singular ones are taken; to judge their solutions takes dozens of solves.
         """
 
 

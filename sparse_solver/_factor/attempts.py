@@ -24,11 +24,14 @@ def find_attempt(
     """The method to try first with a matrix of `blocks` equal blocks; None to factor it at once."""
     is_definite, triangle, engine = kind == "spd", options.triangle, options.engine
     if preconditioner is not None:
-        found = find_candidate(matrix, triangle) if is_definite else None
+        # Judging solutions for badly scaled matrices takes dozens of solves.
+        is_usable = engine is not None or is_well_scaled(matrix.diagonal, blocks)
+        found = find_candidate(matrix, triangle) if is_definite and is_usable else None
         if found is None:
             return None
         name, candidate = found
-        symbolic = candidate.precondition(preconditioner, None if engine else MOST_PRECONDITIONED)
+        limit = None if engine else MOST_PRECONDITIONED
+        symbolic = candidate.precondition(preconditioner, limit, takes_doubtful=limit is None)
         return Analysis(symbolic, name, ASKED_FOR, 0.0)
     if options.precision == "mixed":
         return analyze_in_single(matrix, kind, triangle, engine)

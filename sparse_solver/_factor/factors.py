@@ -88,6 +88,20 @@ class Factors:
         """Where the factors are."""
         return (self._on_host or self).problem.structure.device
 
+    def are_definite(self, values: Tensor) -> bool:
+        """Whether the factorisations of these values show that all matrices are positive definite.
+
+        Cholesky's do; those by LU, and with pivots that are not positive, do not.
+        """
+        self.prepare(values)
+        factors = [factor for factor, _ in self.parts or ()]
+        return all(
+            factor.record.kind == "spd"
+            and factor.factor is not None
+            and factor.factor.negative_eigenvalues == 0
+            for factor in factors
+        )
+
     def prepare(self, values: Tensor) -> None:
         """Factor, unless that is done; later calls use these values, however they are changed.
 

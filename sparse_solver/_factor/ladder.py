@@ -52,6 +52,9 @@ from .starting_method import Start
 from .symmetry import choose_kinds
 from .systems import Systems
 
+# Why a preconditioner has no effect on a matrix.
+_OTHER_KIND = "preconditioner= is for positive definite matrices, which this one is not"
+_BADLY_SCALED = "preconditioner= was not used, since the diagonal is of very different sizes"
 # After these errors of a method, the next one follows.
 _LETS_CLIMB = EngineError, EngineUnsupportedError, SingularMatrixError, ConvergenceError
 
@@ -129,6 +132,7 @@ class MethodLadder:
         self.failure: SparseSolverError | None = None
         # There are routes only for matrices that are factored in the same way again and again.
         self._has_route = preconditioner is None and options.precision == "full"
+        self._remark: str | None = None
         self.obstacle: str | None = None
         request = record.kind, matrix.dtype, options.triangle, options.engine, options.precision
         # A preconditioner that was not good enough says nothing about the next one.
@@ -141,6 +145,8 @@ class MethodLadder:
             attempt = find_attempt(matrix, record.kind, options, blocks, preconditioner)
         if attempt is not None:
             record.analysis_seconds += attempt.seconds
+        elif preconditioner is not None:
+            self._remark = _BADLY_SCALED if record.kind == "spd" else _OTHER_KIND
         # The engine of the present method, and why it was taken.
         self._analysis = attempt or self._analyze()
         self.method: _Method = kept or self._analysis.symbolic
@@ -164,7 +170,7 @@ class MethodLadder:
                 factor = method.factor(self._matrix)
         if factor is None:
             return None
-        method, self.obstacle = self.method, str(self.failure) if self.failure else None
+        method, self.obstacle = self.method, str(self.failure) if self.failure else self._remark
         self.failure = None
         is_robust = isinstance(method, EquilibratedSymbolic)
         engine = ROBUST_ENGINE if is_robust else self._analysis.engine

@@ -81,7 +81,9 @@ class MixedSymbolic:
             raise ConvergenceError(message, iterations=0, residual=None) from error
         inverse = SingleInverse(factor, self._rounded.power, self.method)
         if self._candidate is not None:
-            return self._candidate.precondition(inverse, MOST_ITERATIONS).factor(matrix)
+            # Few iterations are needed also where solutions have to be judged one by one.
+            preconditioned = self._candidate.precondition(inverse, MOST_ITERATIONS, True)
+            return preconditioned.factor(matrix)
         hermitian = is_hermitian(self._rounded.kind, matrix.dtype)
         return RefinedFactor(inverse, factor, matrix.arrange(factor.arrangement, hermitian))
 
@@ -93,7 +95,12 @@ class MixedSymbolic:
 
 
 class SingleInverse:
-    """The inverse of a matrix by its factor in single precision; see `ApproximateInverse`."""
+    """The inverse of a matrix by its factor in single precision; see `ApproximateInverse`.
+
+    It preconditions only if the factor is that of a positive definite matrix, by Cholesky.
+    """
+
+    is_definite = True
 
     def __init__(self, factor: Factor, power: Tensor, method: str):
         self._factor, self._power, self.method = factor, power, method

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from .._sparse.index_checks import (
 from .._sparse.structure import Structure
 from .._torch.dynamo import disable_dynamo
 from .._torch.modes import copy_to_keep, is_transformed
-from ..errors import OptionError, ShapeError, TransformError
+from ..errors import DtypeError, OptionError, ShapeError, TransformError
 from .shapes import check_values, solve_values
 
 
@@ -356,4 +357,11 @@ def make_preconditioner(F: Factorization | None) -> Preconditioner | None:
             "the preconditioner depends on what torch.func transforms; factorize it outside of the "
             "transformed function"
         )
-    return Preconditioner(F._factors.apply_inverse, F._values.detach(), F.shape[-1])
+    if F.dtype.is_complex:
+        raise DtypeError(
+            f"the preconditioner is the factorisation of a matrix of {F.dtype}; expected that of a "
+            f"real one, since preconditioner= is for real positive definite matrices"
+        )
+    factors, values = F._factors, F._values.detach()
+    find_definiteness = partial(factors.are_definite, values)
+    return Preconditioner(factors.apply_inverse, values, F.shape[-1], find_definiteness)

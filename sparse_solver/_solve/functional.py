@@ -70,8 +70,9 @@ def solve(
         A factorisation of a matrix that is close to A, such as older values of it, one in single
         precision, or one of another pattern. Real positive definite matrices are then not factored,
         but solved with by preconditioned conjugate gradients, as accurately. Where the two matrices
-        are not close enough, A is factored after all, unless ``engine="cg"``. Nothing is
-        differentiated in the preconditioner; it must not be that of a batch.
+        are not close enough, or A is nearly singular, A is factored after all, unless
+        ``engine="cg"``. Nothing is differentiated in the preconditioner, which must be that of one
+        real matrix, and not of a batch.
     non_blocking : bool
         Whether the host goes on without waiting for a GPU. Solutions of systems that fail are
         then NaN, and the error is raised by a later non-blocking solve or by `synchronize`;

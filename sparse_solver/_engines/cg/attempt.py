@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ METHOD = "conjugate gradients with the diagonal as preconditioner"
 # The bytes that an iteration moves: CSR values and indices, and the vectors. What the operations of
 # torch take for themselves, however short the vectors are, counts as bytes, too.
 _FIXED_BYTES, _BYTES_PER_ENTRY, _BYTES_PER_ROW = 3e6, 12.0, 100.0
+_NEARLY_SINGULAR = "the matrix is nearly singular"
 # Rows of a Laplacian sum to zero up to rounding errors.
 _ROUNDED_MARGIN = 1e-10
 
@@ -35,8 +37,10 @@ class CgCandidate:
     def limit(self, budget: int) -> CgAttempt:
         return CgAttempt(self._prepared, budget)
 
-    def precondition(self, inverse: ApproximateInverse, limit: int | None) -> CgPreconditioned:
-        return CgPreconditioned(self._prepared, inverse, limit)
+    def precondition(
+        self, inverse: ApproximateInverse, limit: int | None, takes_doubtful: bool
+    ) -> CgPreconditioned:
+        return CgPreconditioned(self._prepared, inverse, limit, takes_doubtful)
 
 
 class _OfOneMatrix:
@@ -60,24 +64,41 @@ class CgAttempt(_OfOneMatrix):
         self._prepared, self.budget = prepared, budget
 
     def factor(self, matrix: Matrix) -> CgFactor:
-        try:
-            factor = CgFactor(self._prepared, budget=self.budget)
-        except (SingularMatrixError, NotPositiveDefiniteError) as error:
-            raise _not_safe(str(error)) from error  # a factorisation shows more
+        factor = _make_factor(self._prepared, budget=self.budget)
         if not factor.sound:
-            raise _not_safe("the matrix is nearly singular")
+            raise _not_safe(_NEARLY_SINGULAR)
         return factor
 
 
 class CgPreconditioned(_OfOneMatrix):
     """The analysis of one matrix, to iterate with by means of an approximate inverse."""
 
-    def __init__(self, prepared: Prepared, inverse: ApproximateInverse, limit: int | None):
+    def __init__(
+        self,
+        prepared: Prepared,
+        inverse: ApproximateInverse,
+        limit: int | None,
+        takes_doubtful: bool,
+    ):
         self._prepared, self._inverse, self._limit = prepared, inverse, limit
+        self._takes_doubtful = takes_doubtful
         self.method = inverse.method
 
     def factor(self, matrix: Matrix) -> CgFactor:
-        return CgFactor(self._prepared, self._limit, inverse=self._inverse)
+        if self._limit is None:
+            return CgFactor(self._prepared, inverse=self._inverse)
+        factor = _make_factor(self._prepared, limit=self._limit, inverse=self._inverse)
+        if not (factor.is_regular or self._takes_doubtful):
+            raise _not_safe(_NEARLY_SINGULAR)
+        return factor
+
+
+def _make_factor(prepared: Prepared, **options: Any) -> CgFactor:
+    """The factor of a positive definite matrix; else ConvergenceError, as factoring shows more."""
+    try:
+        return CgFactor(prepared, **options)
+    except (SingularMatrixError, NotPositiveDefiniteError) as error:
+        raise _not_safe(str(error)) from error
 
 
 def _not_safe(why: str) -> ConvergenceError:

@@ -50,6 +50,7 @@ class CgFactor:
     budget : the most iterations for the proof and for all right-hand sides of all solves together,
         after which ConvergenceError is raised
     inverse : the preconditioner; None for the diagonal
+    is_regular : whether the matrix is far from a singular one in double precision
     """
 
     perturbed_pivots: int | None = None
@@ -69,7 +70,10 @@ class CgFactor:
         if inverse is not None and inverse.proof is not None:
             found: Proof | None = Proof(inverse.proof, None)
         else:
-            found = find_proof(matrix, self._norm, row_sums, limit, self._precondition)
+            # What is not positive definite itself would hide negative eigenvalues of the matrix.
+            is_safe = inverse is not None and inverse.is_definite
+            by = self._precondition if is_safe else None
+            found = find_proof(matrix, self._norm, row_sums, limit, by)
         if found is None:
             raise ConvergenceError(
                 f"conjugate gradients did not show within {limit} iterations that the matrix "
@@ -80,7 +84,7 @@ class CgFactor:
             )
         self.proof = str(found)
         self._budget = budget - found.iterations
-        self.sound = found.is_strong(eps)
+        self.sound, self.is_regular = found.is_strong(eps), found.is_strong(DOUBLE_EPS)
         self.negative_eigenvalues: int | None = 0 if self.sound else None
         if self.sound:
             self._goal = Goal(eps, math.sqrt(eps), limit)

@@ -44,6 +44,8 @@ _STAGNATED, _STAGNATED_PER_ROOT = 1.0, 0.5
 _MOST_CORRECTIONS = 10
 # Keeps quotients of zeros finite. Squares of residuals are at least 1e-150 as long as they count.
 _TINY = 1e-300
+# ‖p‖² of a direction below which its Rayleigh quotient is noise; that of zeros does not exist.
+_LEAST_SQUARE = 1e-200
 # Iterations between two looks at the residuals: at first, and at most.
 _FIRST_STEPS, _MOST_STEPS = 4, 64
 # The part of the expected rest after which to look again, since the method accelerates.
@@ -61,6 +63,8 @@ class Recurrence:
     e, r : (k, n) the approximation, and its residual as far as the recurrence knows
     rho : (systems, 1) r · z with the preconditioned residual z, which is ‖r‖² for the diagonal
     steps, ratios : the α and β of all iterations so far, if `keep` asks for them
+    lowest : (systems, 1) instead of them with a preconditioner, the smallest Rayleigh quotient
+        pᵀAp / ‖p‖² of a direction so far, an upper bound of the smallest eigenvalue λ
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class Recurrence:
         self.iterations = 0
         self.steps: list[Tensor] = []
         self.ratios: list[Tensor] = []
+        self.lowest = torch.full_like(self.rho, math.inf)
 
     def find_squares(self) -> Tensor:
         """(systems, 1) ‖r‖²."""
@@ -123,7 +128,12 @@ class Recurrence:
         matrix, r, p, q = self.matrix, self.r, self._p, self._q
         for _ in range(count):
             matrix.multiply(p, q)
-            alpha = self.rho / matrix.inner(p, q).add_(_TINY)
+            curvature = matrix.inner(p, q)
+            if self._keep:
+                size = matrix.inner(p, p * matrix.diagonal)
+                quotient = torch.where(size > _LEAST_SQUARE, curvature / size, math.inf)
+                self.lowest = torch.minimum(self.lowest, quotient)
+            alpha = self.rho / curvature.add_(_TINY)
             matrix.split(self.e).addcmul_(matrix.split(p), alpha)
             matrix.split(r).addcmul_(matrix.split(q), alpha, value=-1)
             z = precondition(r)

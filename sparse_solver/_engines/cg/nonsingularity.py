@@ -15,13 +15,15 @@ from below before anything is solved with, by the first of these that applies.
    small. This is no proof, but λ could be smaller only if its eigenvector had no part in the
    right-hand side, or else the residual would have kept that part.
 
-With another preconditioner than the diagonal, Ritz values are those of another matrix. Then the
-pivots of a sound factor of nearly the same matrix will do or, instead of 2 and 3, the growth of a
-scattered vector under a few steps of inverse iteration: 1 / λ, unless the eigenvector had no part
-in it.
+With another preconditioner M than the diagonal, Ritz values are those of M⁻¹ A. Then the pivots of
+a sound factor of nearly the same matrix will do. Otherwise 1 and 2 hold as they are, and instead of
+3, inverse iteration measures 1 / λ: a scattered right-hand side is solved for as accurately as in
+3, so that no part of an eigenvector in it is left out, and the growth of the solution in two rough
+steps more is 1 / λ. If M is positive definite, A has as many negative eigenvalues as M⁻¹ A, and the
+method meets a direction p with pᵀAp < 0 unless there is none; else the diagonal serves for 2 and 3.
 
-A Ritz value is an upper bound of λ, so that a small one shows that the matrix is singular to
-working precision, and a negative one that it is not positive definite.
+A Ritz value is an upper bound of λ, and so is pᵀAp / ‖p‖² for any p. So a small one shows that the
+matrix is singular to working precision, and a negative one that it is not positive definite.
 
 Sources: A. M. Ostrowski, "Über die Determinanten mit überwiegender Hauptdiagonale", Comment. Math.
 Helv. 10, 1937; J. M. Varah, "A lower bound for the smallest singular value of a matrix", Linear
@@ -43,7 +45,7 @@ from ..._sparse.dense import Array
 from ..._sparse.values import PROBE_MEAN, probe_vector
 from ...errors import SingularMatrixError
 from ..protocol import not_positive_definite
-from .iteration import DOUBLE_EPS, Goal, Norms, Precondition, Recurrence, solve
+from .iteration import DOUBLE_EPS, Norms, Precondition, Recurrence
 from .products import SymmetricMatrix
 
 # A smaller λ, in ε, might be changed by rounding errors of the entries.
@@ -65,8 +67,9 @@ _DOMINANT = "diagonally dominant"
 _M_MATRIX = "A v > 0 for a vector v > 0, and no entry off the diagonal is positive"
 _RITZ = "Ritz values"
 _INVERSE = "inverse iteration"
-# Steps of inverse iteration, and ‖r‖ / ‖b‖ in each: the eigenvalue is wanted to a digit.
-_INVERSE_STEPS, _ROUGH = 3, 1e-2
+# ‖r‖ / ‖b‖ in the steps of inverse iteration. In the first one, a part of an eigenvector that is
+# left out would hide a small eigenvalue; after that the eigenvalue is wanted to a digit.
+_INVERSE_RESIDUALS = (_SCATTERED_RESIDUAL, 1e-2, 1e-2)
 
 
 @dataclass(frozen=True)
@@ -109,15 +112,19 @@ def find_proof(
 
     norm : (blocks,) ‖D^-½ A D^-½‖
     row_sums : (n,) Σ_j |a_ij| / a_ii
+    precondition : applies a positive definite matrix; None for the diagonal
 
     Raises NotPositiveDefiniteError or SingularMatrixError.
     """
     margin = find_margin(matrix, row_sums)
     if margin > least_eigenvalue(DOUBLE_EPS):
         return Proof(_DOMINANT, margin)
-    if precondition is not None:
-        return _iterate_inversely(matrix, norm, limit, precondition)
-    return _find_vector(matrix, norm, limit) or _find_ritz_value(matrix, norm, limit)
+    found, spent = _find_vector(matrix, norm, limit, precondition)
+    if found is not None:
+        return found
+    if precondition is None:
+        return _find_ritz_value(matrix, norm, limit)
+    return _iterate_inversely(matrix, norm, limit - spent, precondition)
 
 
 def find_margin(matrix: SymmetricMatrix, row_sums: Tensor) -> float:
@@ -130,24 +137,30 @@ def _relative_rounding(matrix: SymmetricMatrix) -> float:
     return (matrix.longest_row + 2) * DOUBLE_EPS
 
 
-def _find_vector(matrix: SymmetricMatrix, norm: Tensor, limit: int) -> Proof | None:
-    """The proof for M-matrices, if the matrix is one."""
+def _find_vector(
+    matrix: SymmetricMatrix, norm: Tensor, limit: int, precondition: Precondition | None
+) -> tuple[Proof | None, int]:
+    """The proof for M-matrices, if the matrix is one, and the iterations that were made."""
     if matrix.has_positive_entry_off_diagonal():
-        return None
+        return None, 0
     roots = matrix.diagonal.sqrt()
-    search = _Search(matrix, norm, roots.unsqueeze(0), limit)
+    search = _Search(matrix, norm, roots.unsqueeze(0), limit, precondition)
+    recurrence = search.recurrence
+    converged = _SCATTERED_RESIDUAL**2 * recurrence.find_squares()
     while search.advance():
-        if float((search.recurrence.r / roots).amax()) > 1 - _LEAST_PRODUCT:
+        if float((recurrence.r / roots).amax()) > 1 - _LEAST_PRODUCT:
             continue
-        v = search.recurrence.e
+        v = recurrence.e
         product = matrix.multiply(v, torch.empty_like(v)) / roots
         scaled = v * roots
         # With v > 0 and A v > 0, |A|v = 2 D v − A v is below 2 D v.
         product -= 2 * _relative_rounding(matrix) * scaled
         if float(scaled.amin()) > 0 and float(product.amin()) >= _LEAST_PRODUCT / 2:
             eigenvalue = float(product.amin()) / float(scaled.amax())
-            return Proof(_M_MATRIX, eigenvalue, search.recurrence.iterations)
-    return None
+            return Proof(_M_MATRIX, eigenvalue, recurrence.iterations), recurrence.iterations
+        if bool((recurrence.find_squares() <= converged).all()):
+            break  # v is so large that rounding errors spoil it
+    return None, recurrence.iterations
 
 
 def _find_ritz_value(matrix: SymmetricMatrix, norm: Tensor, limit: int) -> Proof | None:
@@ -167,17 +180,19 @@ def _iterate_inversely(
 ) -> Proof | None:
     """The proof by the growth of scattered vectors."""
     vector = matrix.diagonal.sqrt() * _scatter(matrix)
-    goal, spent, eigenvalue = Goal(_ROUGH, _ROUGH, limit), 0, math.inf
-    for _ in range(_INVERSE_STEPS):
+    spent, eigenvalue = 0, math.inf
+    for residual in _INVERSE_RESIDUALS:
         size = matrix.inner(vector, vector * matrix.inverse_diagonal).sqrt_()
         vector = (matrix.split(vector) / size).view_as(vector)
-        solution = solve(matrix, norm, vector, goal, precondition)
-        spent += solution.iterations
-        if not solution.accepted:
-            return None
-        vector = matrix.diagonal * solution.x
-        growth = matrix.inner(vector, solution.x).sqrt_()
-        eigenvalue = 1 / float(growth.amax())
+        search = _Search(matrix, norm, vector, limit - spent, precondition)
+        recurrence = search.recurrence
+        while not bool((recurrence.find_squares() <= residual**2).all()):
+            if not search.advance():
+                return None
+        spent += recurrence.iterations
+        vector = matrix.diagonal * recurrence.e
+        growth = matrix.inner(vector, recurrence.e).sqrt_()
+        eigenvalue = min(eigenvalue, 1 / float(growth.amax()))
     return Proof(_INVERSE, eigenvalue, spent)
 
 
@@ -187,10 +202,21 @@ def _scatter(matrix: SymmetricMatrix) -> Tensor:
 
 
 class _Search:
-    """Conjugate gradients that keep their coefficients, and look at the Ritz values."""
+    """Conjugate gradients that look at upper bounds of the smallest eigenvalue.
 
-    def __init__(self, matrix: SymmetricMatrix, norm: Tensor, rhs: Tensor, limit: int):
-        self.recurrence = Recurrence(matrix, rhs.clone(), keep=True)
+    These are the Ritz values or, with a preconditioner, the Rayleigh quotients of the directions.
+    """
+
+    def __init__(
+        self,
+        matrix: SymmetricMatrix,
+        norm: Tensor,
+        rhs: Tensor,
+        limit: int,
+        precondition: Precondition | None = None,
+    ):
+        self.recurrence = Recurrence(matrix, rhs.clone(), True, precondition)
+        self._is_preconditioned = precondition is not None
         self._norm, self._limit, self._next_look = norm.cpu().numpy(), limit, 2 * _FIRST_STEPS
 
     def advance(self) -> bool:
@@ -199,6 +225,10 @@ class _Search:
         rest = self._limit - recurrence.iterations
         if rest <= 0:
             return False
+        if self._is_preconditioned:  # each iteration takes long, and few are needed
+            recurrence.advance(1)
+            self._check(recurrence.lowest.view(-1).cpu().numpy(), "a Rayleigh quotient")
+            return True
         steps = max(_FIRST_STEPS, int(_MORE_STEPS * recurrence.iterations))
         recurrence.advance(min(rest, steps))
         if recurrence.iterations >= min(self._next_look, self._limit):
@@ -208,24 +238,33 @@ class _Search:
 
     def find_smallest_ritz_value(self) -> float:
         """The smallest Ritz value of a block; raise if one is not positive, or nearly zero."""
-        recurrence, zero = self.recurrence, _ZERO_EIGENVALUE * DOUBLE_EPS * self._norm
+        recurrence, zero = self.recurrence, self._zero
         steps, ratios = (
             torch.cat(numbers, 1).cpu().numpy() for numbers in (recurrence.steps, recurrence.ratios)
         )
         given = zip(steps, ratios, zero.tolist(), strict=True)
         low = np.array([smallest_ritz_value(*each) for each in given])
+        self._check(low, "a Ritz value")
+        return float(low.min())
+
+    @property
+    def _zero(self) -> Array:
+        return _ZERO_EIGENVALUE * DOUBLE_EPS * self._norm
+
+    def _check(self, low: Array, what: str) -> None:
+        """Raise if an upper bound of the smallest eigenvalue of a block is not clearly positive."""
+        zero = self._zero
         if bool((low < -zero).any()):
             raise not_positive_definite("cg", "the method of conjugate gradients", None)
         if not bool((low > zero).all()):
             worst = float((low / self._norm).min())
             raise SingularMatrixError(
-                f"the matrix is singular to working precision: after scaling, a Ritz value is "
+                f"the matrix is singular to working precision: after scaling, {what} is "
                 f"{abs(worst):.0e} of its norm (a graph or mesh Laplacian needs an anchor: a fixed "
                 f"vertex, or a multiple of the identity or of the mass matrix added)",
                 engine="cg",
                 row=None,
             )
-        return float(low.min())
 
 
 def smallest_ritz_value(steps: Array, ratios: Array, zero: float) -> float:

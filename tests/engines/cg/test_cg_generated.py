@@ -113,11 +113,11 @@ def right_hand_sides(A: Matrix, rng: Generator) -> Any:
     return np.stack([wide @ x, unit, sizes * rng.standard_normal(n)], 1).astype(A.dtype)
 
 
-def solve_columns(A: Matrix, b: Any) -> list[Any]:
-    """The solution of each column, or the error."""
+def solve_columns(A: Matrix, b: Any, **options: Any) -> list[Any]:
+    """The solution of each column, or the error; without options by conjugate gradients."""
     tensor, found = to_torch(A, None), []
     try:
-        F = ss.factorize(tensor, assume="spd", engine="cg")
+        F = ss.factorize(tensor, assume="spd", **(options or {"engine": "cg"}))
     except ss.SparseSolverError as error:
         return [error] * b.shape[1]
     for column in torch.from_numpy(b).T.contiguous():
