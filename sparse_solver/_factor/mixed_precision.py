@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from .._engines.analysis import Analysis, analyze
@@ -23,7 +22,7 @@ from .._engines.iterate_or_factor import find_candidate
 from .._engines.protocol import Candidate, Factor, Kind, Symbolic, is_hermitian
 from .._sparse.matrix import Matrix
 from .._sparse.triangle import Arrangement
-from .._sparse.values import row_moduli, scaling_power, to_double
+from .._sparse.values import row_powers, single_of, to_double
 from ..errors import ConvergenceError, EngineError, NotPositiveDefiniteError, SingularMatrixError
 
 # Iterations of conjugate gradients with such a factor; where it helps, 4 to 16 are needed. Each
@@ -32,16 +31,11 @@ MOST_ITERATIONS = 50
 _PROOF = "the pivots of the factor in single precision"
 
 
-def single_of(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of single precision for numbers of this one."""
-    return torch.complex64 if dtype.is_complex else torch.float32
-
-
 def analyze_in_single(
     matrix: Matrix, kind: Kind, triangle: str | None, engine: str | None
 ) -> Analysis:
     """The analysis of a matrix in double precision that is factored in single precision."""
-    power = scaling_power(to_double(row_moduli(matrix.canonical.unsqueeze(0))))
+    power = row_powers(matrix.canonical.unsqueeze(0)).view(1)
     rounded = matrix.rounded(single_of(matrix.dtype), power)
     analysis = analyze(rounded, kind, triangle, engine)
     found = find_candidate(matrix, triangle) if kind == "spd" else None
@@ -108,7 +102,7 @@ class SingleInverse:
         self.proof = _PROOF if factor.sound else None
 
     def apply(self, rhs: Tensor, transpose: bool = False) -> Tensor:
-        powers = scaling_power(row_moduli(rhs)).unsqueeze(-1)
+        powers = row_powers(rhs)
         scaled = (rhs * powers).to(single_of(rhs.dtype))
         x = to_double(self._factor.substitute(scaled, transpose))
         return x.mul_(self._power / powers)

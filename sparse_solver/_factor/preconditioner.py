@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .._sparse.values import row_moduli, scaling_power
+from .._sparse.values import row_powers
 from ..errors import ConvergenceError, SparseSolverError
 
 
@@ -43,7 +43,7 @@ class Preconditioner:
 
     def apply(self, rhs: Tensor) -> Tensor:
         each = rhs.view(-1, self.order)  # blocks of equal matrices have the same one
-        powers = scaling_power(row_moduli(each)).unsqueeze(-1)
+        powers = row_powers(each)
         scaled = (each * powers).to(self._values.device, self._values.dtype)
         try:
             x = self._apply_inverse(self._values, scaled, transpose=False, strict=False)

@@ -104,6 +104,11 @@ def double_of(dtype: torch.dtype) -> torch.dtype:
     return torch.complex128 if dtype.is_complex else torch.float64
 
 
+def single_of(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of single precision for numbers of this one."""
+    return torch.complex64 if dtype.is_complex else torch.float32
+
+
 def to_double(values: Tensor) -> Tensor:
     """The same numbers in double precision."""
     return values.to(double_of(values.dtype))
@@ -114,6 +119,11 @@ def scaling_power(moduli: Tensor) -> Tensor:
     largest = 126 if moduli.dtype == torch.float32 else 1022
     exponents = torch.frexp(moduli)[1].clamp(-largest, largest)
     return torch.where(moduli > 0, powers_of_two(-exponents, moduli.dtype), 1.0)
+
+
+def row_powers(rows: Tensor) -> Tensor:
+    """(k, 1) powers of two that bring the largest modulus of each row of numbers near one."""
+    return scaling_power(row_moduli(rows)).unsqueeze(-1)
 
 
 def powers_of_two(exponents: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..._sparse.triangle import Arrangement
-from ..._sparse.values import is_finite, row_moduli, scaling_power, to_double
+from ..._sparse.values import is_finite, row_powers, to_double
 from ...errors import ConvergenceError
 from ..protocol import ApproximateInverse
 from .iteration import DOUBLE_EPS, TARGET, Goal, Precondition, Solution, solve
@@ -126,11 +126,11 @@ class CgFactor:
             x = self.substitute(torch.where(finite, rhs, 0), transpose)
             return torch.where(finite, x, math.nan)
         matrix, b = self._matrix, to_double(rhs)
-        scale, units = _powers(matrix, b), matrix.units
+        scale, units = row_powers(matrix.split(b)), matrix.units
         b = (matrix.split(b) * scale).view_as(b)
         if units is not None:
             b = b * units
-            again = _powers(matrix, b)
+            again = row_powers(matrix.split(b))
             b = (matrix.split(b) * again).view_as(b)
         goal = self._affordable_goal(len(b))
         solution = solve(matrix, self._norm, b, goal, self._precondition)
@@ -158,11 +158,6 @@ def _precondition(matrix: SymmetricMatrix, inverse: ApproximateInverse) -> Preco
     if units is None:
         return inverse.apply
     return lambda r: inverse.apply(r / units).div_(units)
-
-
-def _powers(matrix: SymmetricMatrix, b: Tensor) -> Tensor:
-    """(systems, 1) powers of two that bring the largest entries of the systems near one."""
-    return scaling_power(row_moduli(matrix.split(b))).unsqueeze(-1)
 
 
 def _norms(matrix: SymmetricMatrix, row_sums: Tensor) -> Tensor:
