@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from sparse_solver._engines.analysis import Analysis, analyze
 from sparse_solver._engines.cg.attempt import CgAttempt
-from sparse_solver._engines.iterate_or_factor import estimate_cost, find_attempt
+from sparse_solver._engines.iterate_or_factor import estimate_cost, find_iterations
 from sparse_solver._engines.protocol import IterativeSymbolic
 from sparse_solver._engines.select import direct_cost
 from sparse_solver._sparse.matrix import Matrix
@@ -192,7 +192,7 @@ def measure_case(case: Case) -> Row:
     factor_nnz = direct.symbolic.factor_nnz(matrix) or 0
     cost = direct_cost(direct.engine, n, factor_nnz, single=False) / unit
     estimate = estimate_cost(structure, torch.float64)
-    attempt: Analysis | None = find_attempt(matrix, None)
+    attempt: Analysis | None = find_iterations(matrix, None)
     budget = attempt.symbolic.budget if attempt and isinstance(attempt.symbolic, CgAttempt) else 0
     return Row(case, n, found, candidate.iteration_bound, cost, estimate / unit, budget)
 

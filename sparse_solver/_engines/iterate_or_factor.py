@@ -52,7 +52,7 @@ _CERTAIN_PART, _CERTAIN_PART_IF_FLAT = 1 / 5, 1 / 40
 _FEW_LEVELS = 20
 
 
-def find_attempt(matrix: Matrix, triangle: str | None) -> Analysis | None:
+def find_iterations(matrix: Matrix, triangle: str | None) -> Analysis | None:
     """The analysis of the engine that is to iterate first with a positive definite matrix.
 
     None if the matrix is better factored at once. Its entries are finite, its diagonal positive.
@@ -94,7 +94,7 @@ def _find_budget(candidate: Candidate, matrix: Matrix, triangle: str | None) -> 
     """The iterations that are affordable; zero if the matrix is to be factored at once."""
     structure = matrix.structure
     expected = min(candidate.iteration_bound, expect_iterations(structure))
-    estimate = estimate_cost(structure, matrix.dtype)
+    estimate = structure.remember(estimate_cost, matrix.dtype)
     part = _CERTAIN_PART if count_levels(structure) > _FEW_LEVELS else _CERTAIN_PART_IF_FLAT
     certain = choose_budget(expected, part * estimate / candidate.iteration_cost)
     if certain:

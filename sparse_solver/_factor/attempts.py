@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from .._engines.analysis import ASKED_FOR, Analysis
-from .._engines.iterate_or_factor import find_attempt as find_iterations
-from .._engines.iterate_or_factor import find_candidate
+from .._engines.iterate_or_factor import find_candidate, find_iterations
 from .._engines.protocol import Kind
 from .._engines.registry import iterates
 from .._sparse.matrix import Matrix

@@ -155,7 +155,7 @@ class Ladder(Protocol):
     """The factorisations of one matrix, from the fastest method to the most robust.
 
     failure : the error of the last method, if it gave no factor
-    obstacle : why the method before the last rung gave no factor, if it gave none
+    obstacle : why the latest method that gave no factor gave none; None if all gave one
     """
 
     failure: SparseSolverError | None

@@ -52,8 +52,6 @@ class Direct:
     known : the last route
     """
 
-    _review: Start | None = None
-
     def __init__(
         self,
         structure: Structure,
@@ -66,6 +64,8 @@ class Direct:
         check_lines(structure, triangle)
         self.route: Route | None = None
         self.known: Route | None = None
+        # When to leave a provisional route; None if the route is not provisional.
+        self._review: Start | None = None
 
     def open(
         self, symbolic: object, make: Callable[[], Route], is_provisional: bool = False

@@ -73,7 +73,7 @@ def factor_matrix(
     Raises an error where there is no factorisation, or BlockInDoubt.
     """
     direct = _direct_of(structure, options, values.dtype)
-    has_route = preconditioner is None and options.precision == "full"
+    has_route = _has_route(options, preconditioner)
     route = direct.find_route(blocks) if has_route else None
     if route is not None:
         factor = route.factor(structure, values)
@@ -112,6 +112,11 @@ def climb_ladder(
     raise AssertionError("the last attempt returns or raises")
 
 
+def _has_route(options: Options, preconditioner: Preconditioner | None) -> bool:
+    """Whether matrices are factored in their own precision, so that a route can be open."""
+    return preconditioner is None and options.precision == "full"
+
+
 def _direct_of(structure: Structure, options: Options, dtype: torch.dtype) -> Direct:
     return structure.remember(Direct, options.assume, options.triangle, options.engine, dtype)
 
@@ -130,15 +135,12 @@ class MethodLadder:
         self._matrix, self._options, self._record, self._blocks = matrix, options, record, blocks
         self._systems: Systems | None = None
         self.failure: SparseSolverError | None = None
-        # There are routes only for matrices that are factored in the same way again and again.
-        self._has_route = preconditioner is None and options.precision == "full"
-        self._remark: str | None = None
         self.obstacle: str | None = None
+        self._has_route = _has_route(options, preconditioner)
         request = record.kind, matrix.dtype, options.triangle, options.engine, options.precision
         # A preconditioner that was not good enough says nothing about the next one.
-        is_same = preconditioner is None
-        start = matrix.structure.remember(_find_start, *request) if is_same else Start()
-        self._start: Start = start
+        is_new = preconditioner is not None
+        self._start = Start() if is_new else matrix.structure.remember(_find_start, *request)
         kept: _Method | None = self._start.find()
         attempt = None
         if kept is None:
@@ -146,7 +148,7 @@ class MethodLadder:
         if attempt is not None:
             record.analysis_seconds += attempt.seconds
         elif preconditioner is not None:
-            self._remark = _BADLY_SCALED if record.kind == "spd" else _OTHER_KIND
+            self.obstacle = _BADLY_SCALED if record.kind == "spd" else _OTHER_KIND
         # The engine of the present method, and why it was taken.
         self._analysis = attempt or self._analyze()
         self.method: _Method = kept or self._analysis.symbolic
@@ -170,8 +172,9 @@ class MethodLadder:
                 factor = method.factor(self._matrix)
         if factor is None:
             return None
-        method, self.obstacle = self.method, str(self.failure) if self.failure else self._remark
-        self.failure = None
+        if self.failure is not None:
+            self.obstacle, self.failure = str(self.failure), None
+        method = self.method
         is_robust = isinstance(method, EquilibratedSymbolic)
         engine = ROBUST_ENGINE if is_robust else self._analysis.engine
         is_last = is_robust or (_iterates(method) and method is not self._attempt)
@@ -240,14 +243,14 @@ class MethodLadder:
         """Factor the next matrices of the pattern directly, if this one was beyond doubt."""
         symbolic, judge, record = self._analysis.symbolic, checked.judge, self._record
         matrix, options = self._matrix, self._options
-        is_plain = self.method is symbolic and self.method is not self._attempt
-        if not (self._has_route and is_plain and judge.is_beyond_doubt):
+        is_plain = self._has_route and self.method is symbolic
+        if not (is_plain and judge.is_beyond_doubt):
             return
         direct = _direct_of(matrix.structure, options, matrix.dtype)
         if judge.sound and matrix.is_mirrored and isinstance(symbolic, DirectSymbolic):
             arguments = matrix.structure, symbolic, record, self._blocks
-            where = matrix.structure, options.triangle
-            is_provisional = options.engine is None and may_iterate(*where)
+            may_change = may_iterate(matrix.structure, options.triangle)
+            is_provisional = options.engine is None and may_change
             direct.open(symbolic, partial(CholeskyRoute, *arguments), is_provisional)
         elif record.kind == "general" and isinstance(symbolic, DenseSymbolic):
             find_symmetry = options.assume == "auto"

@@ -351,8 +351,8 @@ class DistributedLadder:
         except (EngineError, SingularMatrixError) as error:
             self.failure = error.with_traceback(None)  # which holds frames, hence factors
             return None
-        self.obstacle = str(self.failure) if self.failure else None
-        self.failure = None
+        if self.failure is not None:
+            self.obstacle, self.failure = str(self.failure), None
         record.analysis_seconds += factor.analysis_seconds
         record.factorization_seconds += factor.factorization_seconds
         return factor

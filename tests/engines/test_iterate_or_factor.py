@@ -17,7 +17,7 @@ from sparse_solver._engines.iterate_or_factor import (
     choose_budget,
     estimate_cost,
     expect_iterations,
-    find_attempt,
+    find_iterations,
     may_iterate,
 )
 from sparse_solver._engines.select import direct_cost
@@ -96,7 +96,7 @@ def test_patterns_without_fill_are_never_iterated_with() -> None:
 def test_random_graphs_are_iterated_with_and_not_even_analysed(monkeypatch: Any) -> None:
     monkeypatch.setattr(iterate_or_factor, "_predict_cost", None)  # cannot be called
     matrix = laplacian_matrix(*random_graph(6000, 6), 1.0)
-    found = find_attempt(matrix, None)
+    found = find_iterations(matrix, None)
     assert found is not None
     assert found.engine == "cg"
     assert "by diagonal dominance" in found.reason
@@ -106,7 +106,7 @@ def test_random_graphs_are_iterated_with_and_not_even_analysed(monkeypatch: Any)
 
 @pytest.mark.parametrize("shift", [1.0, 1e-4])
 def test_small_grids_are_factored(shift: float) -> None:
-    assert find_attempt(laplacian_matrix(*grid(60), shift), None) is None
+    assert find_iterations(laplacian_matrix(*grid(60), shift), None) is None
 
 
 def test_matrices_that_are_not_dominant_are_factored() -> None:
@@ -114,12 +114,12 @@ def test_matrices_that_are_not_dominant_are_factored() -> None:
     matrix = laplacian_matrix(edges, n, 1.0)
     values = matrix.values.clone()
     values[:n] = -0.5  # the rows sum to less than zero
-    assert find_attempt(Matrix(matrix.structure, values), None) is None
+    assert find_iterations(Matrix(matrix.structure, values), None) is None
 
 
 def test_whatever_the_bound_is_an_expensive_factorisation_is_preceded_by_a_try() -> None:
     edges, n = random_graph(6000, 6)
-    found = find_attempt(laplacian_matrix(edges, n, 0.0), None)  # even a singular matrix
+    found = find_iterations(laplacian_matrix(edges, n, 0.0), None)  # even a singular matrix
     assert found is not None
     assert "the graph suggests" in found.reason
 
