@@ -104,14 +104,28 @@ def availability_of(library: Versioned | str) -> Availability:
     return Availability(version=library.version)
 
 
-class Factor(Protocol):
+class Sizes(Protocol):
+    """What a factorisation costs, as far as that is known.
+
+    nnz : entries of the factor or factors
+    flops : floating-point operations of this factorisation
+    memory_bytes : what it keeps
+    """
+
+    @property
+    def nnz(self) -> int | None: ...
+    @property
+    def flops(self) -> int | None: ...
+    @property
+    def memory_bytes(self) -> int | None: ...
+
+
+class Factor(Sizes, Protocol):
     """One numeric factorisation on the device of the matrix.
 
     It owns its memory, which is released with the object.
 
     arrangement, values : a private copy of the matrix that was factored, to form residuals with
-    nnz : entries of the factor or factors
-    flops : floating-point operations of this factorisation
     perturbed_pivots : pivots that were too small and were enlarged
     negative_eigenvalues : of a symmetric or Hermitian matrix
     sound : whether the pivots alone show that all solutions are good: those of a positive definite
@@ -125,12 +139,6 @@ class Factor(Protocol):
     def arrangement(self) -> Arrangement: ...
     @property
     def values(self) -> Tensor: ...
-    @property
-    def nnz(self) -> int | None: ...
-    @property
-    def flops(self) -> int | None: ...
-    @property
-    def memory_bytes(self) -> int | None: ...
     @property
     def negative_eigenvalues(self) -> int | None: ...
 
@@ -234,13 +242,14 @@ class Iterative(Protocol):
     is_iterative: bool
 
 
-class ApproximateInverse(Protocol):
+class ApproximateInverse(Sizes, Protocol):
     """An approximation of A⁻¹, which conjugate gradients are preconditioned by.
+
+    Its sizes are those of what belongs to it, and not to the caller.
 
     method : what it is and what it is used for, in words
     proof : what it shows about A, which need not be proved to be positive definite then, or None
     is_definite : whether it is known to be positive definite
-    nnz, flops, memory_bytes : as for `Factor`, as far as they belong to it
     """
 
     method: str
@@ -249,12 +258,6 @@ class ApproximateInverse(Protocol):
     def proof(self) -> str | None: ...
     @property
     def is_definite(self) -> bool: ...
-    @property
-    def nnz(self) -> int | None: ...
-    @property
-    def flops(self) -> int | None: ...
-    @property
-    def memory_bytes(self) -> int | None: ...
 
     def apply(self, rhs: Tensor) -> Tensor:
         """Apply it to the rows of (k, n) vectors in double precision, in a new tensor.

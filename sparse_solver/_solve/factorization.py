@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -295,15 +295,13 @@ class Factorization:
         return f"Factorization(shape={self.shape}, dtype={self.dtype}{known})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        structure, options = self._problem.structure, self._problem.options
+        structure, options = self._problem.structure, astuple(self._problem.options)
         rows, cols, shape = structure.rows, structure.cols, structure.batch_shape
         if shape is not None:
             *numbers, cols = batch_places(structure, rows, cols)
             rows = torch.stack(numbers)
-        given = options.assume, options.triangle, options.engine
         indices = rows, cols, shape or structure.shape
-        more = options.non_blocking, options.precision
-        return restore_factorization, (*indices, self._values.detach(), *given, *more)
+        return restore_factorization, (*indices, self._values.detach(), *options)
 
     def __copy__(self) -> Factorization:
         return self
