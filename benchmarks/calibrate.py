@@ -85,15 +85,19 @@ def laplacian(edges: Tensor, n: int) -> Structure:
     return Structure(entries.canonical_rows, entries.col, (n, n))  # in order, without duplicates
 
 
-def fresh_values(structure: Structure) -> Tensor:
-    """Canonical values of a diagonally dominant matrix: symmetric, and different every time."""
+def fresh_values(structure: Structure, shift: float = 1.0, jump: float = 0.0) -> Tensor:
+    """Canonical values of I · shift + L, with a Laplacian L whose weights differ every time.
+
+    Weights are in [1, 2] · 10^(jump · [0, 1]).
+    """
     rows, cols = structure.canonical_rows, structure.col
     low, high = torch.minimum(rows, cols), torch.maximum(rows, cols)
     wave = torch.sin(low * 12.9898 + high * 78.233 + torch.rand(1).item())
-    values = -(1 + torch.frac(wave * 43758.5453).abs()).double()
+    part = torch.frac(wave * 43758.5453).abs().double()
+    values = -(1 + part) * 10 ** (jump * (1e3 * part).frac())
     values[structure.diagonal] = 0
     total = torch.zeros(structure.shape[0], dtype=torch.float64).index_add(0, rows, values)
-    values[structure.diagonal] = 1 - total
+    values[structure.diagonal] = shift - total
     return values
 
 

@@ -32,7 +32,7 @@ from sparse_solver._sparse.matrix import Matrix
 from sparse_solver._sparse.structure import Structure
 from sparse_solver.errors import ConvergenceError
 
-from .calibrate import laplacian
+from .calibrate import fresh_values, laplacian
 from .graphs import cotangent_weights, grid, random, ring, torus
 
 # No further sample is taken after so many seconds.
@@ -90,19 +90,6 @@ HELD_OUT = [
 QUICK = [case for case in TUNED if case.name in ("grid 30²", "grid 10³", "graph 400")]
 
 
-def fresh_values(structure: Structure, case: Case) -> Tensor:
-    """Canonical values of shift · I + L, with new weights."""
-    rows, cols = structure.canonical_rows, structure.col
-    low, high = torch.minimum(rows, cols), torch.maximum(rows, cols)
-    wave = torch.sin(low * 12.9898 + high * 78.233 + torch.rand(1).item()) * 43758.5453
-    part = wave.double().frac().abs()
-    values = -(1 + part) * 10 ** (case.jump * (1e3 * part).frac())
-    values[structure.diagonal] = 0
-    total = torch.zeros(structure.shape[0], dtype=torch.float64).index_add(0, rows, values)
-    values[structure.diagonal] = case.shift - total
-    return values
-
-
 class Measured(NamedTuple):
     """Medians of milliseconds, of a step by each method and of an iteration, and iterations."""
 
@@ -117,7 +104,7 @@ def measure(structure: Structure, case: Case, direct: Any, iterative: Any) -> Me
     samples: dict[Any, list[float]] = {direct: [], iterative: []}
     iterations, began = 0, time.perf_counter()
     while len(samples[direct]) < 2 or time.perf_counter() - began < ENOUGH_SECONDS:
-        matrix = Matrix(structure, fresh_values(structure, case))
+        matrix = Matrix(structure, fresh_values(structure, case.shift, case.jump))
         for symbolic, times in samples.items():
             start = time.perf_counter()
             try:
@@ -182,7 +169,7 @@ def measure_case(case: Case) -> Row:
     torch.manual_seed(0)
     edges, n = case.graph()
     structure = laplacian(edges, n)
-    matrix = Matrix(structure, fresh_values(structure, case))
+    matrix = Matrix(structure, fresh_values(structure, case.shift, case.jump))
     direct = analyze(matrix, "spd", None, None)
     iterative = analyze(matrix, "spd", None, "cg").symbolic
     assert isinstance(iterative, IterativeSymbolic)

@@ -138,6 +138,12 @@ def grid(m: int) -> tuple[Tensor, int]:
     return torch.cat([right, down], 1), m * m
 
 
+def random_graph(n: int, each: int, seed: int = 0) -> tuple[Tensor, int]:
+    """The edges (2, ·), about `each` for a node, and the number of nodes of a random graph."""
+    edges = torch.randint(n, (2, each * n), generator=generator(seed))
+    return edges[:, edges[0] != edges[1]], n
+
+
 def laplacian_places(edges: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """The places, with duplicates, of `laplacian_values`: a weighted graph Laplacian."""
     i, j = edges

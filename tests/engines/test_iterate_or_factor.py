@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from problems import grid, laplacian_places, laplacian_values, rhs
+from problems import grid, laplacian_places, laplacian_values, random_graph, rhs
 
 import sparse_solver as ss
 from sparse_solver._engines import iterate_or_factor
@@ -69,11 +69,6 @@ def test_the_bound_holds_for_all_margins() -> None:
 
 def structure(edges: torch.Tensor, n: int) -> Structure:
     return Structure(*laplacian_places(edges, n), (n, n))
-
-
-def random_graph(n: int, each: int) -> tuple[torch.Tensor, int]:
-    edges = torch.randint(n, (2, n * each), generator=torch.Generator().manual_seed(0))
-    return edges[:, edges[0] != edges[1]], n
 
 
 def laplacian_matrix(edges: torch.Tensor, n: int, shift: float, dtype: torch.dtype = F64) -> Matrix:

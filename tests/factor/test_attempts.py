@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from problems import laplacian_places, laplacian_values, rhs
+from problems import laplacian_places, laplacian_values, random_graph, rhs
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -34,9 +34,7 @@ def grant(monkeypatch: pytest.MonkeyPatch) -> Grant:
 
 def make_graph(n: int = 60, seed: int = 0) -> tuple[ss.Pattern, int]:
     """A pattern that no other test uses at the same time, and its number of edges."""
-    g = torch.Generator().manual_seed(seed)
-    edges = torch.randint(n, (2, 5 * n), generator=g)
-    edges = edges[:, edges[0] != edges[1]]
+    edges, _ = random_graph(n, 5, seed)
     P = ss.Pattern(*laplacian_places(edges, n), (n, n))
     P._structure._memory.clear()  # of earlier tests
     return P, edges.shape[1]
@@ -54,7 +52,7 @@ def truth(P: ss.Pattern, values: Tensor, b: Tensor) -> Tensor:
 
 def test_the_seeds_graph_is_iterated_with_by_itself() -> None:
     n = 4000
-    edges = torch.randint(n, (2, 6 * n), generator=torch.Generator().manual_seed(0))
+    edges, _ = random_graph(n, 6)
     P = ss.Pattern(*laplacian_places(edges, n), (n, n))
     values, b = laplacian_values(torch.ones(edges.shape[1], dtype=F64), n), rhs(n, dtype=F64)
     F = P.factorize(values)
