@@ -85,6 +85,16 @@ def test_minimal_writes_plain_lines_to_a_log() -> None:
     assert "->" in last
 
 
+def test_minimal_needs_nothing_besides_the_package() -> None:
+    hide = "import sys; sys.modules['tqdm'] = None; import runpy; del sys.argv[0]; "
+    run = "sys.path.insert(0, sys.argv[0].rpartition('/')[0]); runpy.run_path(sys.argv[0], "
+    code = f"{hide}{run}run_name='__main__')"
+    command = [sys.executable, "-c", code, *MINIMAL[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "step 20 of 20" in done.stdout
+
+
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no pseudo-terminals")
 def test_minimal_draws_one_bar_on_a_terminal() -> None:
     terminal, child = os.openpty()
