@@ -37,4 +37,6 @@ def _open_bar(name: str, steps: int) -> AbstractContextManager[Any]:
     from tqdm import tqdm
 
     columns, rows = shutil.get_terminal_size()  # (80, 24) where the terminal has no size
-    return tqdm(total=steps, desc=name, disable=None, ncols=columns, nrows=rows)
+    bar: AbstractContextManager[Any]
+    bar = tqdm(total=steps, desc=name, disable=None, ncols=columns, nrows=rows)
+    return bar
