@@ -42,9 +42,10 @@ def test_availability_in_words() -> None:
     assert Availability().installed
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_small_pivots_are_doubtful(dtype: torch.dtype) -> None:
-    eps = torch.finfo(dtype).eps
-    assert is_doubtful(1e3 * eps, dtype)
-    assert not is_doubtful(1e5 * eps, dtype)
+# The largest rounding errors that were seen as the smallest pivot of a singular matrix.
+@pytest.mark.parametrize(("dtype", "seen"), [(torch.float32, 2.5e-3), (torch.float64, 1.1e-8)])
+def test_small_pivots_are_doubtful(dtype: torch.dtype, seen: float) -> None:
+    assert is_doubtful(torch.finfo(dtype).eps, dtype)
+    assert is_doubtful(seen, dtype)
+    assert not is_doubtful(10 * seen, dtype)
     assert is_doubtful(float("nan"), dtype)

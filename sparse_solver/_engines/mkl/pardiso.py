@@ -46,6 +46,7 @@ from ..protocol import (
     availability_of,
     is_hermitian,
     not_positive_definite,
+    pivot_growth_in_doubt,
 )
 from .handle import FORWARD, Handle, Settings, most_threads, recently_used
 from .library import Library
@@ -62,15 +63,6 @@ _MANY_ROWS, _LITTLE_FILL = 2**14, 56
 _FEW_FLOPS = 1e6
 # Up to this many rows, a second probe vector costs next to nothing.
 _FEW_ROWS = 2**14
-
-
-def _growth_in_doubt(dtype: torch.dtype) -> float:
-    """The growth of a probe vector beyond which a pivot may be a rounding error.
-
-    A pivot that is some ε relative to its diagonal entry gives 1/√ε; sound matrices stay of order
-    one. The limit leaves a margin of four decades in double precision, and of one in single.
-    """
-    return float(0.1 * torch.finfo(dtype).eps ** -0.3)
 
 
 def _parameters(
@@ -295,7 +287,7 @@ class PardisoFactor:
         self._negative = 0
         y = handle.substitute(slot, self.values, self._probes(diagonal), False, phase=FORWARD)
         growth = largest_modulus(y)
-        self.sound = growth < _growth_in_doubt(self.values.dtype)
+        self.sound = growth < pivot_growth_in_doubt(self.values.dtype)
         # NaN is the root of a negative pivot, which the fast method takes without an error.
         return growth == growth or symbolic.careful
 
