@@ -333,6 +333,23 @@ class IterativeFactor(Protocol):
 
 
 @runtime_checkable
+class OrdersRows(Protocol):
+    """An engine that tells the order in which it eliminates rows.
+
+    ordering : how it finds the order, in words
+    dissects : whether that is nested dissection
+    """
+
+    ordering: str
+    dissects: bool
+
+    def availability(self) -> Availability: ...
+
+    def order_rows(self, arrangement: Arrangement, n: int) -> Tensor:
+        """(n,) the row at each step of the elimination of a matrix in the arrangement "upper"."""
+
+
+@runtime_checkable
 class KeepsMemory(Protocol):
     """An engine, or an object of one, that keeps the memory of released factors for new ones."""
 

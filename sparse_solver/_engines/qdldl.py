@@ -202,6 +202,7 @@ class QdldlFactor:
 class Qdldl:
     name = "qdldl"
     device_types: tuple[str, ...] = ("cpu",)
+    ordering, dissects = "approximate minimum degree", False
 
     def availability(self) -> Availability:
         return _availability()
@@ -215,6 +216,11 @@ class Qdldl:
         library = _library()
         assert isinstance(library, _Library)  # an engine that is not available analyses nothing
         return QdldlSymbolic(library, structure, triangle)
+
+    def order_rows(self, arrangement: Arrangement, n: int) -> Tensor:
+        library = _library()
+        assert isinstance(library, _Library)  # an engine that is not available orders nothing
+        return library.order(arrangement, n)
 
 
 @cache

@@ -76,7 +76,7 @@ class Settings:
 class _Native:
     """The native call, and its arguments that stay the same; for one thread at a time."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings, order: Tensor | None = None):
         iparm, arrangement, n = settings.iparm, settings.arrangement, settings.n
         # The settings own the indices that are pointed to.
         self._shared, self.library, self.n = settings, settings.library, n
@@ -89,7 +89,8 @@ class _Native:
         self._pt = (c_int64 * 64)()
         counts = c_int64(self.slots), self._slot, c_int64(settings.mtype), self._phase, c_int64(n)
         self._before = (addressof(self._pt), *map(byref, counts))
-        self._pattern = (arrangement.crow.data_ptr(), arrangement.col.data_ptr(), None)
+        given = arrangement.crow, arrangement.col, order
+        self._pattern = tuple(None if array is None else array.data_ptr() for array in given)
         self._settings = (byref(self._count), addressof(self.iparm), byref(c_int64(0)))
 
     def call(
@@ -126,6 +127,17 @@ class _Native:
     def release(self, phase: int, slot: int = 1) -> None:
         if not self.is_lost:
             self.call(phase, slot)
+
+
+def find_order(settings: Settings) -> Tensor:
+    """(n,) the row at each step of the elimination, with iparm(5) set to report it."""
+    order = torch.empty(settings.n, dtype=torch.int64)
+    native = _Native(settings, order)
+    code = native.call(ANALYSIS)
+    native.release(RELEASE_ALL)
+    if code:
+        raise engine_error(code, "analysis")
+    return order
 
 
 class Handle:

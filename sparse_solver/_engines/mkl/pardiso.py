@@ -27,7 +27,7 @@ from torch import Tensor
 from ..._sparse.halves import Halves
 from ..._sparse.matrix import Matrix
 from ..._sparse.structure import Structure
-from ..._sparse.triangle import Coverage, arrangement_of
+from ..._sparse.triangle import Arrangement, Coverage, arrangement_of
 from ..._sparse.values import (
     DTYPES,
     PROBE_MEAN,
@@ -48,7 +48,7 @@ from ..protocol import (
     not_positive_definite,
     pivot_growth_in_doubt,
 )
-from .handle import FORWARD, Handle, Settings, most_threads, recently_used
+from .handle import FORWARD, Handle, Settings, find_order, most_threads, recently_used
 from .library import Library
 from .library import library as mkl_library
 from .parameters import ZERO_PIVOT, engine_error, matrix_type, parameters
@@ -316,6 +316,7 @@ class PardisoFactor:
 class Pardiso:
     name = "pardiso"
     device_types: tuple[str, ...] = ("cpu",)
+    ordering, dissects = "nested dissection by oneMKL", True
 
     def availability(self) -> Availability:
         return availability_of(mkl_library())
@@ -329,6 +330,14 @@ class Pardiso:
         library = mkl_library()
         assert isinstance(library, Library)  # an engine that is not available analyses nothing
         return PardisoSymbolic(library, structure, kind, dtype, triangle)
+
+    def order_rows(self, arrangement: Arrangement, n: int) -> Tensor:
+        library = mkl_library()
+        assert isinstance(library, Library)  # an engine that is not available orders nothing
+        iparm = _parameters("spd", torch.float64, matching=False, careful=False)
+        iparm[4] = 2  # (5): report the permutation
+        mtype = matrix_type("spd", torch.float64)
+        return find_order(Settings(library, mtype, arrangement, n, iparm, most_threads()))
 
     def release_idle(self) -> None:
         recently_used.release()

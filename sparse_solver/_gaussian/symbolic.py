@@ -1,0 +1,192 @@
+"""The symbolic analysis of a pattern: order of elimination, supernodes, tasks, places in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._engines.ordering import order_rows
+from .._sparse.structure import Structure
+from .._sparse.triangle import Arrangement, arrangement_of
+from . import analysis_kernels as kernels
+from .compilation import digest
+from .primitives import BLOCK, Tree
+
+_Array = NDArray[np.int64]
+
+# Fronts that take fewer operations than this part of all are left to one thread, with all fronts
+# below them. More parts are shared more evenly, and leave more to the fronts above them, which
+# threads share block by block.
+_PARTS = 24
+# Below so many operations, threads take longer to start than to work.
+_FEW_FLOPS = 5e6
+
+
+@dataclass(frozen=True)
+class Symbolic:
+    """The analysis of a symmetric pattern.
+
+    arrangement : the upper triangle, in whose order the values are
+    order : (n,) the row at each step of the elimination
+    ordering : how the order was found, in words
+    tree : the supernodes
+    pivots_at : (n,) where the diagonal of the factor is in the panels
+    panel_size, update_size : the numbers in the panels, and in the updates
+    shared_sizes, task_sizes : the numbers in the columns of the largest front and in a block of
+        them, above the tasks and in the tasks
+    flops : the operations of a factorisation
+    """
+
+    arrangement: Arrangement
+    order: _Array
+    ordering: str
+    tree: Tree
+    pivots_at: _Array
+    panel_size: int
+    update_size: int
+    shared_sizes: tuple[int, int]
+    task_sizes: tuple[int, int]
+    flops: float
+
+    @property
+    def n(self) -> int:
+        """The rows of the matrix."""
+        return len(self.order)
+
+
+def analyze(structure: Structure, triangle: str | None) -> Symbolic:
+    """The analysis of a matrix of which all entries are stored, or one triangle; made once."""
+    return structure.remember(_analyze, triangle)
+
+
+def _analyze(structure: Structure, triangle: str | None) -> Symbolic:
+    arrangement = arrangement_of(structure, "upper", triangle)
+    n, rows, cols = structure.shape[0], arrangement.rows.numpy(), arrangement.col.numpy()
+    order, ordering = order_rows(structure, triangle)
+    order, width, counts, parent = _find_supernodes(order.numpy(), rows, cols)
+    starts, source, below = _sort_entries(order, rows, cols)
+    first, row_at = _pointers(width), _pointers(counts)
+    child_starts, children = _children_of(parent)
+    lines = kernels.find_rows(first, row_at, child_starts, children, starts, below, digest())
+    panel_at = _pointers(width * counts)
+    given = first, row_at, lines[0], panel_at, starts, below, digest()
+    entry_to = kernels.place_entries(*given)
+    flops = _count_flops(width, counts)
+    tasks, top = _split_tasks(flops, parent)
+    group = np.full(len(width), len(tasks))
+    for number, (low, high) in enumerate(tasks):
+        group[low:high] = number
+    depths = counts - width, parent, child_starts, children, group, len(tasks) + 1
+    update_at, update_size = kernels.place_updates(*depths, digest())
+    tree = Tree(
+        *(first, row_at, *lines, panel_at, update_at, child_starts, children),
+        *(starts[first], source, entry_to, tasks, top),
+    )
+    in_front = np.repeat(counts, width), np.concatenate([np.arange(w) for w in width] or [[]])
+    pivots_at = np.repeat(panel_at[:-1], width) + in_front[1].astype(np.int64) * (in_front[0] + 1)
+    in_tasks = group < len(tasks)
+    return Symbolic(
+        *(arrangement, order, ordering, tree, pivots_at, int(panel_at[-1]), int(update_size)),
+        *(_largest(width[~in_tasks], counts[~in_tasks]), _largest(width[in_tasks], counts[in_tasks])),
+        float(flops.sum()),
+    )
+
+
+def _find_supernodes(
+    order: _Array, rows: _Array, cols: _Array
+) -> tuple[_Array, _Array, _Array, _Array]:
+    """The order, the columns and rows of the fronts, and the parent of each, -1 for roots."""
+    n, key = len(order), digest()
+    high, low = _relabel(order, rows, cols)
+    by_column = np.argsort(high, kind="stable")
+    starts = _pointers(np.bincount(high, minlength=n))
+    upper = low[by_column]
+    parent = kernels.find_tree(starts, upper, key)
+    counts = kernels.count_columns(starts, upper, parent, key)
+    post = kernels.order_tree(parent, key)
+    parent, counts = _renumber(parent, post), counts[post]
+    owner = kernels.merge_supernodes(parent, counts, key)
+    last, number, width = np.unique(owner, return_inverse=True, return_counts=True)
+    above = np.where(parent[last] >= 0, number[parent[last]], -1)
+    nodes = kernels.order_tree(above, key)
+    rank = np.empty_like(nodes)
+    rank[nodes] = np.arange(len(nodes))
+    merged = np.argsort(rank[number], kind="stable")
+    width = width[nodes]
+    return order[post][merged], width, width + counts[last[nodes]] - 1, _renumber(above, nodes)
+
+
+def _relabel(order: _Array, rows: _Array, cols: _Array) -> tuple[_Array, _Array]:
+    """The later and the earlier step of the elimination of each entry's row and column."""
+    step = np.empty_like(order)
+    step[order] = np.arange(len(order))
+    i, j = step[rows], step[cols]
+    return np.maximum(i, j), np.minimum(i, j)
+
+
+def _renumber(parent: _Array, order: _Array) -> _Array:
+    """The parents of nodes that are put in this order."""
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    parent = parent[order]
+    return np.where(parent >= 0, rank[parent], -1)
+
+
+def _sort_entries(order: _Array, rows: _Array, cols: _Array) -> tuple[_Array, _Array, _Array]:
+    """The lower triangle in columns: where they begin, its entries, and their rows."""
+    high, low = _relabel(order, rows, cols)
+    source = np.argsort(low, kind="stable")
+    return _pointers(np.bincount(low, minlength=len(order))), source, high[source]
+
+
+def _pointers(counts: _Array) -> _Array:
+    return np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+
+
+def _children_of(parent: _Array) -> tuple[_Array, _Array]:
+    """The children of all nodes, in order, and where those of each begin."""
+    is_child = parent >= 0
+    children = np.flatnonzero(is_child)
+    children = children[np.argsort(parent[children], kind="stable")]
+    return _pointers(np.bincount(parent[is_child], minlength=len(parent))), children
+
+
+def _count_flops(width: _Array, counts: _Array) -> NDArray[np.float64]:
+    """The operations Σ c² of each front, with c the entries of a column."""
+    w, r = width.astype(np.float64), (counts - width).astype(np.float64)
+    total: NDArray[np.float64] = w * r * r + r * w * (w + 1) + w * (w + 1) * (2 * w + 1) / 6
+    return total
+
+
+def _split_tasks(flops: NDArray[np.float64], parent: _Array) -> tuple[_Array, _Array]:
+    """The ranges of supernodes that one thread takes, the largest first, and the rest."""
+    count, total = len(flops), float(flops.sum())
+    if total < _FEW_FLOPS:
+        return np.array([[0, count]]), np.empty(0, dtype=np.int64)
+    below, size, limit = flops.copy(), np.ones(count, dtype=np.int64), total / _PARTS
+    for s in np.flatnonzero(parent >= 0):  # children come before their parents
+        below[parent[s]] += below[s]
+        size[parent[s]] += size[s]
+    is_large = below > limit
+    is_root = ~is_large & ((parent < 0) | is_large[parent])
+    ranges: list[tuple[int, int]] = []
+    sums: list[float] = []
+    for s in np.flatnonzero(is_root):
+        low, high = int(s - size[s] + 1), int(s + 1)
+        if ranges and ranges[-1][1] == low and sums[-1] + below[s] <= limit:
+            ranges[-1] = ranges[-1][0], high
+            sums[-1] += below[s]
+        else:
+            ranges.append((low, high))
+            sums.append(below[s])
+    tasks = np.array(ranges, dtype=np.int64).reshape(-1, 2)
+    return tasks[np.argsort(-np.array(sums), kind="stable")], np.flatnonzero(is_large)
+
+
+def _largest(width: _Array, counts: _Array) -> tuple[int, int]:
+    if len(width) == 0:
+        return 0, 0
+    return int((width * counts).max()), int((np.minimum(width, BLOCK) * counts).max())
