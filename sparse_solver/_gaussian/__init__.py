@@ -1,5 +1,5 @@
-"""Gaussian fields: a supernodal Cholesky factor, the log-determinant and the selected inverse.
+"""Gaussian fields: the differentiable log-determinant and selected inverse.
 
-It may import what `_solve` may, and `_solve`. Start reading in `supernodal`, which factors a
-matrix; `symbolic` analyses its pattern, and `kernels` has all loops, which Numba compiles.
+It may import what `_solve` may, and `_solve`. Start reading in `functions`, which has the
+derivatives; `factors` owns the factors, and `methods` has what users call.
 """

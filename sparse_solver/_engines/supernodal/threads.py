@@ -13,20 +13,21 @@ from .blas import one_thread
 from .primitives import STOP, SYNC_SIZE
 
 
-def run_together(kernel: Callable[..., None], arguments: tuple[Any, ...], wanted: int) -> Any:
-    """Call ``kernel(*arguments, sync, thread, threads)`` in each of the threads; return `sync`.
+def run_together(kernel: Callable[..., None], arguments: tuple[Any, ...], share: bool) -> Any:
+    """Call ``kernel(*arguments, sync, thread, threads)``; return the array `sync`.
+
+    With `share`, as many threads call it as torch uses.
 
     New threads are started for each call, which takes less than a tenth of a millisecond: threads
     that were kept would not survive a fork. The calling thread waits for them, so that Ctrl-C
     reaches it; then the kernels stop early.
     """
     sync = np.zeros(SYNC_SIZE, dtype=np.int64)
-    threads = min(wanted, torch.get_num_threads())
-    if threads > 1:
-        with one_thread():
+    threads = torch.get_num_threads() if share else 1
+    with one_thread():
+        if threads > 1:
             _run_in_threads(kernel, arguments, sync, threads)
-    else:
-        with one_thread():
+        else:
             kernel(*arguments, sync, 0, 1)
     return sync
 

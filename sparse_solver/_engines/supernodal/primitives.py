@@ -34,28 +34,36 @@ STRIP = 32
 NEXT, ARRIVED, STOP, FAILED, SYNC_SIZE = 0, 8, 16, 24, 32
 # A thread that waits gives way to others after so many looks.
 _LOOKS = 2000
-GEMM, TRSM, SYRK, POTRF, POTRI, YIELD = 1, 2, 3, 4, 5, 6  # places in the tuple `blas`
+GEMM, TRSM, SYRK, SYR2K, POTRF, POTRI, YIELD = range(1, 8)  # places in the tuple `blas`
 LOWER, PLAIN, RIGHT, TRANSPOSED = (np.uint8(ord(letter)) for letter in "LNRT")
 
 
-class Tree(NamedTuple):
-    """The supernodes in the order of elimination, as arrays; see `symbolic`."""
+# The columns of `Tree.nodes`: the first column of a supernode; where its rows begin in `rows` and
+# `places`; where its panel and its update begin; where its children begin in `children`; and where
+# its entries begin in `entries`.
+FIRST, ROWS, PANEL, UPDATE, CHILDREN, ENTRIES = range(6)
 
-    first: Any  # (s + 1,) the first column of each supernode
-    row_at: Any  # (s + 1,) where its rows begin in `rows` and `places`
-    rows: Any  # the rows of its front, its own columns first
-    places: (
-        Any  # the places of its rows in the front of the parent; those of its columns are unused
-    )
-    panel_at: Any  # (s + 1,) where its panel begins
-    update_at: Any  # (s,) where its update begins
-    child_at: Any  # (s + 1,) where its children begin in `children`
+
+class Tree(NamedTuple):
+    """The supernodes in the order of elimination, children before their parents.
+
+    nodes : (s + 1, 6) integers for each supernode, see above; its data end where the next one's
+        begin
+    rows : the rows of the fronts, of which its own columns come first
+    places : the places of these rows in the front of the parent; not set for its own columns
+    children : the children of the supernodes
+    entries : (2, nnz) the entries of the matrix, and their places in the panels
+    tasks : (t, 2) the first supernode of each task, and the one after the last
+    top : the supernodes above all tasks
+    """
+
+    nodes: Any
+    rows: Any
+    places: Any
     children: Any
-    entry_at: Any  # (s + 1,) where its entries begin in `entry_from` and `entry_to`
-    entry_from: Any  # the entries of the matrix
-    entry_to: Any  # and their places in the panels
-    tasks: Any  # (t, 2) the first supernode of each task, and the one after the last
-    top: Any  # the supernodes above all tasks
+    entries: Any
+    tasks: Any
+    top: Any
 
 
 @intrinsic
@@ -144,8 +152,21 @@ def divide_right(blas, transpose, m, n, triangle, ldt, b, ldb):
 
 @compile_inner
 def sizes_of(s, tree):
-    w = tree.first[s + 1] - tree.first[s]
-    return w, tree.row_at[s + 1] - tree.row_at[s]
+    w = tree.nodes[s + 1, FIRST] - tree.nodes[s, FIRST]
+    return w, tree.nodes[s + 1, ROWS] - tree.nodes[s, ROWS]
+
+
+@compile_inner
+def find_first(places, low):
+    """The first of the increasing places that is not below `low`."""
+    start, end = 0, len(places)
+    while start < end:
+        middle = (start + end) // 2
+        if places[middle] < low:
+            start = middle + 1
+        else:
+            end = middle
+    return start
 
 
 @compile_inner
@@ -153,15 +174,15 @@ def add_children(s, tree, panels, updates, low, high):
     """Add the updates of the children to the columns [low, high) of a front."""
     w, m = sizes_of(s, tree)
     r = m - w
-    panel = panels[tree.panel_at[s] : tree.panel_at[s + 1]]
-    update = updates[tree.update_at[s] : tree.update_at[s] + r * r]
-    for k in range(tree.child_at[s], tree.child_at[s + 1]):
+    panel = panels[tree.nodes[s, PANEL] : tree.nodes[s + 1, PANEL]]
+    update = updates[tree.nodes[s, UPDATE] : tree.nodes[s, UPDATE] + r * r]
+    for k in range(tree.nodes[s, CHILDREN], tree.nodes[s + 1, CHILDREN]):
         c = tree.children[k]
         wc, mc = sizes_of(c, tree)
         rc = mc - wc
-        places = tree.places[tree.row_at[c] + wc : tree.row_at[c + 1]]
-        child = updates[tree.update_at[c] : tree.update_at[c] + rc * rc]
-        for j in range(np.searchsorted(places, low), rc):
+        places = tree.places[tree.nodes[c, ROWS] + wc : tree.nodes[c + 1, ROWS]]
+        child = updates[tree.nodes[c, UPDATE] : tree.nodes[c, UPDATE] + rc * rc]
+        for j in range(find_first(places, low), rc):
             column = np.int64(places[j])
             if column >= high:
                 break
@@ -177,3 +198,9 @@ def add_children(s, tree, panels, updates, low, high):
             else:
                 for i in range(j, rc):
                     target[places[i] - shift] += source[i]
+
+
+@compile_inner
+def add_entries(s, tree, panels, values):
+    for e in range(tree.nodes[s, ENTRIES], tree.nodes[s + 1, ENTRIES]):
+        panels[tree.entries[1, e]] += values[tree.entries[0, e]]

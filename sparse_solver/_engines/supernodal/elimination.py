@@ -13,17 +13,21 @@ from .compilation import compile_entry, compile_inner
 from .primitives import (
     BLOCK,
     FAILED,
+    FIRST,
     LOWER,
     NEXT,
+    PANEL,
     PLAIN,
     POTRF,
     SMALL_FRONT,
     STOP,
     SYRK,
     TRANSPOSED,
+    UPDATE,
     add_atomic,
-    address,
     add_children,
+    add_entries,
+    address,
     call,
     divide_right,
     multiply,
@@ -31,12 +35,6 @@ from .primitives import (
     sizes_of,
     wait,
 )
-
-
-@compile_inner
-def add_entries(s, tree, panels, values):
-    for e in range(tree.entry_at[s], tree.entry_at[s + 1]):
-        panels[tree.entry_to[e]] += values[tree.entry_from[e]]
 
 
 @compile_inner
@@ -86,9 +84,10 @@ def _eliminate(s, tree, panels, updates, values, blas, info):
     """Assemble and eliminate one front; return as `_eliminate_by_loops` does."""
     w, m = sizes_of(s, tree)
     r = m - w
-    panel = panels[tree.panel_at[s] : tree.panel_at[s + 1]]
-    update = updates[tree.update_at[s] : tree.update_at[s] + r * r]
-    panel[:] = 0.0
+    panel = panels[tree.nodes[s, PANEL] : tree.nodes[s + 1, PANEL]]
+    update = updates[tree.nodes[s, UPDATE] : tree.nodes[s, UPDATE] + r * r]
+    for i in range(w * m):
+        panel[i] = 0.0
     add_entries(s, tree, panels, values)
     add_children(s, tree, panels, updates, 0, w)
     if m <= SMALL_FRONT:
@@ -113,11 +112,12 @@ def _eliminate_together(s, tree, panels, updates, values, blas, info, sync, team
     thread, threads = team
     w, m = sizes_of(s, tree)
     r = m - w
-    panel = panels[tree.panel_at[s] : tree.panel_at[s + 1]]
-    start, target = address(panel), address(updates) + 8 * tree.update_at[s]
+    panel = panels[tree.nodes[s, PANEL] : tree.nodes[s + 1, PANEL]]
+    start, target = address(panel), address(updates) + 8 * tree.nodes[s, UPDATE]
     for low in range(BLOCK * thread, w, BLOCK * threads):
         high = min(w, low + BLOCK)
-        panel[low * m : high * m] = 0.0
+        for i in range(low * m, high * m):
+            panel[i] = 0.0
         add_children(s, tree, panels, updates, low, high)
     phase = wait(sync, threads, phase, blas)
     for low in range(0, w, BLOCK):
@@ -127,7 +127,7 @@ def _eliminate_together(s, tree, panels, updates, values, blas, info, sync, team
                 add_entries(s, tree, panels, values)
             failed = _factor_block(blas, panel, low, high, m, info)
             if failed > 0:
-                add_atomic(sync, FAILED, tree.first[s] + failed)
+                add_atomic(sync, FAILED, tree.nodes[s, FIRST] + failed)
         phase = wait(sync, threads, phase, blas)
         if read_atomic(sync, FAILED) != 0 or read_atomic(sync, STOP) != 0:
             return phase
@@ -166,13 +166,14 @@ def factor(tree, panels, updates, values, blas, failures, sync, thread, threads)
         for s in range(tree.tasks[task, 0], tree.tasks[task, 1]):
             failed = _eliminate(s, tree, panels, updates, values, blas, info)
             if failed > 0:
-                failures[task] = tree.first[s] + failed
+                failures[task] = tree.nodes[s, FIRST] + failed
                 break
             if read_atomic(sync, STOP) != 0:
                 break
     phase = wait(sync, threads, 0, blas)
-    if failures.max() > 0:
-        return
+    for task in range(len(failures)):
+        if failures[task] > 0:
+            return
     for s in tree.top:
         if read_atomic(sync, STOP) != 0 or read_atomic(sync, FAILED) != 0:
             return

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .._engines.ordering import order_rows
-from .._sparse.structure import Structure
-from .._sparse.triangle import Arrangement, arrangement_of
+from ..._sparse.structure import Structure
+from ..._sparse.triangle import Arrangement, arrangement_of
+from ..ordering import order_rows
 from . import analysis_kernels as kernels
 from .compilation import digest
 from .primitives import BLOCK, Tree
@@ -35,7 +34,7 @@ class Symbolic:
     tree : the supernodes
     pivots_at : (n,) where the diagonal of the factor is in the panels
     panel_size, update_size : the numbers in the panels, and in the updates
-    shared_sizes, task_sizes : the numbers in the columns of the largest front and in a block of
+    top_sizes, task_sizes : the numbers in the columns of the largest front and in a block of
         them, above the tasks and in the tasks
     flops : the operations of a factorisation
     """
@@ -47,7 +46,7 @@ class Symbolic:
     pivots_at: _Array
     panel_size: int
     update_size: int
-    shared_sizes: tuple[int, int]
+    top_sizes: tuple[int, int]
     task_sizes: tuple[int, int]
     flops: float
 
@@ -56,6 +55,11 @@ class Symbolic:
         """The rows of the matrix."""
         return len(self.order)
 
+    @property
+    def may_share(self) -> bool:
+        """Whether several threads are faster than one."""
+        return len(self.tree.tasks) + len(self.tree.top) > 1
+
 
 def analyze(structure: Structure, triangle: str | None) -> Symbolic:
     """The analysis of a matrix of which all entries are stored, or one triangle; made once."""
@@ -63,35 +67,37 @@ def analyze(structure: Structure, triangle: str | None) -> Symbolic:
 
 
 def _analyze(structure: Structure, triangle: str | None) -> Symbolic:
-    arrangement = arrangement_of(structure, "upper", triangle)
-    n, rows, cols = structure.shape[0], arrangement.rows.numpy(), arrangement.col.numpy()
-    order, ordering = order_rows(structure, triangle)
-    order, width, counts, parent = _find_supernodes(order.numpy(), rows, cols)
-    starts, source, below = _sort_entries(order, rows, cols)
-    first, row_at = _pointers(width), _pointers(counts)
+    arrangement, key = arrangement_of(structure, "upper", triangle), digest()
+    places = arrangement.rows.numpy(), arrangement.col.numpy()
+    found, ordering = order_rows(structure, triangle)
+    order, width, counts, parent = _find_supernodes(found.numpy(), *places)
+    starts, source, below = _sort_entries(order, *places)
+    first, row_at, panel_at = _pointers(width), _pointers(counts), _pointers(width * counts)
     child_starts, children = _children_of(parent)
-    lines = kernels.find_rows(first, row_at, child_starts, children, starts, below, digest())
-    panel_at = _pointers(width * counts)
-    given = first, row_at, lines[0], panel_at, starts, below, digest()
-    entry_to = kernels.place_entries(*given)
+    rows, in_parent = kernels.find_rows(first, row_at, child_starts, children, starts, below, key)
+    entry_to = kernels.place_entries(first, row_at, rows, panel_at, starts, below, key)
     flops = _count_flops(width, counts)
     tasks, top = _split_tasks(flops, parent)
     group = np.full(len(width), len(tasks))
     for number, (low, high) in enumerate(tasks):
         group[low:high] = number
-    depths = counts - width, parent, child_starts, children, group, len(tasks) + 1
-    update_at, update_size = kernels.place_updates(*depths, digest())
-    tree = Tree(
-        *(first, row_at, *lines, panel_at, update_at, child_starts, children),
-        *(starts[first], source, entry_to, tasks, top),
+    update_at, update_size = kernels.place_updates(
+        counts - width, parent, child_starts, children, group, len(tasks) + 1, key
     )
-    in_front = np.repeat(counts, width), np.concatenate([np.arange(w) for w in width] or [[]])
-    pivots_at = np.repeat(panel_at[:-1], width) + in_front[1].astype(np.int64) * (in_front[0] + 1)
+    nodes = first, row_at, panel_at, np.append(update_at, 0), child_starts, starts[first]
+    entries = np.stack((source, entry_to))
     in_tasks = group < len(tasks)
     return Symbolic(
-        *(arrangement, order, ordering, tree, pivots_at, int(panel_at[-1]), int(update_size)),
-        *(_largest(width[~in_tasks], counts[~in_tasks]), _largest(width[in_tasks], counts[in_tasks])),
-        float(flops.sum()),
+        arrangement,
+        order,
+        ordering,
+        Tree(np.stack(nodes, axis=1), rows, in_parent, children, entries, tasks, top),
+        _find_pivots(width, counts, panel_at),
+        panel_size=int(panel_at[-1]),
+        update_size=int(update_size),
+        top_sizes=_find_largest(width[~in_tasks], counts[~in_tasks]),
+        task_sizes=_find_largest(width[in_tasks], counts[in_tasks]),
+        flops=float(flops.sum()),
     )
 
 
@@ -186,7 +192,15 @@ def _split_tasks(flops: NDArray[np.float64], parent: _Array) -> tuple[_Array, _A
     return tasks[np.argsort(-np.array(sums), kind="stable")], np.flatnonzero(is_large)
 
 
-def _largest(width: _Array, counts: _Array) -> tuple[int, int]:
-    if len(width) == 0:
-        return 0, 0
-    return int((width * counts).max()), int((np.minimum(width, BLOCK) * counts).max())
+def _find_pivots(width: _Array, counts: _Array, panel_at: _Array) -> _Array:
+    """Where the diagonal of the factor is in the panels."""
+    starts, n = _pointers(width), int(width.sum())
+    column = np.arange(n) - np.repeat(starts[:-1], width)
+    pivots: _Array = np.repeat(panel_at[:-1], width) + column * (np.repeat(counts, width) + 1)
+    return pivots
+
+
+def _find_largest(width: _Array, counts: _Array) -> tuple[int, int]:
+    """The numbers in the columns of the largest front, and in a block of them."""
+    blocks = np.minimum(width, BLOCK) * counts
+    return int((width * counts).max(initial=0)), int(blocks.max(initial=0))

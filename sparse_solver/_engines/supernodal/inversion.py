@@ -13,14 +13,19 @@ import numpy as np
 from .compilation import compile_entry, compile_inner
 from .primitives import (
     BLOCK,
+    CHILDREN,
+    ENTRIES,
     LOWER,
     NEXT,
+    PANEL,
     PLAIN,
     POTRI,
+    ROWS,
     SMALL_FRONT,
     STOP,
     STRIP,
     TRANSPOSED,
+    UPDATE,
     add_atomic,
     address,
     call,
@@ -65,7 +70,8 @@ def _invert_by_loops(panel, inverse, work, update, w, m):
 def _invert_block(blas, panel, inverse, low, high, m, info):
     """(L Lᵀ)⁻¹ for a block L on the diagonal, both triangles."""
     for j in range(low, high):
-        inverse[j * m + j : j * m + high] = panel[j * m + j : j * m + high]
+        for i in range(j, high):
+            inverse[j * m + i] = panel[j * m + i]
     start, order = address(inverse) + 8 * (low * m + low), np.int32(high - low)
     call(blas[POTRI], blas[0], (LOWER, order, start, np.int32(m), address(info)))
     for j in range(low, high):
@@ -100,17 +106,17 @@ def _invert_together(s, tree, panels, inverse, work, updates, blas, info, sync, 
     """The columns (m, w) of the inverse, block by block; return the number of the next wait."""
     thread, threads = team
     w, m = sizes_of(s, tree)
-    panel = panels[tree.panel_at[s] : tree.panel_at[s + 1]]
+    panel = panels[tree.nodes[s, PANEL] : tree.nodes[s + 1, PANEL]]
     a, z, y = address(panel), address(inverse), address(work)
-    u = address(updates) + 8 * tree.update_at[s]
+    u = address(updates) + 8 * tree.nodes[s, UPDATE]
     for low in range((w - 1) // BLOCK * BLOCK, -1, -BLOCK):
         high = min(w, low + BLOCK)
         width, below = high - low, m - high
         for row in range(BLOCK * thread, below, BLOCK * threads):
             rows, at = min(below - row, BLOCK), low * m + high + row
             for j in range(width):
-                source = panel[at + j * m : at + j * m + rows]
-                work[j * below + row : j * below + row + rows] = source
+                for i in range(rows):
+                    work[j * below + row + i] = panel[at + j * m + i]
             divide_right(blas, PLAIN, rows, width, a + 8 * low * (m + 1), m, y + 8 * row, below)
         if thread == 0:
             _invert_block(blas, panel, inverse, low, high, m, info)
@@ -144,17 +150,31 @@ def _invert_together(s, tree, panels, inverse, work, updates, blas, info, sync, 
 
 
 @compile_inner
-def _pass_to_children(s, tree, inverse, updates, team):
+def invert_front(s, tree, panels, inverse, work, updates, blas, info):
+    """The same by one thread."""
+    w, m = sizes_of(s, tree)
+    if m <= SMALL_FRONT:
+        at, size = tree.nodes[s, UPDATE], (m - w) ** 2
+        panel = panels[tree.nodes[s, PANEL] : tree.nodes[s + 1, PANEL]]
+        _invert_by_loops(panel, inverse, work, updates[at : at + size], w, m)
+    else:
+        sync = np.zeros(1, dtype=np.int64)  # not used by a single thread
+        _invert_together(s, tree, panels, inverse, work, updates, blas, info, sync, (0, 1), 0)
+
+
+@compile_inner
+def pass_to_children(s, tree, inverse, updates, team):
     """Give each child the entries of the inverse at the rows of its update, both triangles."""
     thread, threads = team
     w, m = sizes_of(s, tree)
     r = m - w
-    update = updates[tree.update_at[s] : tree.update_at[s] + r * r]
-    for k in range(tree.child_at[s], tree.child_at[s + 1]):
+    update = updates[tree.nodes[s, UPDATE] : tree.nodes[s, UPDATE] + r * r]
+    for k in range(tree.nodes[s, CHILDREN], tree.nodes[s + 1, CHILDREN]):
         c = tree.children[k]
-        rc = tree.row_at[c + 1] - tree.row_at[c] - tree.first[c + 1] + tree.first[c]
-        places = tree.places[tree.row_at[c + 1] - rc : tree.row_at[c + 1]]
-        child = updates[tree.update_at[c] : tree.update_at[c] + rc * rc]
+        wc, mc = sizes_of(c, tree)
+        rc = mc - wc
+        places = tree.places[tree.nodes[c + 1, ROWS] - rc : tree.nodes[c + 1, ROWS]]
+        child = updates[tree.nodes[c, UPDATE] : tree.nodes[c, UPDATE] + rc * rc]
         for low in range(STRIP * thread, rc, STRIP * threads):
             high = min(rc, low + STRIP)
             for j in range(low, high):
@@ -176,9 +196,9 @@ def _pass_to_children(s, tree, inverse, updates, team):
 
 
 @compile_inner
-def _take_entries(s, tree, inverse, result):
-    for e in range(tree.entry_at[s], tree.entry_at[s + 1]):
-        result[tree.entry_from[e]] = inverse[tree.entry_to[e] - tree.panel_at[s]]
+def take_entries(s, tree, inverse, result):
+    for e in range(tree.nodes[s, ENTRIES], tree.nodes[s + 1, ENTRIES]):
+        result[tree.entries[0, e]] = inverse[tree.entries[1, e] - tree.nodes[s, PANEL]]
 
 
 @compile_entry
@@ -190,14 +210,15 @@ def invert(tree, panels, updates, shared, sizes, result, blas, sync, thread, thr
     """
     info, phase, team, alone = np.zeros(1, dtype=np.int64), 0, (thread, threads), (0, 1)
     inverse, work = shared
-    for s in tree.top[::-1]:
+    for k in range(len(tree.top) - 1, -1, -1):
+        s = tree.top[k]
         if read_atomic(sync, STOP) != 0:
             return
         given = s, tree, panels, inverse, work, updates, blas, info, sync, team, phase
         phase = _invert_together(*given)
         if thread == 0:
-            _take_entries(s, tree, inverse, result)
-        _pass_to_children(s, tree, inverse, updates, team)
+            take_entries(s, tree, inverse, result)
+        pass_to_children(s, tree, inverse, updates, team)
         phase = wait(sync, threads, phase, blas)
     inverse, work = np.empty(sizes[0]), np.empty(sizes[1])
     while read_atomic(sync, STOP) == 0:
@@ -205,15 +226,8 @@ def invert(tree, panels, updates, shared, sizes, result, blas, sync, thread, thr
         if task >= len(tree.tasks):
             break
         for s in range(tree.tasks[task, 1] - 1, tree.tasks[task, 0] - 1, -1):
-            w, m = sizes_of(s, tree)
-            if m <= SMALL_FRONT:
-                at, size = tree.update_at[s], (m - w) ** 2
-                panel = panels[tree.panel_at[s] : tree.panel_at[s + 1]]
-                _invert_by_loops(panel, inverse, work, updates[at : at + size], w, m)
-            else:
-                given = s, tree, panels, inverse, work, updates, blas, info, sync, alone, 0
-                _invert_together(*given)
-            _take_entries(s, tree, inverse, result)
-            _pass_to_children(s, tree, inverse, updates, alone)
+            invert_front(s, tree, panels, inverse, work, updates, blas, info)
+            take_entries(s, tree, inverse, result)
+            pass_to_children(s, tree, inverse, updates, alone)
             if read_atomic(sync, STOP) != 0:
                 break

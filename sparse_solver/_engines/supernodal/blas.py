@@ -18,10 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from .._torch.fork_safe_lock import ForkSafeLock
+from ..._torch.fork_safe_lock import ForkSafeLock
 from .compilation import digest
 
-_ROUTINES = {"cython_blas": ("dgemm", "dtrsm", "dsyrk"), "cython_lapack": ("dpotrf", "dpotri")}
+_ROUTINES = {
+    "cython_blas": ("dgemm", "dtrsm", "dsyrk", "dsyr2k"),
+    "cython_lapack": ("dpotrf", "dpotri"),
+}
 
 
 @cache

@@ -1,7 +1,7 @@
 """The kernels of the symbolic analysis: elimination tree, column counts, supernodes, their rows.
 
-(T. A. Davis, "Direct methods for sparse linear systems", 2006, chapter 4; C. Ashcraft and R. Grimes,
-"The influence of relaxed supernode partitions on the multifrontal method", 1989.)
+(T. A. Davis, "Direct methods for sparse linear systems", 2006, chapter 4; C. Ashcraft and
+R. Grimes, "The influence of relaxed supernode partitions on the multifrontal method", 1989.)
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def _find_children(parent):
     starts = np.zeros(n + 2, dtype=np.int64)
     for j in range(n):
         starts[(parent[j] if parent[j] >= 0 else n) + 1] += 1
-    starts = np.cumsum(starts)
+    for j in range(n + 1):
+        starts[j + 1] += starts[j]
     place, children = starts.copy(), np.empty(n, dtype=np.int64)
     for j in range(n):
         p = parent[j] if parent[j] >= 0 else n
@@ -124,6 +125,26 @@ def merge_supernodes(parent, counts, digest):
     return owner
 
 
+@compile_inner
+def _sort_rows(row_at, rows, n):
+    """Sort the rows of each front, by listing the fronts of each row."""
+    starts = np.zeros(n + 2, dtype=np.int64)
+    for i in rows:
+        starts[i + 2] += 1
+    for i in range(n + 1):
+        starts[i + 1] += starts[i]
+    fronts, place = np.empty_like(rows), row_at.copy()
+    for s in range(len(row_at) - 1):
+        for e in range(row_at[s], row_at[s + 1]):
+            fronts[starts[rows[e] + 1]] = s
+            starts[rows[e] + 1] += 1
+    for i in range(n):
+        for e in range(starts[i], starts[i + 1]):
+            rows[place[fronts[e]]] = i
+            place[fronts[e]] += 1
+    return rows
+
+
 @compile_entry
 def find_rows(first, row_at, child_starts, children, starts, below, digest):
     """The rows of each front, and their places in the front of the parent.
@@ -151,7 +172,7 @@ def find_rows(first, row_at, child_starts, children, starts, below, digest):
                     mark[rows[e]] = s
                     rows[count] = rows[e]
                     count += 1
-        rows[row_at[s] : count].sort()
+    rows = _sort_rows(row_at, rows, n)
     place = mark
     for s in range(len(first) - 1):
         for e in range(row_at[s], row_at[s + 1]):
