@@ -10,6 +10,7 @@ from ._energy.indexed_sum import IndexedSum
 from ._energy.restricted_energy import RestrictedEnergy
 from ._engines.protocol import Availability
 from ._factor.pending_errors import synchronize
+from ._gaussian import operations as _operations  # noqa: F401 - what `Pattern.logdet` calls
 from ._optimize.find_root import find_root
 from ._optimize.minimize import minimize
 from ._optimize.report import Iteration, Report

@@ -28,6 +28,7 @@ BELOW = {
     "_quadratic": ("_solve",),
     "_energy": ("_solve",),
     "_optimize": ("_energy",),
+    "_gaussian": ("_solve",),
     "distributed": ("_solve",),
 }
 # These may import anything: the package itself, its command line, and the instruments of tests.
@@ -155,7 +156,7 @@ import sys, torch
 before = set(sys.modules)
 import sparse_solver
 loaded = {m for m in set(sys.modules) - before}
-heavy = ("scipy", "qdldl", "mkl", "mpi4py")
+heavy = ("scipy", "qdldl", "mkl", "mpi4py", "numba")
 print(sorted(m for m in loaded if m.split(".")[0] in heavy or m == "torch._dynamo"))
 maps = open("/proc/self/maps").read() if sys.platform == "linux" else ""
 print("libmkl_rt" in maps or "libmpi" in maps)

@@ -1,4 +1,4 @@
-"""The order in which a factorisation with little fill eliminates the rows of a symmetric pattern."""
+"""The order in which the rows of a symmetric pattern are eliminated with little fill."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _order_by_metis(arrangement: Arrangement, n: int) -> Tensor:
     import pymetis
 
     both = _both_triangles(arrangement, n)
-    order, _ = pymetis.nested_dissection(xadj=both.indptr, adjncy=both.indices)
+    order, _ = pymetis.nested_dissection(pymetis.CSRAdjacency(both.indptr, both.indices))
     return torch.as_tensor(np.asarray(order), dtype=torch.int64)
 
 

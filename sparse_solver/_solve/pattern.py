@@ -27,10 +27,11 @@ from .._sparse.torch_tensors import (
 )
 from ..errors import LayoutError
 from .factorization import Factorization, make_preconditioner
+from .operations import PatternInverse
 from .shapes import check_values, solve_values
 
 
-class Pattern:
+class Pattern(PatternInverse):
     """Where the entries of a sparse matrix are.
 
     Everything that depends on the places alone (index maps, symbolic analyses) is computed once

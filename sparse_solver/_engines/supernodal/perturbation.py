@@ -143,7 +143,7 @@ def _finish(s, tree, panels, cotangents, updates, sums, memory, result, blas, in
 
 @compile_entry
 def gather_cotangents(tree, panels, cotangents, sums, values, size, blas, sync, thread, threads):
-    """The way up; `size` are the numbers in a front. Those above the tasks are left to one thread."""
+    """The way up; `size` are the numbers in a front. One thread takes those above the tasks."""
     scratch = np.empty(size)
     while read_atomic(sync, STOP) == 0:
         task = add_atomic(sync, NEXT, 1)
