@@ -24,6 +24,7 @@ from .primitives import (
     SYRK,
     TRANSPOSED,
     UPDATE,
+    ZERO,
     add_atomic,
     add_children,
     add_entries,
@@ -89,11 +90,11 @@ def _eliminate(s, tree, panels, updates, values, blas, info):
     for i in range(w * m):
         panel[i] = 0.0
     add_entries(s, tree, panels, values)
-    add_children(s, tree, panels, updates, 0, w)
+    add_children(s, tree, panels, updates, ZERO, w)
     if m <= SMALL_FRONT:
         failed = _eliminate_by_loops(panel, update, w, m)
     else:
-        failed = _factor_block(blas, panel, 0, w, m, info)
+        failed = _factor_block(blas, panel, ZERO, w, m, info)
         if failed == 0 and r > 0:
             start = address(panel)
             below = start + 8 * w
@@ -170,12 +171,13 @@ def factor(tree, panels, updates, values, blas, failures, sync, thread, threads)
                 break
             if read_atomic(sync, STOP) != 0:
                 break
-    phase = wait(sync, threads, 0, blas)
+    phase = wait(sync, threads, ZERO, blas)
     for task in range(len(failures)):
         if failures[task] > 0:
             return
     for s in tree.top:
         if read_atomic(sync, STOP) != 0 or read_atomic(sync, FAILED) != 0:
             return
-        given = s, tree, panels, updates, values, blas, info, sync, (thread, threads), phase
-        phase = _eliminate_together(*given)
+        phase = _eliminate_together(
+            s, tree, panels, updates, values, blas, info, sync, (thread, threads), phase
+        )

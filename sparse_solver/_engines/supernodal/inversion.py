@@ -12,6 +12,7 @@ import numpy as np
 
 from .compilation import compile_entry, compile_inner
 from .primitives import (
+    ALONE,
     BLOCK,
     CHILDREN,
     ENTRIES,
@@ -26,6 +27,7 @@ from .primitives import (
     STRIP,
     TRANSPOSED,
     UPDATE,
+    ZERO,
     add_atomic,
     address,
     call,
@@ -159,7 +161,7 @@ def invert_front(s, tree, panels, inverse, work, updates, blas, info):
         _invert_by_loops(panel, inverse, work, updates[at : at + size], w, m)
     else:
         sync = np.zeros(1, dtype=np.int64)  # not used by a single thread
-        _invert_together(s, tree, panels, inverse, work, updates, blas, info, sync, (0, 1), 0)
+        _invert_together(s, tree, panels, inverse, work, updates, blas, info, sync, ALONE, ZERO)
 
 
 @compile_inner
@@ -208,14 +210,15 @@ def invert(tree, panels, updates, shared, sizes, result, blas, sync, thread, thr
     shared : memory for the columns of a front above the tasks, and for a block of them
     sizes : the numbers that the same memory for the fronts of a task has
     """
-    info, phase, team, alone = np.zeros(1, dtype=np.int64), 0, (thread, threads), (0, 1)
+    info, phase, team = np.zeros(1, dtype=np.int64), ZERO, (thread, threads)
     inverse, work = shared
     for k in range(len(tree.top) - 1, -1, -1):
         s = tree.top[k]
         if read_atomic(sync, STOP) != 0:
             return
-        given = s, tree, panels, inverse, work, updates, blas, info, sync, team, phase
-        phase = _invert_together(*given)
+        phase = _invert_together(
+            s, tree, panels, inverse, work, updates, blas, info, sync, team, phase
+        )
         if thread == 0:
             take_entries(s, tree, inverse, result)
         pass_to_children(s, tree, inverse, updates, team)
@@ -228,6 +231,6 @@ def invert(tree, panels, updates, shared, sizes, result, blas, sync, thread, thr
         for s in range(tree.tasks[task, 1] - 1, tree.tasks[task, 0] - 1, -1):
             invert_front(s, tree, panels, inverse, work, updates, blas, info)
             take_entries(s, tree, inverse, result)
-            pass_to_children(s, tree, inverse, updates, alone)
+            pass_to_children(s, tree, inverse, updates, ALONE)
             if read_atomic(sync, STOP) != 0:
                 break

@@ -22,6 +22,7 @@ import numpy as np
 from .compilation import compile_entry, compile_inner
 from .inversion import invert_front, pass_to_children, take_entries
 from .primitives import (
+    ALONE,
     LOWER,
     NEXT,
     PANEL,
@@ -31,6 +32,7 @@ from .primitives import (
     SYR2K,
     TRANSPOSED,
     UPDATE,
+    ZERO,
     add_atomic,
     add_children,
     add_entries,
@@ -77,7 +79,7 @@ def _gather(s, tree, panels, cotangents, sums, values, scratch, blas):
     for i in range(w * m):
         own[i] = 0.0
     add_entries(s, tree, cotangents, values)
-    add_children(s, tree, cotangents, sums, 0, w)
+    add_children(s, tree, cotangents, sums, ZERO, w)
     for j in range(w):
         for i in range(j + 1, w):
             own[i * m + j] = own[j * m + i]
@@ -132,13 +134,12 @@ def _spread(s, tree, panels, inverse, own, below, scratch, updates, sums, blas, 
 def _finish(s, tree, panels, cotangents, updates, sums, memory, result, blas, info):
     """The result for one front, and what its children need of it and of the inverse."""
     inverse, work, below, scratch = memory
-    alone = 0, 1
     invert_front(s, tree, panels, inverse, work, updates, blas, info)
     own = cotangents[tree.nodes[s, PANEL] : tree.nodes[s + 1, PANEL]]
     _spread(s, tree, panels, inverse, own, below, scratch, updates, sums, blas, info)
     take_entries(s, tree, below, result)
-    pass_to_children(s, tree, inverse, updates, alone)
-    pass_to_children(s, tree, below, sums, alone)
+    pass_to_children(s, tree, inverse, updates, ALONE)
+    pass_to_children(s, tree, below, sums, ALONE)
 
 
 @compile_entry
@@ -151,7 +152,7 @@ def gather_cotangents(tree, panels, cotangents, sums, values, size, blas, sync, 
             break
         for s in range(tree.tasks[task, 0], tree.tasks[task, 1]):
             _gather(s, tree, panels, cotangents, sums, values, scratch, blas)
-    wait(sync, threads, 0, blas)
+    wait(sync, threads, ZERO, blas)
     if thread == 0:
         for s in tree.top:
             _gather(s, tree, panels, cotangents, sums, values, scratch, blas)
@@ -168,7 +169,7 @@ def spread_cotangents(
         for k in range(len(tree.top) - 1, -1, -1):
             s = tree.top[k]
             _finish(s, tree, panels, cotangents, updates, sums, memory, result, blas, info)
-    wait(sync, threads, 0, blas)
+    wait(sync, threads, ZERO, blas)
     while read_atomic(sync, STOP) == 0:
         task = add_atomic(sync, NEXT, 1)
         if task >= len(tree.tasks):

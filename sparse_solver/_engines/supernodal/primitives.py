@@ -32,6 +32,10 @@ STRIP = 32
 # What each place of the array `sync`, which threads share, holds: the next task, arrivals at
 # barriers, whether to stop early, one more than the first column whose pivot is not positive.
 NEXT, ARRIVED, STOP, FAILED, SYNC_SIZE = 0, 8, 16, 24, 32
+# A zero, and the only thread of one, that Numba does not take for constants, for which it would
+# compile functions once more.
+ZERO = np.int64(0)
+ALONE = (np.int64(0), np.int64(1))
 # A thread that waits gives way to others after so many looks.
 _LOOKS = 2000
 GEMM, TRSM, SYRK, SYR2K, POTRF, POTRI, YIELD = range(1, 8)  # places in the tuple `blas`
