@@ -43,11 +43,13 @@ class LogDeterminant(Function):
 
     @staticmethod
     def backward(ctx: Any, bar: Tensor) -> Any:  # type: ignore[override] # torch's is (ctx, *grads)
-        return bar.unsqueeze(-1) * _gradient(*ctx.saved_tensors, ctx.factors), None
+        (values,) = ctx.saved_tensors
+        return bar.unsqueeze(-1) * _gradient(values, ctx.factors), None
 
     @staticmethod
     def jvp(ctx: Any, values_dot: Tensor, _: None) -> Tensor:  # type: ignore[override] # likewise
-        return (values_dot * _gradient(*ctx.saved_tensors, ctx.factors)).sum(-1)
+        (values,) = ctx.saved_tensors
+        return (values_dot * _gradient(values, ctx.factors)).sum(-1)
 
     @staticmethod
     def vmap(
@@ -88,8 +90,8 @@ class SelectedInverse(Function):
     def jvp(ctx: Any, values_dot: Tensor, _: None) -> Tensor:  # type: ignore[override] # likewise
         (values,), factors = ctx.saved_tensors, ctx.factors
         direction = factors.entries.fold(values_dot, 1 if factors.is_half else 0.5)
-        change: Tensor = PerturbedInverse.apply(values, direction, factors)
-        return factors.entries.unfold(change)
+        change: Tensor = factors.entries.unfold(PerturbedInverse.apply(values, direction, factors))
+        return change
 
     @staticmethod
     def vmap(

@@ -53,8 +53,10 @@ def _find(module: Any, routine: str) -> tuple[int, bool]:
 def _find_yield() -> int:
     """The address of a function by which a thread gives way to others; 0 if there is none."""
     try:
-        library = ctypes.WinDLL("kernel32") if sys.platform == "win32" else ctypes.CDLL(None)
-        give_way = library.SwitchToThread if sys.platform == "win32" else library.sched_yield
+        if sys.platform == "win32":
+            give_way = ctypes.WinDLL("kernel32").SwitchToThread
+        else:
+            give_way = ctypes.CDLL(None).sched_yield
     except (OSError, AttributeError):
         return 0
     return ctypes.cast(give_way, ctypes.c_void_p).value or 0

@@ -22,17 +22,18 @@ from numba.core import event
 
 # The order of sums may change, so that they are vectorised; NaN and infinity keep their meaning.
 # C functions that call the kernels are not needed, and would be compiled.
-_OPTIONS = {
+_OPTIONS: dict[str, Any] = {
     "nogil": True,
     "error_model": "numpy",
     "fastmath": {"contract", "reassoc"},
     "no_cfunc_wrapper": True,
 }
+_decorate: Any = njit  # whose types do not know all options
 
 
 def compile_inner(function: Callable[..., Any]) -> Any:
     """Compile a function that only compiled functions call."""
-    return njit(no_cpython_wrapper=True, **_OPTIONS)(function)
+    return _decorate(no_cpython_wrapper=True, **_OPTIONS)(function)
 
 
 def compile_entry(function: Callable[..., Any]) -> Any:
@@ -41,9 +42,9 @@ def compile_entry(function: Callable[..., Any]) -> Any:
     One of its arguments has the type of `digest`.
     """
     try:
-        return njit(cache=True, **_OPTIONS)(function)
+        return _decorate(cache=True, **_OPTIONS)(function)
     except RuntimeError:  # there is no folder that can be written to
-        return njit(**_OPTIONS)(function)
+        return _decorate(**_OPTIONS)(function)
 
 
 @cache
