@@ -20,14 +20,12 @@ class Entries:
     count : the entries of the upper triangle
     on_diagonal : (nnz,) which stored entries are on the diagonal
     upper_on_diagonal : (count,) which entries of the upper triangle are
-    diagonal : (n,) a stored entry at each place of the diagonal; 0 where there is none
     """
 
     slot: Tensor
     count: int
     on_diagonal: Tensor
     upper_on_diagonal: Tensor
-    diagonal: Tensor
 
     def fold(self, stored: Tensor, weight: float) -> Tensor:
         """Add (..., nnz) numbers at stored entries up, those off the diagonal with this weight."""
@@ -55,9 +53,13 @@ def _find_entries(structure: Structure, triangle: Triangle | None) -> Entries:
     wanted = torch.stack((torch.minimum(rows, cols), torch.maximum(rows, cols)))
     slot = find_places(torch.stack((upper.rows, upper.col)), wanted)
     on_diagonal = rows == cols
-    diagonal = torch.zeros(structure.shape[0], dtype=torch.int64)
-    diagonal[rows[on_diagonal]] = torch.nonzero(on_diagonal).squeeze(-1)
-    return Entries(slot, upper.nnz, on_diagonal, upper.rows == upper.col, diagonal)
+    return Entries(slot, upper.nnz, on_diagonal, upper.rows == upper.col)
+
+
+def find_diagonal(structure: Structure) -> Tensor:
+    """(n,) a stored entry at each place of the diagonal; 0 where there is none."""
+    at = torch.nonzero(structure.rows == structure.cols).squeeze(-1)
+    return at.new_zeros(structure.shape[0]).index_copy(0, structure.rows[at], at)
 
 
 def complete(structure: Structure) -> Structure:
@@ -65,13 +67,33 @@ def complete(structure: Structure) -> Structure:
 
     A matrix may be symmetric though its structure is not: where entries are zero.
     """
-    return structure.remember(_complete)
+    return structure.remember(_find_complete) or structure
 
 
-def _complete(structure: Structure) -> Structure:
+def _find_complete(structure: Structure) -> Structure | None:
+    """The completed structure; None if nothing is missing."""
     missing = torch.nonzero(structure.transpose_map < 0).squeeze(-1)
     if missing.numel() == 0:
-        return structure
+        return None
     more = structure.col[missing], structure.canonical_rows[missing]
     rows, cols = torch.cat((structure.rows, more[0])), torch.cat((structure.cols, more[1]))
-    return Structure(rows, cols, structure.shape)
+    return Structure(rows, cols, structure.shape, structure.labels, structure.batch_shape)
+
+
+def join_blocks(structure: Structure) -> Structure:
+    """The structure of the matrix on whose diagonal the matrices of a batch are."""
+    return structure.remember(_join_blocks)
+
+
+def _join_blocks(structure: Structure) -> Structure:
+    # Copies, since a structure is found again by its indices.
+    return Structure(structure.rows.clone(), structure.cols.clone(), structure.shape)
+
+
+def blocks_of_entries(structure: Structure, count: int) -> Tensor:
+    """(nnz,) the diagonal block, of `count` blocks of one size, that each stored entry is in."""
+    return structure.remember(_find_blocks, count)
+
+
+def _find_blocks(structure: Structure, count: int) -> Tensor:
+    return structure.rows // max(1, structure.shape[0] // max(1, count))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .._engines.protocol import not_positive_definite
 from .._engines.supernodal.library import load
 from .._factor.factors import Factors
 from .._factor.options import Options, Triangle
@@ -19,8 +21,24 @@ from .._sparse.structure import Structure
 from .._sparse.triangle import arrangement_of
 from .._sparse.values import probe_vector, to_double
 from .._torch.modes import materialize
-from ..errors import SparseSolverError
-from .entries import Entries, entries_of
+from ..errors import (
+    NonFiniteError,
+    NotPositiveDefiniteError,
+    NotSymmetricError,
+    SingularMatrixError,
+    TriangleError,
+)
+from .entries import Entries, blocks_of_entries, entries_of
+from .real_form import to_complex
+
+# What is wrong with values.
+_OF_VALUES = (
+    NonFiniteError,
+    NotPositiveDefiniteError,
+    NotSymmetricError,
+    SingularMatrixError,
+    TriangleError,
+)
 
 
 class _Part(NamedTuple):
@@ -28,6 +46,26 @@ class _Part(NamedTuple):
 
     factor: Any
     batch: slice
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """What all matrices are that differ in their values only.
+
+    structure : the real matrix that is factored
+    triangle : the triangle that is stored, if it is only one
+    given : the matrix that the caller gave
+    is_real_form : whether `structure` is the real form of a Hermitian matrix `given`
+    blocks : how many matrices are on the diagonal of `given`
+    max_solves : the most solves that a derivative may take
+    """
+
+    structure: Structure
+    triangle: Triangle | None
+    given: Structure
+    is_real_form: bool
+    blocks: int
+    max_solves: int
 
 
 class InverseFactors:
@@ -40,9 +78,11 @@ class InverseFactors:
     compare : whether each call compares its values with the factored ones
     """
 
-    def __init__(self, structure: Structure, triangle: Triangle | None, compare: bool = False):
-        self._structure, self._compare = structure, compare
-        self.triangle, self._options = triangle, Options("spd", triangle)
+    def __init__(self, matrices: Matrices, compare: bool = False):
+        self._matrices, self._compare = matrices, compare
+        self._structure, self._options = matrices.structure, Options("spd", matrices.triangle)
+        self.triangle, self.blocks = matrices.triangle, matrices.blocks
+        self.max_solves = matrices.max_solves
         self._parts: list[_Part] | None = None
         self._values: Tensor | None = None
         self._batched: InverseFactors | None = None
@@ -76,7 +116,7 @@ class InverseFactors:
     def batched(self) -> InverseFactors:
         """The factors for the values that `vmap` makes of these, shared by all passes."""
         if self._batched is None:
-            self._batched = InverseFactors(self._structure, self.triangle, compare=True)
+            self._batched = InverseFactors(self._matrices, compare=True)
         return self._batched
 
     def prepare(self, values: Tensor) -> list[_Part]:
@@ -84,18 +124,37 @@ class InverseFactors:
         is_known = self._values is None or torch.equal(self._values, values)
         if self._parts is None or not is_known:
             plain = materialize(values).contiguous()
-            self._parts = self._factor(plain.view(values.shape[:-1].numel(), values.shape[-1]))
+            try:
+                self._parts = self._factor(plain.view(values.shape[:-1].numel(), values.shape[-1]))
+            except _OF_VALUES:
+                self._judge(plain)  # whose error has the number of the matrix, and the caller's row
+                raise
+            if any(part.factor.is_doubtful for part in self._parts):
+                self._judge(plain)
             self._values = plain.clone() if self._compare else None
         return self._parts
 
     def sum_log_pivots(self, values: Tensor) -> Tensor:
-        """(...) the log-determinants."""
-        n, determinants = self.n, _new_double(values.shape[:-1])
-        flat = determinants.view(-1)
+        """(..., blocks) the log-determinants."""
+        determinants = _new_double((*values.shape[:-1], self.blocks))
         for factor, batch in self.prepare(values):
             pivots = torch.from_numpy(factor.log_pivots())
-            flat[batch] = pivots.view(batch.stop - batch.start, n).sum(-1)
+            flat = determinants.view(-1, self.blocks)
+            flat[batch] = pivots.view(batch.stop - batch.start, self.blocks, -1).sum(-1)
         return determinants
+
+    def spread(self, of_blocks: Tensor) -> Tensor:
+        """(..., nnz) or (..., 1) at the entries of each block, the number (..., blocks) of it."""
+        if self.blocks == 1:
+            return of_blocks
+        return of_blocks.index_select(-1, blocks_of_entries(self._structure, self.blocks))
+
+    def sum_blocks(self, stored: Tensor) -> Tensor:
+        """(..., blocks) the sums of the numbers (..., nnz) at the entries of each block."""
+        if self.blocks == 1:
+            return stored.sum(-1, keepdim=True)
+        number = blocks_of_entries(self._structure, self.blocks)
+        return stored.new_zeros((*stored.shape[:-1], self.blocks)).index_add(-1, number, stored)
 
     def invert(self, values: Tensor) -> Tensor:
         """(..., count) the upper entries of the inverses."""
@@ -122,37 +181,49 @@ class InverseFactors:
         return changes
 
     def _factor(self, matrices: Tensor) -> list[_Part]:
+        """Factor all matrices, several of them together."""
         parts: list[_Part] = []
         if self.n == 0 or len(matrices) == 0:
             return parts
-        for batch, block in split_batch(self._structure, len(matrices)):
-            chosen = matrices[batch]
+        supernodal = load()
+        if self._matrices.is_real_form:
+            self._check_given(to_complex(matrices))
+        for batch, structure in split_batch(self._structure, len(matrices)):
+            matrix = Matrix(structure, matrices[batch].reshape(-1))
+            check_triangle(structure, self.triangle)
+            choose_kinds(matrix, self._options)
+            matrix.check_finite()
+            symbolic = supernodal.analyze(structure, self.triangle)
+            upper = to_double(matrix.arrange(symbolic.arrangement, hermitian=False))
             try:
-                parts.append(_Part(self._factor_block(block, chosen.reshape(-1)), batch))
-            except SparseSolverError:
-                if len(chosen) == 1:
-                    raise
-                # One of the blocks will show what is wrong with it.
-                for at, matrix in enumerate(chosen, batch.start):
-                    factor = self._factor_block(self._structure, matrix)
-                    parts.append(_Part(factor, slice(at, at + 1)))
+                parts.append(_Part(supernodal.SupernodalFactor(symbolic, upper.numpy()), batch))
+            except NotPositiveDefiniteError as error:
+                raise self._with_row_of_caller(error, structure) from None
         return parts
 
-    def _factor_block(self, structure: Structure, values: Tensor) -> Any:
-        """Factor a matrix that may consist of several blocks."""
-        options, matrix = self._options, Matrix(structure, values)
-        check_triangle(structure, options.triangle)
-        choose_kinds(matrix, options)
-        matrix.check_finite()
-        supernodal = load()
-        symbolic = supernodal.analyze(structure, options.triangle)
-        upper = to_double(matrix.arrange(symbolic.arrangement, hermitian=False))
-        factor = supernodal.SupernodalFactor(symbolic, upper.numpy())
-        if factor.is_doubtful:  # the rules for solutions judge whether the matrix is singular
-            solver = Factors(Problem(structure, options))
-            probe = probe_vector(structure.shape[0], torch.float64, 0.0)
-            solver.apply_inverse(to_double(values), probe, False, True)
-        return factor
+    def _check_given(self, matrices: Tensor) -> None:
+        """Raise unless the matrices are Hermitian; imaginary parts cancel in the real form."""
+        for batch, structure in split_batch(self._matrices.given, len(matrices)):
+            matrix = Matrix(structure, matrices[batch].reshape(-1))
+            check_triangle(structure, self.triangle)
+            choose_kinds(matrix, self._options)
+
+    def _with_row_of_caller(
+        self, error: NotPositiveDefiniteError, structure: Structure
+    ) -> NotPositiveDefiniteError:
+        """The error with the row in its own matrix, where several were factored together."""
+        assert error.row is not None
+        assert error.engine is not None
+        rows = self._matrices.given.shape[0] // self.blocks
+        return not_positive_definite(error.engine, "Cholesky", structure.label(error.row) % rows)
+
+    def _judge(self, values: Tensor) -> None:
+        """Raise what a solve with these matrices raises, if it does; it judges each by itself."""
+        structure = self._matrices.given
+        given = to_complex(values) if self._matrices.is_real_form else values
+        n = structure.shape[0]
+        probe = probe_vector(n, given.dtype, 0.0).expand(*values.shape[:-1], 1, n)
+        Factors(Problem(structure, self._options)).apply_inverse(given, probe, False, True)
 
 
 def _new_double(shape: Any) -> Tensor:

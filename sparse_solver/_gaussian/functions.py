@@ -21,6 +21,7 @@ from .._factor.factors import Factors
 from .._solve.shapes import solve_values
 from .._sparse.kernels import apply
 from .._sparse.values import to_double
+from ..errors import OptionError
 from .entries import weigh
 from .factors import InverseFactors
 
@@ -29,7 +30,7 @@ _COLUMNS = 64
 
 
 class LogDeterminant(Function):
-    """log det A for `values` (nnz,) or (B, nnz)."""
+    """(..., blocks) log det of the blocks of A, for `values` (nnz,) or (B, nnz)."""
 
     @staticmethod
     def forward(values: Tensor, factors: InverseFactors) -> Tensor:
@@ -44,12 +45,12 @@ class LogDeterminant(Function):
     @staticmethod
     def backward(ctx: Any, bar: Tensor) -> Any:  # type: ignore[override] # torch's is (ctx, *grads)
         (values,) = ctx.saved_tensors
-        return bar.unsqueeze(-1) * _gradient(values, ctx.factors), None
+        return ctx.factors.spread(bar) * _gradient(values, ctx.factors), None
 
     @staticmethod
     def jvp(ctx: Any, values_dot: Tensor, _: None) -> Tensor:  # type: ignore[override] # likewise
         (values,) = ctx.saved_tensors
-        return (values_dot * _gradient(values, ctx.factors)).sum(-1)
+        return ctx.factors.sum_blocks(values_dot * _gradient(values, ctx.factors))  # type: ignore[no-any-return] # of torch's context
 
     @staticmethod
     def vmap(
@@ -57,7 +58,7 @@ class LogDeterminant(Function):
     ) -> tuple[Tensor, int]:
         folded = _fold(values, in_dims[0])
         result = LogDeterminant.apply(folded, factors.batched())
-        return result.view(values.movedim(in_dims[0], 0).shape[:-1]), 0
+        return result.view(*values.movedim(in_dims[0], 0).shape[:-1], factors.blocks), 0
 
 
 def _gradient(values: Tensor, factors: InverseFactors) -> Tensor:
@@ -163,6 +164,7 @@ def _differentiate_by_solves(
 
     The solves are differentiable, so that derivatives of any order follow.
     """
+    _check_solves(2 * factors.n, factors.max_solves)
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # A copy, so that only this expression is differentiated, and not what led to `upper`.
@@ -176,6 +178,15 @@ def _differentiate_by_solves(
             total = total + _pair_by_solves(own, direction, weights, factors, solver)
         (gradient,) = torch.autograd.grad(total, own, create_graph=create_graph)
     return gradient.to(values.dtype)
+
+
+def _check_solves(count: int, most: int) -> None:
+    if count > most:
+        raise OptionError(
+            f"this derivative takes {count} solves, two for each row, and max_solves={most}: pass "
+            f"a larger max_solves=, or take at most two derivatives of a log-determinant and one "
+            f"of a selected inverse"
+        )
 
 
 def _pair_by_solves(

@@ -8,15 +8,17 @@ from torch import Tensor
 from .._factor.options import Options, Triangle
 from .._solve.operations import register_inverse
 from .._solve.shapes import check_values
+from .._sparse.block_diagonal import count_matrices
 from .._sparse.index_checks import check_square
 from .._sparse.structure import Structure
 from .._sparse.values import CPU
 from .._torch.dynamo import disable_dynamo
 from .._torch.modes import is_traced
-from ..errors import EngineUnsupportedError, TransformError
-from .entries import complete, entries_of
-from .factors import InverseFactors
+from ..errors import OptionError, TransformError
+from .entries import complete, find_diagonal, join_blocks
+from .factors import InverseFactors, Matrices
 from .functions import LogDeterminant, SelectedInverse
+from .real_form import real_form_of, to_complex, to_real
 
 
 class SymmetricInverse:
@@ -25,55 +27,74 @@ class SymmetricInverse:
     See `_solve.operations.Inverse`.
     """
 
-    def __init__(self, structure: Structure, values: Tensor, triangle: Triangle | None):
+    def __init__(
+        self, structure: Structure, values: Tensor, triangle: Triangle | None, max_solves: int
+    ):
         check_square(structure.shape)
         check_values(values, structure.nnz)
         Options("spd", triangle).check(values.dtype)
-        if values.is_complex():
-            raise EngineUnsupportedError(
-                f"values have dtype {values.dtype}, but log-determinants and selected inverses are "
-                f"computed for float32 and float64 only",
-                engine=None,
-            )
-        self._shape, self._values = values.shape, values
+        self.max_solves = check_max_solves(max_solves)
+        self._values = values
+        self._shape = (*values.shape[:-1], *(structure.batch_shape or structure.shape))
         host = structure.on(CPU)
         self._structure = complete(host) if triangle is None else host
-        self._factors = InverseFactors(self._structure, triangle)
+        is_batch, is_complex = structure.batch_shape is not None, values.is_complex()
+        real = self._structure
+        if is_complex:
+            real = real_form_of(self._structure, triangle)
+        elif is_batch:
+            real = join_blocks(self._structure)
+        blocks = count_matrices(structure) if is_batch else 1
+        matrices = Matrices(real, triangle, self._structure, is_complex, blocks, self.max_solves)
+        self._factors = InverseFactors(matrices)
 
     @disable_dynamo
     def logdet(self) -> Tensor:
         """(...) the logarithms of the determinants."""
         determinants: Tensor = LogDeterminant.apply(self._matrices(), self._factors)
-        return determinants.reshape(self._shape[:-1]).to(self._values.device)
+        if self._values.is_complex():
+            determinants = determinants / 2
+        return determinants.reshape(self._shape[:-2]).to(self._values.device)
 
     @disable_dynamo
     def selected_inverse(self) -> Tensor:
         """(..., nnz) the entries of the inverses at the stored places."""
         inverses: Tensor = SelectedInverse.apply(self._matrices(), self._factors)
-        own = inverses[..., : self._shape[-1]]
-        return own.reshape(self._shape).to(self._values.device)
+        if self._values.is_complex():
+            inverses = to_complex(inverses)
+        own = inverses[..., : self._values.shape[-1]]
+        return own.reshape(self._values.shape).to(self._values.device)
 
     def diagonal(self) -> Tensor:
-        """(..., n) the diagonals of the inverses."""
+        """(..., n) the diagonals of the inverses, which are real."""
         inverses = self.selected_inverse()
-        at = entries_of(self._structure, self._factors.triangle).diagonal
+        inverses = inverses.real if inverses.is_complex() else inverses
+        at = self._structure.remember(find_diagonal)
         if inverses.shape[-1] == 0:  # there are no rows
-            return inverses.new_zeros((*inverses.shape[:-1], len(at)))
-        return inverses.index_select(-1, at.to(inverses.device))
+            return inverses.new_zeros(self._shape[:-1])
+        diagonals = inverses.index_select(-1, at.to(inverses.device))
+        return diagonals.reshape(self._shape[:-1])
 
     def _matrices(self) -> Tensor:
-        """The values on the CPU, (nnz,) or (B, nnz), with zeros where opposites are not stored."""
+        """(nnz,) or (B, nnz), the values on the CPU of real matrices with symmetric structures."""
         if is_traced():
             raise TransformError(
                 "torch.jit.trace and make_fx would record the result as a constant; use "
                 "torch.compile"
             )
-        values, missing = self._values.to(CPU), self._structure.nnz - self._shape[-1]
+        values, given = self._values.to(CPU), self._values.shape
         if values.dim() > 2:
-            values = values.reshape(self._shape[:-1].numel(), self._shape[-1])
-        if missing:
+            values = values.reshape(given[:-1].numel(), given[-1])
+        if missing := self._structure.nnz - given[-1]:
             values = torch.cat((values, values.new_zeros((*values.shape[:-1], missing))), -1)
-        return values
+        return to_real(values) if values.is_complex() else values
+
+
+def check_max_solves(max_solves: int) -> int:
+    """Raise OptionError unless this is a number of solves."""
+    if isinstance(max_solves, bool) or not isinstance(max_solves, int) or max_solves < 0:
+        raise OptionError(f"max_solves={max_solves!r}: expected an integer that is not negative")
+    return max_solves
 
 
 register_inverse(SymmetricInverse)

@@ -27,7 +27,7 @@ from .._sparse.structure import Structure
 from .._torch.dynamo import disable_dynamo
 from .._torch.modes import copy_to_keep, is_transformed
 from ..errors import DtypeError, OptionError, ShapeError, TransformError
-from .operations import Inverse, inverse_of
+from .operations import FactorizationInverse
 from .shapes import check_values, solve_values
 
 
@@ -171,7 +171,7 @@ def collect_info(
     )
 
 
-class Factorization:
+class Factorization(FactorizationInverse):
     """A factored matrix, made by `factorize` or `Pattern.factorize`.
 
     It represents the matrix as it was when it was factored, whatever is written to its values
@@ -203,7 +203,6 @@ class Factorization:
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    _inverse: Inverse | None
 
     @disable_dynamo
     def __init__(self, problem: Problem, values: Tensor):
@@ -289,56 +288,6 @@ class Factorization:
             adjoint=adjoint,
             factors=self._factors,
         )
-
-    def logdet(self) -> Tensor:
-        """The log-determinant of a positive definite matrix; see `Pattern.logdet`.
-
-        The first call makes a factor of its own, which later calls and `inverse_diagonal` use.
-
-        Returns
-        -------
-        Tensor
-            (...) the logarithms of the determinants, differentiable in the values.
-
-        Raises
-        ------
-        SparseSolverError
-            As for `Pattern.logdet`.
-
-        Examples
-        --------
-        >>> import torch, sparse_solver as ss
-        >>> ss.factorize(torch.tensor([[2.0, 1.0], [1.0, 3.0]]).to_sparse()).logdet()
-        tensor(1.6094)
-        """
-        return self._find_inverse().logdet()
-
-    def inverse_diagonal(self) -> Tensor:
-        """The diagonal of the inverse of a positive definite matrix.
-
-        Returns
-        -------
-        Tensor
-            (..., n) the diagonals, differentiable in the values; see `Pattern.selected_inverse`.
-
-        Raises
-        ------
-        SparseSolverError
-            As for `Pattern.logdet`.
-
-        Examples
-        --------
-        >>> import torch, sparse_solver as ss
-        >>> ss.factorize(torch.tensor([[2.0, 1.0], [1.0, 3.0]]).to_sparse()).inverse_diagonal()
-        tensor([0.6000, 0.4000])
-        """
-        return self._find_inverse().diagonal()
-
-    def _find_inverse(self) -> Inverse:
-        if self._inverse is None:
-            structure, triangle = self._problem.structure, self._problem.options.triangle
-            self._inverse = inverse_of(structure, self._values, triangle)
-        return self._inverse
 
     def __repr__(self) -> str:
         known = ""

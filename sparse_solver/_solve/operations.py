@@ -11,11 +11,18 @@ from typing import Protocol
 from torch import Tensor
 
 from .._factor.options import Triangle
+from .._factor.problem import Problem
 from .._sparse.structure import Structure
+from ..errors import OptionError
 
 
 class Inverse(Protocol):
-    """The inverses of positive definite matrices (..., n, n), differentiable in their values."""
+    """The inverses of positive definite matrices (..., n, n), differentiable in their values.
+
+    max_solves : the most solves that a derivative may take
+    """
+
+    max_solves: int
 
     def logdet(self) -> Tensor:
         """(...) the logarithms of the determinants of the matrices."""
@@ -27,17 +34,98 @@ class Inverse(Protocol):
         """(..., n) the diagonals of the inverses."""
 
 
-_builders: list[Callable[[Structure, Tensor, Triangle | None], Inverse]] = []
+# The most solves that a derivative may take by default: some seconds.
+MAX_SOLVES = 10_000
+
+_Build = Callable[[Structure, Tensor, Triangle | None, int], Inverse]
+_builders: list[_Build] = []
 
 
-def register_inverse(build: Callable[[Structure, Tensor, Triangle | None], Inverse]) -> None:
-    """Let `inverse_of` call ``build(structure, values, triangle)``."""
+def register_inverse(build: _Build) -> None:
+    """Let `inverse_of` call ``build(structure, values, triangle, max_solves)``."""
     _builders[:] = [build]
 
 
-def inverse_of(structure: Structure, values: Tensor, triangle: Triangle | None) -> Inverse:
+def inverse_of(
+    structure: Structure, values: Tensor, triangle: Triangle | None, max_solves: int
+) -> Inverse:
     """The inverses of the matrices with these values; factors are made at the first call."""
-    return _builders[0](structure, values, triangle)
+    return _builders[0](structure, values, triangle, max_solves)
+
+
+class FactorizationInverse:
+    """What a `Factorization` offers of the inverse."""
+
+    _values: Tensor
+    _problem: Problem
+    _inverse: Inverse | None
+
+    def logdet(self, *, max_solves: int = MAX_SOLVES) -> Tensor:
+        """The log-determinant of a positive definite matrix; see `Pattern.logdet`.
+
+        The first call makes a factor of its own, which later calls and `inverse_diagonal` use.
+
+        Parameters
+        ----------
+        max_solves : int
+            As for `Pattern.logdet`.
+
+        Returns
+        -------
+        Tensor
+            (...) the logarithms of the determinants, differentiable in the values; those of the
+            matrices of a batch, also if these have different patterns.
+
+        Raises
+        ------
+        SparseSolverError
+            As for `Pattern.logdet`.
+
+        Examples
+        --------
+        >>> import torch, sparse_solver as ss
+        >>> ss.factorize(torch.tensor([[2.0, 1.0], [1.0, 3.0]]).to_sparse()).logdet()
+        tensor(1.6094)
+        """
+        return self._find_inverse(max_solves).logdet()
+
+    def inverse_diagonal(self, *, max_solves: int = MAX_SOLVES) -> Tensor:
+        """The diagonal of the inverse of a positive definite matrix.
+
+        Parameters
+        ----------
+        max_solves : int
+            As for `Pattern.logdet`.
+
+        Returns
+        -------
+        Tensor
+            (..., n) the diagonals, real and differentiable in the values; see
+            `Pattern.selected_inverse`.
+
+        Raises
+        ------
+        SparseSolverError
+            As for `Pattern.logdet`.
+
+        Examples
+        --------
+        >>> import torch, sparse_solver as ss
+        >>> ss.factorize(torch.tensor([[2.0, 1.0], [1.0, 3.0]]).to_sparse()).inverse_diagonal()
+        tensor([0.6000, 0.4000])
+        """
+        return self._find_inverse(max_solves).diagonal()
+
+    def _find_inverse(self, max_solves: int) -> Inverse:
+        if self._inverse is None or self._inverse.max_solves != max_solves:
+            structure, options = self._problem.structure, self._problem.options
+            if options.assume == "symmetric" and self._values.is_complex():
+                raise OptionError(
+                    "assume='symmetric', but log-determinants and inverses are computed for "
+                    "Hermitian positive definite matrices: factorize with assume='spd'"
+                )
+            self._inverse = inverse_of(structure, self._values, options.triangle, max_solves)
+        return self._inverse
 
 
 class PatternInverse:
@@ -45,24 +133,29 @@ class PatternInverse:
 
     _structure: Structure
 
-    def logdet(self, values: Tensor, *, triangle: Triangle | None = None) -> Tensor:
+    def logdet(
+        self, values: Tensor, *, triangle: Triangle | None = None, max_solves: int = MAX_SOLVES
+    ) -> Tensor:
         """The log-determinant of the positive definite matrix A(values).
 
         Costs one factorisation, and its first gradient a selected inverse, which takes about twice
-        as long. It is differentiable to any order; from the third derivative on, n solves are made.
+        as long. It is differentiable to any order; the third derivative takes 2 n solves.
 
         Parameters
         ----------
         values : Tensor
-            (nnz,), or (..., nnz) for a batch of matrices; float32, for which all is computed in
-            double precision, or float64.
+            (nnz,), or (..., nnz) for a batch of matrices; float32, float64, complex64 or
+            complex128. All is computed in double precision.
         triangle : {"lower", "upper"}, optional
             The triangle that is stored, if it is only one.
+        max_solves : int
+            The most solves that a derivative may take; an OptionError is raised where it would
+            take more.
 
         Returns
         -------
         Tensor
-            (...) the logarithms of the determinants.
+            (...) the logarithms of the determinants, which are real.
 
         Raises
         ------
@@ -70,12 +163,11 @@ class PatternInverse:
             If the matrix is not what it must be.
         EngineUnavailableError
             If Numba is not installed: ``pip install sparse-solver[gaussian]``.
-        EngineUnsupportedError
-            For complex values.
 
         Notes
         -----
-        The gradient of an entry is (A⁻ᵀ)_ij, twice that off the diagonal with `triangle`.
+        The gradient of an entry is (A⁻ᴴ)_ij, twice that off the diagonal with `triangle`. Hermitian
+        matrices are factored as real ones of twice the size.
 
         Examples
         --------
@@ -86,17 +178,19 @@ class PatternInverse:
         >>> values.grad  # the inverse
         tensor([ 0.6000, -0.2000, -0.2000,  0.4000])
         """
-        return inverse_of(self._structure, values, triangle).logdet()
+        return inverse_of(self._structure, values, triangle, max_solves).logdet()
 
-    def selected_inverse(self, values: Tensor, *, triangle: Triangle | None = None) -> Tensor:
+    def selected_inverse(
+        self, values: Tensor, *, triangle: Triangle | None = None, max_solves: int = MAX_SOLVES
+    ) -> Tensor:
         """The entries of A(values)⁻¹ at the places of A, for a positive definite matrix.
 
         Costs about three factorisations, and its gradient about four more. It is differentiable to
-        any order; from the second derivative on, n solves are made.
+        any order; the second derivative takes 2 n solves.
 
         Parameters
         ----------
-        values, triangle
+        values, triangle, max_solves
             As for `logdet`.
 
         Returns
@@ -121,4 +215,4 @@ class PatternInverse:
         >>> P.selected_inverse(torch.tensor([2.0, 1.0, 1.0, 3.0]))
         tensor([ 0.6000, -0.2000, -0.2000,  0.4000])
         """
-        return inverse_of(self._structure, values, triangle).selected_inverse()
+        return inverse_of(self._structure, values, triangle, max_solves).selected_inverse()

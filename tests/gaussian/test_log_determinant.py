@@ -70,6 +70,27 @@ def test_third_derivatives(triangular) -> None:
     torch.testing.assert_close(third(lambda v: P.logdet(v, triangle="lower")), expected)
 
 
+def test_third_derivatives_of_large_matrices_are_refused() -> None:
+    P, values = pattern_of(grid(*SHAPE))
+    values.requires_grad_()
+
+    def second(**options):
+        (first,) = torch.autograd.grad(P.logdet(values, **options), values, create_graph=True)
+        (gradient,) = torch.autograd.grad(first.square().sum(), values, create_graph=True)
+        return gradient.square().sum()
+
+    n = P.shape[0]
+    with pytest.raises(ss.OptionError, match=f"takes {2 * n} solves.*max_solves={2 * n - 1}"):
+        second(max_solves=2 * n - 1).backward()
+    values.grad = None
+    second(max_solves=2 * n).backward()
+    assert values.grad.abs().min() > 0
+    F = P.factorize(values, assume="spd")
+    (first,) = torch.autograd.grad(F.inverse_diagonal(max_solves=0).sum(), values)
+    (second,) = torch.autograd.grad(F.inverse_diagonal().sum(), values)
+    assert torch.equal(first, second)
+
+
 def test_derivatives_with_both_triangles_stored() -> None:
     P, values = pattern_of(grid(*SHAPE))
     T, keep = half(P, "lower")
@@ -240,8 +261,9 @@ def test_wrong_arguments() -> None:
     P, values = pattern_of(grid(*SHAPE))
     with pytest.raises(ss.ShapeError):
         P.logdet(values[1:])
-    with pytest.raises(ss.EngineUnsupportedError, match="complex"):
-        P.logdet(values.to(torch.complex128))
+    for number in (-1, 2.5, True, None):
+        with pytest.raises(ss.OptionError, match="max_solves"):
+            P.logdet(values, max_solves=number)
     with pytest.raises(ss.DtypeError):
         P.logdet(values.long())
     with pytest.raises(ss.TriangleError):
