@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..free_memory import check_memory
 from ..protocol import is_doubtful, not_positive_definite
 from .blas import blas_table
 from .elimination import factor
@@ -40,6 +41,7 @@ class SupernodalFactor:
     """
 
     def __init__(self, symbolic: Symbolic, entries: Array):
+        check_memory("supernodal", symbolic.panel_size + symbolic.update_size, torch.float64)
         self.symbolic, tree = symbolic, symbolic.tree
         self._panels = np.empty(symbolic.panel_size)
         failures = np.zeros(len(tree.tasks), dtype=np.int64)

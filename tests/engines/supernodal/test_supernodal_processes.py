@@ -9,15 +9,25 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from ctypes import CFUNCTYPE, POINTER, c_double, c_int32, c_int64, c_void_p, cast
 
 import numpy as np
 import pytest
 import torch
 from gaussian.gaussian_cases import grid, pattern_of
+from numba import njit
 
-from sparse_solver._engines.supernodal import blas, elimination, threads
-from sparse_solver._engines.supernodal.factor import SupernodalFactor, analyze
-from sparse_solver._engines.supernodal.primitives import STOP
+import sparse_solver as ss
+from sparse_solver._engines.supernodal import (
+    analysis_kernels,
+    blas,
+    elimination,
+    inversion,
+    library,
+    perturbation,
+    threads,
+)
+from sparse_solver._engines.supernodal.primitives import STOP, call
 
 
 @pytest.fixture(scope="module")
@@ -150,42 +160,67 @@ def test_openblas_has_one_thread_while_a_kernel_runs() -> None:
         set_to(before)
 
 
-def test_integers_of_64_bits_reach_the_library(problem) -> None:
-    """A library with wide integers reads eight bytes where these tests' library reads four."""
-    P, values = problem
-    structure = P._structure
-    symbolic = analyze(structure, None)
-    entries = symbolic.arrangement.gather(structure.canonical(values), False).numpy()
-    wide = (np.int64(0), *blas.blas_table()[1:])
-    panels, memory = np.empty(symbolic.panel_size), np.empty(symbolic.update_size)
-    failures = np.zeros(len(symbolic.tree.tasks), dtype=np.int64)
-    given = symbolic.tree, panels, memory, entries, wide, failures
-    threads.run_together(elimination.factor, given, False)
-    expected = SupernodalFactor(symbolic, entries)
-    np.testing.assert_array_equal(panels[symbolic.pivots_at], expected._panels[symbolic.pivots_at])
+@njit
+def _call(routine, width):
+    call(routine, width, (np.int32(-5), 2.5))
+
+
+@pytest.mark.parametrize(("width", "kind"), [(np.int32(0), c_int32), (np.int64(0), c_int64)])
+def test_integers_have_the_width_that_the_library_reads(width, kind) -> None:
+    read = []
+
+    @CFUNCTYPE(None, POINTER(kind), POINTER(c_double))
+    def routine(number, other) -> None:
+        read.extend((number[0], other[0]))
+
+    _call(cast(routine, c_void_p).value, width)
+    assert read == [-5, 2.5]
 
 
 def test_the_first_use_says_what_is_compiled_and_later_ones_do_not(
     run_python: Callable[..., str], tmp_path
 ) -> None:
     script = """
-import io, sys, torch, sparse_solver as ss
-sys.stderr = io.StringIO()
-P = ss.Pattern(torch.arange(3), torch.arange(3), (3, 3))
-P.logdet(torch.ones(3)); P.logdet(torch.ones(3))
-print(sys.stderr.getvalue().count("Numba compiles"))
+import io, sys
+import numpy as np
+from sparse_solver._engines.supernodal.analysis_kernels import find_tree
+from sparse_solver._engines.supernodal.compilation import compile_entry, digest
+sys.stderr, later = io.StringIO(), compile_entry(find_tree.py_func)
+for kernel in (find_tree, later): kernel(np.zeros(2, dtype=int), np.zeros(0, dtype=int), digest())
+print(sys.stderr.getvalue().count("Numba compiles"), len(later.stats.cache_hits))
 """
-    folder = tmp_path / "compiled"
-    assert run_python(script, NUMBA_CACHE_DIR=str(folder)).split() == ["1"]
-    assert run_python(script, NUMBA_CACHE_DIR=str(folder)).split() == ["0"]
+    assert run_python(script, NUMBA_CACHE_DIR=str(tmp_path / "compiled")).split() == ["1", "1"]
 
 
-def test_without_numba_the_error_says_what_to_install(run_python: Callable[..., str]) -> None:
-    script = """
-import sys; sys.modules["numba"] = None
-import torch, sparse_solver as ss
-P = ss.Pattern(torch.arange(3), torch.arange(3), (3, 3))
-try: P.logdet(torch.ones(3))
-except ss.EngineUnavailableError as error: print(error.hint)
-"""
-    assert "sparse-solver[gaussian]" in run_python(script)
+def _use_all_kernels() -> None:
+    P, values = pattern_of(grid(3, 3))
+    values.requires_grad_()
+    (inverse,) = torch.autograd.grad(P.logdet(values), values, create_graph=True)
+    inverse.sum().backward()
+
+
+def test_every_kernel_can_be_kept() -> None:
+    """Loading from the cache gives None where a function could not be kept."""
+    _use_all_kernels()
+    kernels = [value for module in (analysis_kernels, elimination, inversion, perturbation)
+               for value in vars(module).values() if hasattr(value, "signatures")]  # fmt: skip
+    kept = {id(kernel): kernel for kernel in kernels if kernel.targetoptions.get("nogil")}
+    entries = [kernel for kernel in kept.values() if kernel._cache.cache_path is not None]
+    assert len(entries) == 11
+    for kernel in entries:
+        assert kernel.signatures
+        for signature in kernel.signatures:
+            assert kernel._cache.load_overload(signature, kernel.targetctx) is not None
+
+
+def test_without_numba_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = library.__package__
+    for name in [name for name in sys.modules if name.startswith(package + ".")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(sys.modules[package], "factor")
+    monkeypatch.setitem(sys.modules, "numba", None)
+    P = ss.Pattern(torch.arange(3), torch.arange(3), (3, 3))
+    with pytest.raises(ss.EngineUnavailableError) as caught:
+        P.logdet(torch.ones(3))
+    assert caught.value.hint == "pip install sparse-solver[gaussian]"
+    assert "numba" in str(caught.value)
