@@ -333,6 +333,23 @@ class IterativeFactor(Protocol):
 
 
 @runtime_checkable
+class SolvesHalf(Protocol):
+    """A factor that may apply one half of the inverse of a positive definite matrix.
+
+    With P A Pᵀ = L Lᴴ that is B = Pᵀ L⁻ᴴ P, so that B Bᴴ = A⁻¹. Blocks on the diagonal of A have
+    their own blocks in B.
+
+    has_halves : whether this factor can, which may depend on the kind of the matrix
+    """
+
+    @property
+    def has_halves(self) -> bool: ...
+
+    def substitute_half(self, rhs: Tensor, adjoint: bool) -> Tensor:
+        """Apply B or Bᴴ to the rows of the contiguous (k, n) `rhs`, k ≥ 1, in a new tensor."""
+
+
+@runtime_checkable
 class OrdersRows(Protocol):
     """An engine that tells the order in which it eliminates rows.
 

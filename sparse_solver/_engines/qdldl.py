@@ -38,12 +38,16 @@ class _Library:
         library = ctypes.CDLL(qdldl.__file__)
         self.etree, self.factor = library.QDLDL_etree, library.QDLDL_factor
         self.solve = library.QDLDL_solve
+        self.forward, self.backward = library.QDLDL_Lsolve, library.QDLDL_Ltsolve
         # n; Ap, Ai, work, Lnz, etree
         self.etree.argtypes, self.etree.restype = (c_int64, *[c_void_p] * 5), c_int64
         # n; Ap, Ai, Ax, Lp, Li, Lx, D, Dinv, Lnz, etree; work arrays of bytes, integers, doubles
         self.factor.argtypes, self.factor.restype = (c_int64, *[c_void_p] * 13), c_int64
         # n; Lp, Li, Lx, Dinv, x
         self.solve.argtypes, self.solve.restype = (c_int64, *[c_void_p] * 5), None
+        # n; Lp, Li, Lx, x
+        for half in (self.forward, self.backward):
+            half.argtypes, half.restype = (c_int64, *[c_void_p] * 4), None
         self._make_solver = qdldl.Solver
 
     def order(self, arrangement: Arrangement, n: int) -> Tensor:
@@ -136,6 +140,7 @@ class QdldlSymbolic:
 class QdldlFactor:
     perturbed_pivots: int | None = 0
     negative_eigenvalues: int | None = 0
+    has_halves = True
 
     def __init__(self, symbolic: QdldlSymbolic, reordered: Tensor, diagonal: Tensor):
         self._symbolic, self._reordered, self._dtype = symbolic, reordered, reordered.dtype
@@ -197,6 +202,21 @@ class QdldlFactor:
         for at in range(first, first + 8 * x.numel(), 8 * n):
             solve(*self._solve_arguments, at)
         return permute_columns(x, step).to(self._dtype)
+
+    def substitute_half(self, rhs: Tensor, adjoint: bool) -> Tensor:
+        (order, step), library, n = self._symbolic.gathers, self._symbolic.library, self._symbolic.n
+        x = permute_columns(rhs, order).to(torch.float64)
+        below = self._symbolic.nnz - n
+        roots = self._numbers[below : below + n].rsqrt()  # of the pivots, inverted
+        x = x if adjoint else x * roots
+        substitute, L = (
+            (library.forward if adjoint else library.backward),
+            self._solve_arguments[:4],
+        )
+        first = x.data_ptr()
+        for at in range(first, first + 8 * x.numel(), 8 * n):
+            substitute(*L, at)
+        return permute_columns(x * roots if adjoint else x, step).to(self._dtype)
 
 
 class Qdldl:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._engines.protocol import SolvesHalf
 from .._engines.registry import solves_on, why_missing
 from .._sparse.block_diagonal import (
     count_matrices,
@@ -156,6 +157,29 @@ class Factors:
         else:
             x = self._apply_to_batch(reduced, transpose, strict)
         return x if submatrix is None else torch.zeros_like(rhs).index_copy_(-1, submatrix.rows, x)
+
+    def apply_half(self, values: Tensor, rhs: Tensor, adjoint: bool) -> Tensor | None:
+        """Apply B or Bᴴ, with B Bᴴ = A⁻¹; None where the factors have no such halves."""
+        if self._on_host is not None:
+            x = self._on_host.apply_half(values.detach().cpu(), rhs.detach().cpu(), adjoint)
+            return None if x is None else x.to(rhs.device)
+        self._raise_pending()
+        self.prepare(values)
+        assert self._parts is not None
+        structure, rhs = self.problem.structure, materialize(rhs).contiguous()
+        has_blocks = self._has_blocks(values)
+        each = unjoin_batch(rhs, count_matrices(structure)) if has_blocks else rhs
+        each = each.unsqueeze(0) if each.dim() == 2 else each
+        x = torch.empty_like(each)
+        if x.numel() == 0:
+            return torch.empty_like(rhs)
+        for part, batch in self._parts:
+            factor = part.factor
+            if not (isinstance(factor, SolvesHalf) and factor.has_halves):
+                return None
+            joined = factor.substitute_half(join_batch(each[batch]), adjoint)
+            x[batch] = unjoin_batch(joined, batch.stop - batch.start)
+        return join_batch(x) if has_blocks else x.view(rhs.shape)
 
     def _apply_to_batch(self, rhs: Tensor, transpose: bool, strict: bool) -> Tensor:
         """Apply the inverse of each matrix of a batch to the rows of its part of `rhs`."""

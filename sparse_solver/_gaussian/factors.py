@@ -14,7 +14,7 @@ from .._factor.factors import Factors
 from .._factor.options import Options, Triangle
 from .._factor.problem import Problem
 from .._factor.symmetry import check_triangle, choose_kinds
-from .._sparse.block_diagonal import split_batch
+from .._sparse.block_diagonal import join_batch, split_batch, unjoin_batch
 from .._sparse.kernels import Places
 from .._sparse.matrix import Matrix
 from .._sparse.structure import Structure
@@ -179,6 +179,16 @@ class InverseFactors:
                 change = torch.from_numpy(factor.perturb_inverse(direction))
                 flat[batch, k] = change.view(-1, self.entries.count)
         return changes
+
+    def apply_half(self, values: Tensor, rhs: Tensor, adjoint: bool) -> Tensor:
+        """B or Bᵀ, with B Bᵀ = A⁻¹, applied to the rows (k, n), or (B, k, n), of `rhs`."""
+        each = to_double(materialize(rhs)).view(-1, *rhs.shape[-2:])
+        x = torch.empty_like(each)
+        for factor, batch in self.prepare(values):
+            apply = factor.solve_factor_transposed if adjoint else factor.solve_factor
+            joined = torch.from_numpy(apply(join_batch(each[batch]).numpy()))
+            x[batch] = unjoin_batch(joined, batch.stop - batch.start)
+        return x.view(rhs.shape)
 
     def _factor(self, matrices: Tensor) -> list[_Part]:
         """Factor all matrices, several of them together."""

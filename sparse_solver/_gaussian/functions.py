@@ -183,9 +183,9 @@ def _differentiate_by_solves(
 def _check_solves(count: int, most: int) -> None:
     if count > most:
         raise OptionError(
-            f"this derivative takes {count} solves, two for each row, and max_solves={most}: pass "
-            f"a larger max_solves=, or take at most two derivatives of a log-determinant and one "
-            f"of a selected inverse"
+            f"this derivative takes {count} solves, two for each row of the matrix that is "
+            f"factored, and max_solves={most}: pass a larger max_solves=, or take at most two "
+            f"derivatives of a log-determinant and one of a selected inverse"
         )
 
 

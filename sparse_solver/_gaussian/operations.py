@@ -14,7 +14,7 @@ from .._sparse.structure import Structure
 from .._sparse.values import CPU
 from .._torch.dynamo import disable_dynamo
 from .._torch.modes import is_traced
-from ..errors import OptionError, TransformError
+from ..errors import EngineUnsupportedError, OptionError, TransformError
 from .entries import complete, find_diagonal, join_blocks
 from .factors import InverseFactors, Matrices
 from .functions import LogDeterminant, SelectedInverse
@@ -75,6 +75,17 @@ class SymmetricInverse:
         diagonals = inverses.index_select(-1, at.to(inverses.device))
         return diagonals.reshape(self._shape[:-1])
 
+    def apply_half(self, values: Tensor, rhs: Tensor, adjoint: bool) -> Tensor:
+        """Apply B or Bᵀ, with B Bᵀ = A⁻¹, to the rows of `rhs`; all tensors are plain."""
+        if values.is_complex():
+            raise EngineUnsupportedError(
+                f"the engine that factored this matrix of dtype {values.dtype} cannot apply a half "
+                f"of its inverse: factorize with assume='spd' and another engine",
+                engine=None,
+            )
+        x = self._factors.apply_half(self._complete(values.cpu()), rhs.cpu(), adjoint)
+        return x.to(rhs.device, rhs.dtype)
+
     def _matrices(self) -> Tensor:
         """(nnz,) or (B, nnz), the values on the CPU of real matrices with symmetric structures."""
         if is_traced():
@@ -82,12 +93,17 @@ class SymmetricInverse:
                 "torch.jit.trace and make_fx would record the result as a constant; use "
                 "torch.compile"
             )
-        values, given = self._values.to(CPU), self._values.shape
+        values = self._values.to(CPU)
         if values.dim() > 2:
-            values = values.reshape(given[:-1].numel(), given[-1])
-        if missing := self._structure.nnz - given[-1]:
-            values = torch.cat((values, values.new_zeros((*values.shape[:-1], missing))), -1)
+            values = values.reshape(values.shape[:-1].numel(), values.shape[-1])
+        values = self._complete(values)
         return to_real(values) if values.is_complex() else values
+
+    def _complete(self, values: Tensor) -> Tensor:
+        """The values with zeros for entries whose opposites are not stored."""
+        if missing := self._structure.nnz - values.shape[-1]:
+            values = torch.cat((values, values.new_zeros((*values.shape[:-1], missing))), -1)
+        return values
 
 
 def check_max_solves(max_solves: int) -> int:

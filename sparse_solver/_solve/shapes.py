@@ -11,6 +11,7 @@ from .._factor.factors import Factors
 from .._factor.problem import Problem
 from .._sparse.block_diagonal import join_batch, unjoin_batch
 from .._sparse.index_checks import describe_type
+from .._sparse.structure import Structure
 from .._sparse.values import DTYPES
 from ..errors import DeviceError, DtypeError, LayoutError, OptionError, ShapeError
 from .autograd import solve_eagerly
@@ -87,15 +88,12 @@ def solve_values(
         b, transpose = b.conj(), True
 
     n, batch, unfold = structure.shape[0], values.shape[:-1], None
-    if structure.batch_shape is not None:
-        rhs, unfold = _fold_blocks(b, structure.batch_shape)
-    elif not batch and 1 <= b.dim() <= 2:  # the common case, which small systems feel
+    if structure.batch_shape is not None or batch or not 1 <= b.dim() <= 2:
+        values, rhs, unfold = fold_rhs(structure, values, b)
+    else:  # the common case, which small systems feel
         if b.shape[0] != n:
             raise _mismatch(b, batch, n)
         rhs = b.unsqueeze(0) if b.dim() == 1 else b.mT
-    else:
-        lead, rhs, unfold = _fold_batch(b, batch, n)
-        values = values.reshape(*lead, values.shape[-1])
     if is_compiled:
         x = solve_compiled(values, rhs, problem, transpose)
     else:
@@ -105,6 +103,16 @@ def solve_values(
     else:
         x = x.squeeze(0) if b.dim() == 1 else x.mT
     return x.conj() if adjoint else x
+
+
+def fold_rhs(
+    structure: Structure, values: Tensor, b: Tensor
+) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """Values with at most one batch dimension, rows of right-hand sides, and the way back."""
+    if structure.batch_shape is not None:
+        return values, *_fold_blocks(b, structure.batch_shape)
+    lead, rhs, unfold = _fold_batch(b, values.shape[:-1], structure.shape[0])
+    return values.reshape(*lead, values.shape[-1]), rhs, unfold
 
 
 def _fold_blocks(

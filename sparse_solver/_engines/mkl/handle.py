@@ -38,7 +38,7 @@ _IDLE_BYTES = 256 * 2**20
 
 recently_used = RecentlyUsed(4)  # the handles that may keep idle memory
 
-FORWARD, _RELEASE_FACTOR = 331, 0  # phases
+FORWARD, BACKWARD, _RELEASE_FACTOR = 331, 333, 0  # phases
 
 _forked = False
 

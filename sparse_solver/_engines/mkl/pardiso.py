@@ -48,7 +48,7 @@ from ..protocol import (
     not_positive_definite,
     pivot_growth_in_doubt,
 )
-from .handle import FORWARD, Handle, Settings, find_order, most_threads, recently_used
+from .handle import BACKWARD, FORWARD, Handle, Settings, find_order, most_threads, recently_used
 from .library import Library
 from .library import library as mkl_library
 from .parameters import ZERO_PIVOT, engine_error, matrix_type, parameters
@@ -304,13 +304,27 @@ class PardisoFactor:
             diagonal = self.values.index_select(0, self.arrangement.at_diagonal)
         return self._symbolic.probes() * diagonal.real.sqrt()
 
+    @property
+    def has_halves(self) -> bool:
+        # The phases of LDLᵀ and LU do not compose to a solve.
+        return self._symbolic.kind == "spd"
+
     def substitute(self, rhs: Tensor, transpose: bool) -> Tensor:
-        if self._place[0].is_lost:  # a forked child cannot use the factor of its parent
+        handle, slot = self._find_place()
+        return handle.substitute(slot, self.values, rhs, transpose)
+
+    def substitute_half(self, rhs: Tensor, adjoint: bool) -> Tensor:
+        handle, slot = self._find_place()
+        phase = FORWARD if adjoint else BACKWARD
+        return handle.substitute(slot, self.values, rhs, False, phase)
+
+    def _find_place(self) -> tuple[Handle, int]:
+        """Where the factor is; a forked child cannot use the factor of its parent."""
+        if self._place[0].is_lost:
             with self._lock:
                 if self._place[0].is_lost:
                     self.compute()
-        handle, slot = self._place
-        return handle.substitute(slot, self.values, rhs, transpose)
+        return self._place
 
 
 class Pardiso:

@@ -92,29 +92,24 @@ class SupernodalFactor:
         return self._substitute(rhs, True, True)
 
     def solve_factor(self, rhs: Array) -> Array:
-        """B b for the rows b, where B = Pᵀ L⁻ᵀ, hence B Bᵀ = A⁻¹."""
+        """B b for the rows b, where B = Pᵀ L⁻ᵀ P, hence B Bᵀ = A⁻¹."""
         return self._substitute(rhs, False, True)
 
     def solve_factor_transposed(self, rhs: Array) -> Array:
-        """Bᵀ b = L⁻¹ P b for the rows b."""
+        """Bᵀ b = Pᵀ L⁻¹ P b for the rows b."""
         return self._substitute(rhs, True, False)
 
     def _substitute(self, rhs: Array, forward: bool, backward: bool) -> Array:
-        """Substitute; between both steps numbers are in the order of the elimination."""
+        """Substitute in the order of the elimination."""
         count, n = rhs.shape
         order, panels = self.symbolic.order, self._panels
         parts = np.append(np.arange(0, count, _COLUMNS), count)
         x = np.empty(count * n)
         for low, high in pairwise(parts):
-            columns = rhs[low:high, order] if forward else rhs[low:high]
-            x[n * low : n * high] = columns.T.ravel()
+            x[n * low : n * high] = rhs[low:high, order].T.ravel()
         given = self.symbolic.tree, panels, x, parts, forward, backward, blas_table()
         run_together(substitute, given, count > _COLUMNS)
         solution = np.empty_like(rhs)
         for low, high in pairwise(parts):
-            columns = x[n * low : n * high].reshape(n, high - low).T
-            if backward:
-                solution[low:high, order] = columns
-            else:
-                solution[low:high] = columns
+            solution[low:high, order] = x[n * low : n * high].reshape(n, high - low).T
         return solution

@@ -131,3 +131,19 @@ def test_it_is_taken_where_there_is_little_fill(sides: tuple[int, ...], expected
     ones = torch.ones(n, dtype=torch.float64)  # whose Laplacian is zero
     torch.testing.assert_close(F.solve(ones), ones)
     assert F.info.analysis_seconds > 0
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("improved", [False, True])
+def test_halves_make_a_whole(threads: int, improved: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pardiso, "_MANY_ROWS", 1 if improved else 2**40)
+    torch.set_num_threads(threads)
+    edges, n = grid(40)
+    P = ss.Pattern(*laplacian_places(edges, n), (n, n))
+    weights = torch.rand(edges.shape[1], dtype=torch.float64, generator=generator(0))
+    F = P.factorize(laplacian_values(weights, n), assume="spd", engine="pardiso")
+    assert is_improved(F) == (improved and threads > 1)
+    b = torch.randn(n, 3, dtype=torch.float64, generator=generator(1))
+    white = F.solve_factor(b, adjoint=True)
+    torch.testing.assert_close(F.solve_factor(white), F.solve(b))
+    torch.testing.assert_close(white.square().sum(), (b * F.solve(b)).sum())
