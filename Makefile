@@ -42,7 +42,7 @@ tests: .venv/test-installed
 # contract of each engine is tested above.
 without-pardiso: .venv/test-installed
 	SPARSE_SOLVER_MKL=/nowhere $(PYTEST) tests/engines tests/factor tests/solve tests/quadratic \
-		tests/optimize/test_find_root.py tests/test_documents.py sparse_solver
+		tests/gaussian tests/optimize/test_find_root.py tests/test_documents.py sparse_solver
 
 clusters: clusters-1 clusters-2 clusters-4
 
