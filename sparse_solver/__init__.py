@@ -15,8 +15,9 @@ from ._optimize.find_root import find_root
 from ._optimize.minimize import minimize
 from ._optimize.report import Iteration, Report
 from ._quadratic.program import Multipliers, QuadraticProgram, minimize_quadratic
-from ._solve.factorization import Factorization, Info
+from ._solve.factorization import Factorization
 from ._solve.functional import SparseSolver, clear_cache, engines, factorize, solve
+from ._solve.info import Info
 from ._solve.pattern import Pattern
 from .errors import *  # noqa: F403 - the errors, which errors.__all__ lists
 from .errors import __all__ as _error_names

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from .._factor.checked_factor import CheckedFactor, EmptyFactor
-from .._solve.factorization import Info, collect_info
+from .._solve.info import Info, collect_info
 from .._solve.shapes import check_flags, check_rhs
 from .._sparse.values import CPU, check_finite
 from .._torch.dynamo import disable_dynamo
