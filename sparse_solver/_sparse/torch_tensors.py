@@ -26,6 +26,7 @@ from .index_checks import (
     describe_type,
 )
 from .structure import Structure, find_places, row_pointers
+from .torch_constructors import repair_constructors
 
 _KINDS = {torch.sparse_coo: "coo", torch.sparse_csr: "csr", torch.sparse_csc: "csc"}
 LAYOUTS = tuple(_KINDS)
@@ -131,6 +132,8 @@ def split_tensor(
         summed = structure
         skeleton, order = canonical_skeleton(structure, skeleton.layout, skeleton.size)
         structure = structure_in(skeleton, different_patterns)
+    if A.requires_grad:
+        repair_constructors(A, _sample_at)
     # Also without the Function under torch.vmap, for which it has no rule.
     split = _Split.apply if A.requires_grad else _Split.forward
     values: Tensor = split(A, skeleton, summed, order)
@@ -223,6 +226,11 @@ def structure_in(skeleton: Skeleton, different_patterns: bool = False) -> Struct
         f"the batch of shape {size} {what}; expected one matrix, or a CSR or CSC batch of matrices "
         f"that share one pattern: pass one matrix at a time (solve and factorize take all batches)"
     )
+
+
+def _sample_at(A_bar: Tensor, A: Tensor) -> Tensor:
+    """The values of a gradient at the stored places of A."""
+    return _sample(A_bar, skeleton_of(A))
 
 
 def _sample(A_bar: Tensor, skeleton: Skeleton) -> Tensor:
