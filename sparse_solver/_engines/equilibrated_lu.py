@@ -6,6 +6,9 @@ kinds and dtypes.
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -14,6 +17,7 @@ from .._sparse.matvec import Products, ScipyIndices
 from .._sparse.structure import Structure
 from .._sparse.triangle import Arrangement
 from .._sparse.values import CPU, powers_of_two, row_moduli, scaling_power, to_double
+from .pivots import Pivots
 from .protocol import Kind, is_hermitian
 from .superlu import SuperluFactor, SuperluSymbolic
 from .superlu_memory import Decomposition
@@ -63,6 +67,11 @@ class EquilibratedFactor(SuperluFactor):
         super().__init__(decomposition, arrangement, values, spd=False)
         self._unit = _exponents(unit)
         self._scales = _exponents(scales[0]), _exponents(scales[1])
+
+    def pivots(self) -> Pivots:
+        scaled, (of_rows, of_cols) = super().pivots(), self._scales
+        exponents = of_rows.numpy()[scaled.rows] + of_cols.numpy()[scaled.cols] + int(self._unit)
+        return replace(scaled, logarithms=scaled.logarithms - exponents * math.log(2))
 
     def substitute(self, rhs: Tensor, transpose: bool) -> Tensor:
         before, after = reversed(self._scales) if transpose else self._scales

@@ -10,6 +10,7 @@ Source: E. Anderson et al., "LAPACK Users' Guide", 3rd ed., SIAM 1999: ?getrf, ?
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -22,6 +23,7 @@ from .._sparse.structure import Structure
 from .._sparse.triangle import Arrangement, arrangement_of
 from .._sparse.values import DTYPES, to_double
 from ..errors import EngineUnsupportedError, SingularMatrixError
+from .pivots import Pivots, read_pivots
 from .protocol import Availability, Kind, is_doubtful, is_hermitian, not_positive_definite
 from .superlu import scipy_availability
 
@@ -114,6 +116,16 @@ class LapackFactor:
     @property
     def memory_bytes(self) -> int | None:
         return int(self._factor.nbytes + self.dense.nbytes)
+
+    def pivots(self) -> Pivots:
+        diagonal, at = self._factor.diagonal(), np.arange(self._symbolic.n)
+        if self._is_spd:  # L Lᴴ, whose pivots are the squares, which may overflow
+            roots = read_pivots(diagonal.real, at, at)
+            return replace(roots, logarithms=2 * roots.logarithms)
+        rows = at.copy()
+        for step, row in enumerate(self._exchanges.tolist()):
+            rows[step], rows[row] = rows[row], rows[step]
+        return read_pivots(diagonal, rows, at)
 
     def substitute(self, rhs: Tensor, transpose: bool) -> Tensor:
         x = self._substitute(to_double(rhs).numpy().T, transpose)

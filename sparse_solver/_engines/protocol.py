@@ -21,6 +21,7 @@ from .._sparse.matrix import Matrix
 from .._sparse.structure import Structure
 from .._sparse.triangle import Arrangement
 from ..errors import NotPositiveDefiniteError
+from .pivots import Pivots
 
 # What a matrix is taken for. "spd": symmetric (complex: Hermitian) positive definite; "symmetric":
 # A = Aᵀ, also for complex values; "hermitian" occurs for complex values only.
@@ -347,6 +348,14 @@ class SolvesHalf(Protocol):
 
     def substitute_half(self, rhs: Tensor, adjoint: bool) -> Tensor:
         """Apply B or Bᴴ to the rows of the contiguous (k, n) `rhs`, k ≥ 1, in a new tensor."""
+
+
+@runtime_checkable
+class TellsPivots(Protocol):
+    """A factor of the matrix itself, without perturbations, that tells its pivots."""
+
+    def pivots(self) -> Pivots:
+        """The pivots, and where they stand in the matrix; scalings are undone."""
 
 
 @runtime_checkable

@@ -26,6 +26,7 @@ from .._sparse.triangle import Arrangement, arrangement_of
 from .._sparse.values import new_numbers, permute_columns
 from .._torch.modes import outside_transforms
 from .free_memory import check_memory
+from .pivots import Pivots, read_pivots
 from .protocol import Availability, Kind, is_doubtful, not_positive_definite
 
 
@@ -186,13 +187,23 @@ class QdldlFactor:
             *(*symbolic.pattern, reordered.data_ptr(), *L, at_pivots, at_pivots + 8 * n),
             *(*symbolic.tree, at_integers + 24 * n, at_integers, at_pivots + 16 * n),
         )
-        pivots: Tensor = self._numbers[below : below + n]
+        pivots = self._pivots()
         if positive != n:  # -1 if it stopped at a pivot of zero
             bad = ~(pivots > 0) if positive >= 0 else pivots == 0
             row = int(symbolic.order[int(torch.nonzero(bad)[0])])
             raise not_positive_definite("qdldl", "LDLᵀ", row)
         self._solve_arguments = (n, *L, at_pivots + 8 * n)
         return pivots
+
+    def pivots(self) -> Pivots:
+        order = self._symbolic.order.numpy()
+        return read_pivots(self._pivots().numpy(), order, order)
+
+    def _pivots(self) -> Tensor:
+        """(n,) the diagonal of D."""
+        below = self._symbolic.nnz - self._symbolic.n
+        found: Tensor = self._numbers[below : below + self._symbolic.n]
+        return found
 
     def substitute(self, rhs: Tensor, transpose: bool) -> Tensor:
         order, step = self._symbolic.gathers
@@ -206,8 +217,7 @@ class QdldlFactor:
     def substitute_half(self, rhs: Tensor, adjoint: bool) -> Tensor:
         (order, step), library, n = self._symbolic.gathers, self._symbolic.library, self._symbolic.n
         x = permute_columns(rhs, order).to(torch.float64)
-        below = self._symbolic.nnz - n
-        roots = self._numbers[below : below + n].rsqrt()  # of the pivots, inverted
+        roots = self._pivots().rsqrt()  # of the pivots, inverted
         x = x if adjoint else x * roots
         substitute, L = (
             (library.forward if adjoint else library.backward),

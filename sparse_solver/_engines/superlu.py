@@ -26,6 +26,7 @@ from ..errors import (
     NotPositiveDefiniteError,
     SingularMatrixError,
 )
+from .pivots import Pivots, read_pivots
 from .protocol import Availability, Kind, is_doubtful, is_hermitian, not_positive_definite
 from .superlu_memory import Decomposition
 
@@ -111,6 +112,11 @@ class SuperluFactor:
             raise not_positive_definite("superlu", _SPD_METHOD, row)
         diagonal = self.values[arrangement.rows == arrangement.col].numpy().real
         return float((pivots / diagonal[row_of_pivot]).min())
+
+    def pivots(self) -> Pivots:
+        perm_r, perm_c = self.decomposition.permutations()
+        # The rows of the decomposed matrix are the columns of A.
+        return read_pivots(self.decomposition.pivots(), np.argsort(perm_c), np.argsort(perm_r))
 
     def substitute(self, rhs: Tensor, transpose: bool) -> Tensor:
         return self.decomposition.substitute(rhs, transpose)

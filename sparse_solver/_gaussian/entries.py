@@ -90,6 +90,21 @@ def _join_blocks(structure: Structure) -> Structure:
     return Structure(structure.rows.clone(), structure.cols.clone(), structure.shape)
 
 
+def spread_blocks(structure: Structure, of_blocks: Tensor) -> Tensor:
+    """(..., nnz) or (..., 1) at the entries of each diagonal block, its number in (..., blocks)."""
+    if of_blocks.shape[-1] == 1:
+        return of_blocks
+    return of_blocks.index_select(-1, blocks_of_entries(structure, of_blocks.shape[-1]))
+
+
+def sum_blocks(structure: Structure, stored: Tensor, blocks: int) -> Tensor:
+    """(..., blocks) the sums of the numbers (..., nnz) at the entries of each diagonal block."""
+    if blocks == 1:
+        return stored.sum(-1, keepdim=True)
+    number = blocks_of_entries(structure, blocks)
+    return stored.new_zeros((*stored.shape[:-1], blocks)).index_add(-1, number, stored)
+
+
 def blocks_of_entries(structure: Structure, count: int) -> Tensor:
     """(nnz,) the diagonal block, of `count` blocks of one size, that each stored entry is in."""
     return structure.remember(_find_blocks, count)

@@ -28,7 +28,7 @@ from ..errors import (
     SingularMatrixError,
     TriangleError,
 )
-from .entries import Entries, blocks_of_entries, entries_of
+from .entries import Entries, entries_of, spread_blocks, sum_blocks
 from .real_form import to_complex
 
 # What is wrong with values.
@@ -145,16 +145,11 @@ class InverseFactors:
 
     def spread(self, of_blocks: Tensor) -> Tensor:
         """(..., nnz) or (..., 1) at the entries of each block, the number (..., blocks) of it."""
-        if self.blocks == 1:
-            return of_blocks
-        return of_blocks.index_select(-1, blocks_of_entries(self._structure, self.blocks))
+        return spread_blocks(self._structure, of_blocks)
 
     def sum_blocks(self, stored: Tensor) -> Tensor:
         """(..., blocks) the sums of the numbers (..., nnz) at the entries of each block."""
-        if self.blocks == 1:
-            return stored.sum(-1, keepdim=True)
-        number = blocks_of_entries(self._structure, self.blocks)
-        return stored.new_zeros((*stored.shape[:-1], self.blocks)).index_add(-1, number, stored)
+        return sum_blocks(self._structure, stored, self.blocks)
 
     def invert(self, values: Tensor) -> Tensor:
         """(..., count) the upper entries of the inverses."""

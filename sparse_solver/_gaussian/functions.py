@@ -25,8 +25,8 @@ from ..errors import OptionError
 from .entries import weigh
 from .factors import InverseFactors
 
-# Columns of the inverse that third derivatives compute at once.
-_COLUMNS = 64
+# Columns of the inverse that derivatives compute at once.
+COLUMNS = 64
 
 
 class LogDeterminant(Function):
@@ -56,7 +56,7 @@ class LogDeterminant(Function):
     def vmap(
         info: Any, in_dims: Any, values: Tensor, factors: InverseFactors
     ) -> tuple[Tensor, int]:
-        folded = _fold(values, in_dims[0])
+        folded = fold_values(values, in_dims[0])
         result = LogDeterminant.apply(folded, factors.batched())
         return result.view(*values.movedim(in_dims[0], 0).shape[:-1], factors.blocks), 0
 
@@ -98,7 +98,7 @@ class SelectedInverse(Function):
     def vmap(
         info: Any, in_dims: Any, values: Tensor, factors: InverseFactors
     ) -> tuple[Tensor, int]:
-        result = SelectedInverse.apply(_fold(values, in_dims[0]), factors.batched())
+        result = SelectedInverse.apply(fold_values(values, in_dims[0]), factors.batched())
         return result.view(values.movedim(in_dims[0], 0).shape), 0
 
 
@@ -144,14 +144,14 @@ class PerturbedInverse(Function):
             upper.expand(size, *upper.shape) if upper_dim is None else upper.movedim(upper_dim, 0)
         )
         rest = upper.shape[values.dim() - 1 :]  # without the batch dimensions of the values
-        folded = _fold(values, values_dim)
+        folded = fold_values(values, values_dim)
         result = PerturbedInverse.apply(
             folded, upper.reshape(len(folded), *rest), factors.batched()
         )
         return result.view(upper.shape), 0
 
 
-def _fold(values: Tensor, dim: int) -> Tensor:
+def fold_values(values: Tensor, dim: int) -> Tensor:
     """(B, nnz) values of all matrices, where vmap has one more dimension."""
     moved = values.movedim(dim, 0)
     return moved.reshape(moved.shape[:-1].numel(), moved.shape[-1])
@@ -164,7 +164,12 @@ def _differentiate_by_solves(
 
     The solves are differentiable, so that derivatives of any order follow.
     """
-    _check_solves(2 * factors.n, factors.max_solves)
+    check_solves(
+        2 * factors.n,
+        factors.max_solves,
+        "two for each row of the matrix that is factored",
+        "take at most two derivatives of a log-determinant and one of a selected inverse",
+    )
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # A copy, so that only this expression is differentiated, and not what led to `upper`.
@@ -180,12 +185,12 @@ def _differentiate_by_solves(
     return gradient.to(values.dtype)
 
 
-def _check_solves(count: int, most: int) -> None:
+def check_solves(count: int, most: int, reason: str, advice: str) -> None:
+    """Raise OptionError where a derivative takes more solves than are allowed."""
     if count > most:
         raise OptionError(
-            f"this derivative takes {count} solves, two for each row of the matrix that is "
-            f"factored, and max_solves={most}: pass a larger max_solves=, or take at most two "
-            f"derivatives of a log-determinant and one of a selected inverse"
+            f"this derivative takes {count} solves, {reason}, and max_solves={most}: pass a larger "
+            f"max_solves=, or {advice}"
         )
 
 
@@ -195,8 +200,8 @@ def _pair_by_solves(
     """Σ weights · (-A⁻¹ V A⁻¹), over the upper entries."""
     problem, places, n = factors.problem, factors.upper_places, factors.n
     total = values.new_zeros(())
-    for low in range(0, n, _COLUMNS):
-        high = min(n, low + _COLUMNS)
+    for low in range(0, n, COLUMNS):
+        high = min(n, low + COLUMNS)
         unit = torch.eye(n, dtype=torch.float64)[:, low:high]
         unit = unit.expand(*values.shape[:-1], *unit.shape)
         columns = solve_values(problem, values, unit, factors=solver)

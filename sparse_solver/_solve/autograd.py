@@ -57,7 +57,7 @@ class Solve(Function):
                 factors.apply_inverse, values, transpose=transpose, strict=False
             )
         else:
-            apply_transposed = partial(_apply_solve, values, token, problem, transpose)
+            apply_transposed = partial(apply_solve, values, token, problem, transpose)
         places = problem.places(values.dtype, ctx.transpose)
         values_bar, rhs_bar = adjoint(apply_transposed, x_bar, x, places, ctx.needs_input_grad[0])
         return values_bar, rhs_bar, None, None, None, None
@@ -65,7 +65,7 @@ class Solve(Function):
     @staticmethod
     def jvp(ctx: Any, values_dot: Tensor | None, rhs_dot: Tensor | None, *_: None) -> Any:  # type: ignore[override] # torch's is (ctx, *grads)
         values, x, token = ctx.saved_tensors
-        apply_inverse = partial(_apply_solve, values, token, ctx.problem, ctx.transpose)
+        apply_inverse = partial(apply_solve, values, token, ctx.problem, ctx.transpose)
         places = ctx.problem.places(values.dtype, ctx.transpose)
         return tangent(apply_inverse, values_dot, rhs_dot, x, places)
 
@@ -92,7 +92,7 @@ class Solve(Function):
 _apply_untransformed = super(Function, Solve).apply
 
 
-def _apply_solve(
+def apply_solve(
     values: Tensor, token: Tensor, problem: Problem, transpose: bool, rhs: Tensor
 ) -> Tensor:
     """The solve of a derivative."""
@@ -112,7 +112,7 @@ def solve_eagerly(
     factors = Factors(problem) if factors is None else factors
     transformed = is_transformed(values, rhs)
     if transformed:
-        _refuse_nested_forward_mode(values, rhs)
+        refuse_nested_forward_mode(values, rhs)
     elif not is_recorded(values, rhs):
         return factors.apply_inverse(values, rhs, transpose, True)
     arguments = values, rhs, token_of(factors), problem, transpose, True
@@ -166,8 +166,8 @@ def _apply_to_legacy_batch(
     return batched
 
 
-def _refuse_nested_forward_mode(values: Tensor, rhs: Tensor) -> None:
-    """Raise where two forward-mode transforms are about to differentiate the same solve.
+def refuse_nested_forward_mode(*tensors: Tensor) -> None:
+    """Raise where two forward-mode transforms are about to differentiate in the same tensors.
 
     torch drops the outer tangent of the results of a Function's jvp (in torch 2.13,
     ``jacfwd(jacfwd(f))`` is wrong for torch.linalg.solve, too), and zeros would pass for
@@ -179,7 +179,7 @@ def _refuse_nested_forward_mode(values: Tensor, rhs: Tensor) -> None:
     if len(forward) < 2:
         return
     differentiated = set()
-    for tensor in (values, rhs):
+    for tensor in tensors:
         while functorch.is_functorch_wrapped_tensor(tensor):
             differentiated.add(functorch.maybe_get_level(tensor))
             tensor = functorch.get_unwrapped(tensor)

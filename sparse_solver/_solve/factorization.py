@@ -23,12 +23,13 @@ from .._sparse.index_checks import (
 from .._torch.dynamo import disable_dynamo
 from .._torch.modes import copy_to_keep, is_transformed
 from ..errors import DtypeError, OptionError, ShapeError, TransformError
+from .determinant import FactorizationDeterminant
 from .info import Info, collect_info
 from .operations import FactorizationInverse
 from .shapes import check_values, solve_values
 
 
-class Factorization(FactorizationInverse):
+class Factorization(FactorizationInverse, FactorizationDeterminant):
     """A factored matrix, made by `factorize` or `Pattern.factorize`.
 
     It represents the matrix as it was when it was factored, whatever is written to its values
@@ -72,7 +73,8 @@ class Factorization(FactorizationInverse):
     def _set(self, problem: Problem, values: Tensor) -> None:
         structure = problem.structure
         self._values, self._problem = values, problem.on(values.device)
-        self._factors, self._inverse = Factors(self._problem), None
+        self._factors = Factors(self._problem)
+        self._inverse = self._determinant = None
         self.shape = structure.batch_shape or (*values.shape[:-1], *structure.shape)
         self.dtype = values.dtype
 
@@ -169,7 +171,7 @@ class Factorization(FactorizationInverse):
         copy = Factorization.__new__(Factorization)
         copy._values, copy._problem = self._values.detach().clone(), self._problem
         copy._factors, copy.shape, copy.dtype = self._factors, self.shape, self.dtype
-        copy._inverse = None  # which belongs to the values of this object
+        copy._inverse = copy._determinant = None  # which belong to the values of this object
         return copy
 
 

@@ -26,12 +26,13 @@ from .._sparse.torch_tensors import (
     structure_in,
 )
 from ..errors import LayoutError
+from .determinant import PatternDeterminant
 from .factorization import Factorization, make_preconditioner
 from .operations import PatternInverse
 from .shapes import check_values, solve_values
 
 
-class Pattern(PatternInverse):
+class Pattern(PatternInverse, PatternDeterminant):
     """Where the entries of a sparse matrix are.
 
     Everything that depends on the places alone (index maps, symbolic analyses) is computed once
