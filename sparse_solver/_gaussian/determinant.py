@@ -28,7 +28,7 @@ from .._factor.lifetime import token_of
 from .._solve.autograd import apply_solve
 from .._sparse.kernels import Places, apply
 from .determinant_factors import DeterminantFactors
-from .entries import spread_blocks, sum_blocks, weigh
+from .entries import spread_blocks, sum_blocks
 from .functions import COLUMNS, check_solves, fold_values
 
 
@@ -54,22 +54,14 @@ class SignAndLogarithm(Function):
             c = torch.complex(log_bar, (sign.conj() * sign_bar).imag)
         c = spread_blocks(factors.problem.structure, c)
         inverse = InverseEntries.apply(values, factors).conj()
-        places = _places_of(values, factors)
-        on_diagonal = places.rows == places.cols
-        if places.mirror == "hermitian":
-            return torch.where(on_diagonal, c, 2 * c.real) * inverse, None
-        return weigh(c * inverse, on_diagonal, 1 if places.mirror is None else 2), None
+        c = c.expand(inverse.shape)
+        return (c + _mirror(c, _places_of(values, factors))) * inverse, None
 
     @staticmethod
     def jvp(ctx: Any, values_dot: Tensor, _: None) -> tuple[Tensor, Tensor]:  # type: ignore[override] # likewise
         (values, sign), factors = ctx.saved_tensors, ctx.factors
         changes = InverseEntries.apply(values, factors) * values_dot
-        places = _places_of(values, factors)
-        on_diagonal = places.rows == places.cols
-        if places.mirror == "hermitian":
-            changes = torch.where(on_diagonal, changes, 2 * changes.real)
-        elif places.mirror is not None:
-            changes = weigh(changes, on_diagonal, 2)
+        changes = changes + _mirror(changes, _places_of(values, factors))
         trace = sum_blocks(factors.problem.structure, changes, factors.blocks)
         if not values.is_complex():
             return torch.zeros_like(sign), trace
@@ -112,11 +104,7 @@ class InverseEntries(Function):
         middle = bar, Places(places.cols, places.rows)
         wanted = [places] if places.mirror is None else [places, places.of(True)]
         found = _find_entries(values, factors, wanted, middle, adjoint=True)
-        gradient = found[0]
-        if places.mirror is not None:
-            opposite = found[1].conj() if places.mirror == "hermitian" else found[1]
-            gradient = gradient + opposite.masked_fill(places.rows == places.cols, 0)
-        return -gradient, None
+        return -(found[0] + _mirror(found[-1], places)), None
 
     @staticmethod
     def jvp(ctx: Any, values_dot: Tensor, _: None) -> Tensor:  # type: ignore[override] # likewise
@@ -132,6 +120,14 @@ class InverseEntries(Function):
     ) -> tuple[Tensor, int]:
         result = InverseEntries.apply(fold_values(values, in_dims[0]), factors.batched())
         return result.view(values.movedim(in_dims[0], 0).shape), 0
+
+
+def _mirror(numbers: Tensor, places: Places) -> Tensor:
+    """What entries that also stand at the opposite place add: these numbers or their conjugates."""
+    if places.mirror is None:
+        return torch.zeros_like(numbers)
+    opposite = numbers.conj() if places.mirror == "hermitian" else numbers
+    return opposite.masked_fill(places.rows == places.cols, 0)
 
 
 def _places_of(values: Tensor, factors: DeterminantFactors) -> Places:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .._factor.options import Options, Triangle
+from .._solve.autograd import refuse_nested_forward_mode
 from .._solve.operations import register_inverse
 from .._solve.shapes import check_values
 from .._sparse.block_diagonal import count_matrices
@@ -93,6 +94,7 @@ class SymmetricInverse:
                 "torch.jit.trace and make_fx would record the result as a constant; use "
                 "torch.compile"
             )
+        refuse_nested_forward_mode(self._values)
         values = self._values.to(CPU)
         if values.dim() > 2:
             values = values.reshape(values.shape[:-1].numel(), values.shape[-1])

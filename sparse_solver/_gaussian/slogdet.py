@@ -11,7 +11,6 @@ from .._solve.autograd import refuse_nested_forward_mode
 from .._solve.determinant import SignAndLogdet, register_determinant
 from .._solve.shapes import check_values
 from .._sparse.values import CPU, is_single, to_double
-from .._torch.dynamo import disable_dynamo
 from .._torch.modes import is_traced
 from ..errors import TransformError
 from .determinant import SignAndLogarithm
@@ -43,7 +42,6 @@ class GeneralDeterminant:
             factors = Factors(problem)
         self._factors = DeterminantFactors(problem, self.max_solves, factors)
 
-    @disable_dynamo
     def slogdet(self) -> SignAndLogdet:
         """(...) the phases and the logarithms of the moduli."""
         if is_traced():

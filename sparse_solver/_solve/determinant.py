@@ -14,6 +14,7 @@ from .._factor.factors import Factors
 from .._factor.options import Assume, Options, Triangle
 from .._factor.problem import Problem
 from .._sparse.structure import Structure
+from .._torch.dynamo import disable_dynamo
 from .operations import MAX_SOLVES
 
 
@@ -61,6 +62,7 @@ class FactorizationDeterminant:
     _factors: Factors
     _determinant: Determinant | None
 
+    @disable_dynamo
     def slogdet(self, *, max_solves: int = MAX_SOLVES) -> SignAndLogdet:
         """The sign and the logarithm of the modulus of the determinant; see `Pattern.slogdet`.
 
@@ -104,6 +106,7 @@ class PatternDeterminant:
 
     _structure: Structure
 
+    @disable_dynamo
     def slogdet(
         self,
         values: Tensor,

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 from gaussian.gaussian_cases import CASES, badly_scaled, dense_of, grid, half, pattern_of
-from torch.func import grad, hessian, jvp, vmap
+from torch.func import grad, hessian, jacfwd, jvp, vmap
 
 import sparse_solver as ss
 
@@ -122,6 +122,13 @@ def test_transforms(triangular) -> None:
         torch.testing.assert_close(transform(sparse)(batch), expected)
     nested = vmap(vmap(grad(sparse)))(batch.view(3, 1, -1))
     torch.testing.assert_close(nested[:, 0], torch.stack([grad(dense)(row) for row in batch]))
+
+
+def test_nested_forward_mode_is_refused(triangular) -> None:
+    P, values = triangular
+    for function in (P.logdet, P.selected_inverse):
+        with pytest.raises(ss.TransformError, match="nested forward mode"):
+            jacfwd(jacfwd(lambda v: function(v, triangle="lower").sum()))(values)
 
 
 def test_duplicates_each_receive_the_gradient_of_their_place() -> None:
