@@ -11,6 +11,7 @@ from torch import Tensor
 from .._engines.equilibrated_lu import ROBUST_ENGINE
 from .._engines.pivots import find_determinants
 from .._engines.protocol import TellsPivots
+from .._sparse.values import CPU
 from .factors import BatchFactor
 from .options import Options
 from .problem import Problem
@@ -24,8 +25,8 @@ def determinants_of(
     Each of its `count` matrices has so many diagonal blocks, for each of which there is one. None
     where a factor does not tell its pivots. `dtype` is that of double precision.
     """
-    phases = torch.ones(count, blocks, dtype=dtype)
-    logarithms = torch.zeros(count, blocks, dtype=torch.float64)
+    phases = torch.ones(count, blocks, dtype=dtype, device=CPU)
+    logarithms = torch.zeros(count, blocks, dtype=torch.float64, device=CPU)
     for operator, batch in parts:
         factor = operator.factor
         if factor is None:  # the matrices have no rows

@@ -1,5 +1,6 @@
 """Gaussian fields: the differentiable log-determinant and selected inverse.
 
 It may import what `_solve` may, and `_solve`. Start reading in `functions`, which has the
-derivatives; `factors` owns the factors, and `methods` has what users call.
+derivatives; `factors` owns the factors, and `operations` has what users call. For determinants of
+matrices of any kind, these are `determinant`, `determinant_factors` and `slogdet`.
 """

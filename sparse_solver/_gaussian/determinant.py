@@ -29,7 +29,7 @@ from .._solve.autograd import apply_solve
 from .._sparse.kernels import Places, apply
 from .determinant_factors import DeterminantFactors
 from .entries import spread_blocks, sum_blocks
-from .functions import COLUMNS, check_solves, fold_values
+from .functions import COLUMNS, check_solves, fold_values, unit_rows
 
 
 class SignAndLogarithm(Function):
@@ -163,16 +163,18 @@ def _find_entries(
 
     columns = [places.cols % max(1, n) for places in wanted]
     orders = [torch.argsort(column, stable=True) for column in columns]
+    count = -(-n // COLUMNS)
+    sizes = [torch.bincount(column // COLUMNS, minlength=count).tolist() for column in columns]
+    parts = [order.split(size) for order, size in zip(orders, sizes, strict=True)]
     pieces: list[list[Tensor]] = [[] for _ in wanted]
-    for low in range(0, n, COLUMNS):
-        high = min(n, low + COLUMNS)
-        unit = torch.eye(n, dtype=values.dtype)[low:high].repeat(1, factors.blocks)
+    for number in range(count):
+        low, high = number * COLUMNS, min(n, (number + 1) * COLUMNS)
+        unit = unit_rows(low, high, n, values.dtype).repeat(1, factors.blocks)
         x = solve(unit.expand(*values.shape[:-1], *unit.shape))
         if middle is not None:
             x = solve(apply(middle[0], x, middle[1]))
-        for piece, places, column, order in zip(pieces, wanted, columns, orders, strict=True):
-            first, last = torch.searchsorted(column[order], torch.tensor([low, high])).tolist()
-            chosen = order[first:last]
+        for piece, places, column, part in zip(pieces, wanted, columns, parts, strict=True):
+            chosen = part[number]
             piece.append(x[..., column[chosen] - low, places.rows[chosen]])
     return [_reorder(piece, order, values) for piece, order in zip(pieces, orders, strict=True)]
 

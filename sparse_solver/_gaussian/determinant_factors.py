@@ -93,7 +93,7 @@ class DeterminantFactors:
                 return _Found(kept, phases, logarithms, inverse)
         assert inverse is not None
         logarithms = inverse.logdet().view(shape)
-        return _Found(kept, torch.ones(shape, dtype=values.dtype), logarithms, inverse)
+        return _Found(kept, values.new_ones(shape), logarithms, inverse)
 
     @property
     def _is_surely_definite(self) -> bool:

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.nn.functional import pad
 
 from .._factor.factors import Factors
 from .._solve.shapes import solve_values
 from .._sparse.kernels import apply
-from .._sparse.values import to_double
+from .._sparse.values import CPU, to_double
 from ..errors import OptionError
 from .entries import weigh
 from .factors import InverseFactors
@@ -157,6 +158,11 @@ def fold_values(values: Tensor, dim: int) -> Tensor:
     return moved.reshape(moved.shape[:-1].numel(), moved.shape[-1])
 
 
+def unit_rows(low: int, high: int, n: int, dtype: torch.dtype) -> Tensor:
+    """(high - low, n) the rows of the identity with these numbers."""
+    return pad(torch.eye(high - low, dtype=dtype, device=CPU), (low, n - high))
+
+
 def _differentiate_by_solves(
     values: Tensor, upper: Tensor, bar: Tensor, factors: InverseFactors
 ) -> Tensor:
@@ -202,7 +208,7 @@ def _pair_by_solves(
     total = values.new_zeros(())
     for low in range(0, n, COLUMNS):
         high = min(n, low + COLUMNS)
-        unit = torch.eye(n, dtype=torch.float64)[:, low:high]
+        unit = unit_rows(low, high, n, torch.float64).mT
         unit = unit.expand(*values.shape[:-1], *unit.shape)
         columns = solve_values(problem, values, unit, factors=solver)
         product = apply(upper, columns.mT, places).mT

@@ -117,11 +117,11 @@ class PatternDeterminant:
     ) -> SignAndLogdet:
         """The sign and the logarithm of the modulus of the determinant of A(values).
 
-        For matrices of any kind. Where they are known to be positive definite, `logdet` does the
-        same in one factorisation, and refuses others. Costs one or two factorisations, and a
-        gradient n solves; that of a positive definite matrix costs a selected inverse instead, if
-        Numba is installed. Differentiable to any order; each order above the first takes 2 n
-        solves.
+        For matrices of any kind; use `logdet` where a matrix must be positive definite, which
+        refuses others and has cheaper higher derivatives. Costs one or, where the engine that
+        solves does not tell its pivots, two factorisations. The gradient costs n solves or, for a
+        positive definite matrix and if Numba is installed, a selected inverse; the second
+        derivative costs 2 n solves, and higher ones more.
 
         Parameters
         ----------

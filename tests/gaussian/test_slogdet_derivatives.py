@@ -105,7 +105,8 @@ def test_third_derivatives(kind: str, dtype: torch.dtype) -> None:
         total = as_real(determinant(v))
         for _ in range(2):
             (first,) = torch.autograd.grad(total, v, create_graph=True)
-            total = (first * direction.conj()).real.sum() if v.is_complex() else (first * direction).sum()  # fmt: skip
+            along = (first * direction.conj()).sum()
+            total = along.real if v.is_complex() else along
         return torch.autograd.grad(total, v)[0]
 
     torch.testing.assert_close(third(sparse), third(dense))
@@ -235,8 +236,9 @@ def test_batches_with_different_patterns(dtype: torch.dtype) -> None:
                 (g,) = torch.autograd.grad(g.abs().square().sum(), values)
             results.append(g)
         torch.testing.assert_close(*results)
-    (gradient,) = torch.autograd.grad(of(True), sparse)
-    torch.testing.assert_close(gradient.coalesce().values(), torch.autograd.grad(of(True), values)[0])  # fmt: skip
+    (of_values,) = torch.autograd.grad(of(True), values)
+    (of_tensor,) = torch.autograd.grad(of(True), sparse)
+    torch.testing.assert_close(of_tensor.coalesce().values(), of_values)
 
 
 def test_duplicates_each_receive_the_gradient_of_their_place() -> None:
@@ -263,7 +265,9 @@ def test_an_entry_at_a_place_where_the_matrix_is_zero() -> None:
 def test_derivatives_of_large_matrices_are_refused() -> None:
     P, values, _ = stored(matrix_of("general", N, torch.float64), "general")
     values.requires_grad_()
-    with pytest.raises(ss.OptionError, match=f"takes {N} solves.*max_solves={N - 1}: pass a larger"):
+    with pytest.raises(
+        ss.OptionError, match=f"takes {N} solves.*max_solves={N - 1}: pass a larger"
+    ):
         P.slogdet(values, max_solves=N - 1).logabsdet.backward()
     P.slogdet(values, max_solves=N).logabsdet.backward()
     F = P.factorize(values)
