@@ -19,6 +19,7 @@ from .elimination import factor
 from .inversion import invert
 from .perturbation import gather_cotangents, spread_cotangents
 from .primitives import FAILED
+from .reverse_cholesky import reverse_cholesky
 from .substitution import substitute
 from .symbolic import Symbolic, analyze
 from .threads import run_together
@@ -98,6 +99,24 @@ class SupernodalFactor:
     def solve_factor_transposed(self, rhs: Array) -> Array:
         """Bᵀ b = Pᵀ L⁻¹ P b for the rows b."""
         return self._substitute(rhs, True, False)
+
+    def differentiate_half(self, white: Array, half: Array, other: Array) -> Array:
+        """The derivatives of Σ gᵀ Bᵀ h, over pairs of rows g and h, in all entries of A.
+
+        An entry and its opposite are independent, and have the same derivative.
+
+        white, half, other : the rows g, B g and Bᵀ h
+        """
+        symbolic, k = self.symbolic, len(white)
+        result = np.zeros(symbolic.arrangement.nnz)
+        if k == 0:
+            return result
+        vectors = tuple(rows[:, symbolic.order].T.ravel() for rows in (white, half, other))
+        size = max(symbolic.top_sizes[0], symbolic.task_sizes[0])
+        updates = np.empty(symbolic.update_size)
+        given = symbolic.tree, self._panels, vectors, k, updates, size, result, blas_table()
+        run_together(reverse_cholesky, given, symbolic.may_share)
+        return result
 
     def _substitute(self, rhs: Array, forward: bool, backward: bool) -> Array:
         """Substitute in the order of the elimination."""
