@@ -20,8 +20,13 @@ def order_rows(structure: Structure, triangle: str | None) -> tuple[Tensor, str]
 
     Nested dissection leaves the least fill: by an engine that has it, or by METIS, if `pymetis` is
     installed. Else the order is that of an engine for matrices with little fill, or at last
-    reverse Cuthill–McKee.
+    reverse Cuthill–McKee. Equal blocks on the diagonal have the order of one of them, so that half
+    solves with a matrix do not depend on the batch that it is in.
     """
+    block, copies = structure.block
+    if copies > 1:
+        order, how = order_rows(block, triangle)
+        return (len(order) * torch.arange(copies).unsqueeze(1) + order).reshape(-1), how
     arrangement, n = arrangement_of(structure, "upper", triangle), structure.shape[0]
     if n < 2:
         return torch.arange(n), "the only order"

@@ -28,7 +28,7 @@ from ..errors import (
     SingularMatrixError,
     TriangleError,
 )
-from .entries import Entries, entries_of, spread_blocks, sum_blocks
+from .entries import Entries, entries_of, spread_blocks, sum_blocks, weigh
 from .real_form import to_complex
 
 # What is wrong with values.
@@ -177,13 +177,35 @@ class InverseFactors:
 
     def apply_half(self, values: Tensor, rhs: Tensor, adjoint: bool) -> Tensor:
         """B or Bᵀ, with B Bᵀ = A⁻¹, applied to the rows (k, n), or (B, k, n), of `rhs`."""
-        each = to_double(materialize(rhs)).view(-1, *rhs.shape[-2:])
+        shape = values.shape[:-1].numel(), *rhs.shape[-2:]
+        each = to_double(materialize(rhs)).reshape(shape)
         x = torch.empty_like(each)
         for factor, batch in self.prepare(values):
             apply = factor.solve_factor_transposed if adjoint else factor.solve_factor
             joined = torch.from_numpy(apply(join_batch(each[batch]).numpy()))
             x[batch] = unjoin_batch(joined, batch.stop - batch.start)
         return x.view(rhs.shape)
+
+    def differentiate_half(self, values: Tensor, g: Tensor, Bg: Tensor, Bh: Tensor) -> Tensor:
+        """The gradient of Σ gᵀ Bᵀ h in the stored entries, of the dtype of `values`.
+
+        g, Bg, Bh : rows (..., k, n), or (B, ..., k, n); there is one gradient for each of the
+            further dimensions
+        """
+        matrices, own = values.shape[:-1].numel(), values.dim() - 1
+        more, (k, n), count = g.shape[own:-2], g.shape[-2:], self.entries.count
+        upper = _new_double((matrices, more.numel(), count))
+        if g.numel() > 0:
+            shape = matrices, more.numel(), k, n
+            rows = [to_double(materialize(each)).reshape(shape) for each in (g, Bg, Bh)]
+            for factor, batch in self.prepare(values):
+                for j in range(more.numel()):
+                    joined = [join_batch(each[batch, j]).numpy() for each in rows]
+                    gradient = torch.from_numpy(factor.differentiate_half(*joined))
+                    upper[batch, j] = gradient.view(-1, count)
+        stored = self.entries.unfold(upper.view(*values.shape[:-1], *more, count))
+        weight = 2 if self.is_half else 1
+        return weigh(stored, self.entries.on_diagonal, weight).to(values.dtype)
 
     def _factor(self, matrices: Tensor) -> list[_Part]:
         """Factor all matrices, several of them together."""

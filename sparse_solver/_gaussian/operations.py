@@ -7,12 +7,13 @@ from torch import Tensor
 
 from .._factor.options import Options, Triangle
 from .._solve.autograd import refuse_nested_forward_mode
+from .._solve.half_solve import Half, solve_half
 from .._solve.operations import register_inverse
-from .._solve.shapes import check_values
+from .._solve.shapes import check_flags, check_rhs, check_values, fold_rhs
 from .._sparse.block_diagonal import count_matrices
 from .._sparse.index_checks import check_square
 from .._sparse.structure import Structure
-from .._sparse.values import CPU
+from .._sparse.values import CPU, check_finite, to_double
 from .._torch.dynamo import disable_dynamo
 from .._torch.modes import is_traced
 from ..errors import EngineUnsupportedError, OptionError, TransformError
@@ -76,14 +77,19 @@ class SymmetricInverse:
         diagonals = inverses.index_select(-1, at.to(inverses.device))
         return diagonals.reshape(self._shape[:-1])
 
+    def solve_factor(self, b: Tensor, adjoint: bool = False) -> Tensor:
+        """B b or Bᵀ b with B Bᵀ = A⁻¹, differentiable in the values and in b."""
+        check_rhs("b", b, self._values)
+        check_flags(False, adjoint)
+        self._check_real("call Factorization.solve_factor, which is differentiable in b only")
+        values, rhs, unfold = fold_rhs(self._structure, self._values, b)
+        values = self._complete(values.to(CPU))
+        x = solve_half(values, to_double(rhs.to(CPU)), make_half(self._factors), adjoint)
+        return unfold(x.to(b.dtype).to(b.device))
+
     def apply_half(self, values: Tensor, rhs: Tensor, adjoint: bool) -> Tensor:
         """Apply B or Bᵀ, with B Bᵀ = A⁻¹, to the rows of `rhs`; all tensors are plain."""
-        if values.is_complex():
-            raise EngineUnsupportedError(
-                f"the engine that factored this matrix of dtype {values.dtype} cannot apply a half "
-                f"of its inverse: factorize with assume='spd' and another engine",
-                engine=None,
-            )
+        self._check_real("factorize with assume='spd' and another engine")
         x = self._factors.apply_half(self._complete(values.cpu()), rhs.cpu(), adjoint)
         return x.to(rhs.device, rhs.dtype)
 
@@ -101,11 +107,31 @@ class SymmetricInverse:
         values = self._complete(values)
         return to_real(values) if values.is_complex() else values
 
+    def _check_real(self, advice: str) -> None:
+        """Raise if the matrices are complex, since the real form of a matrix has other halves."""
+        if self._values.is_complex():
+            raise EngineUnsupportedError(
+                f"the supernodal factorisation of a matrix of dtype {self._values.dtype} cannot "
+                f"apply a half of its inverse, since it is real: {advice}",
+                engine=None,
+            )
+
     def _complete(self, values: Tensor) -> Tensor:
         """The values with zeros for entries whose opposites are not stored."""
         if missing := self._structure.nnz - values.shape[-1]:
             values = torch.cat((values, values.new_zeros((*values.shape[:-1], missing))), -1)
         return values
+
+
+def make_half(factors: InverseFactors) -> Half:
+    """The half of the inverse that belongs to these factors."""
+
+    def apply(values: Tensor, rhs: Tensor, adjoint: bool, strict: bool) -> Tensor:
+        if strict:
+            check_finite("b", rhs)
+        return factors.apply_half(values, rhs, adjoint)
+
+    return Half(apply, factors.differentiate_half, lambda: make_half(factors.batched()))
 
 
 def check_max_solves(max_solves: int) -> int:

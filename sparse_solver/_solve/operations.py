@@ -16,7 +16,7 @@ from .._factor.problem import Problem
 from .._sparse.structure import Structure
 from .._sparse.values import check_finite
 from ..errors import OptionError
-from .half_solve import solve_half
+from .half_solve import Half, solve_half
 from .shapes import check_flags, check_rhs, fold_rhs
 
 
@@ -36,6 +36,9 @@ class Inverse(Protocol):
 
     def diagonal(self) -> Tensor:
         """(..., n) the diagonals of the inverses."""
+
+    def solve_factor(self, b: Tensor, adjoint: bool = False) -> Tensor:
+        """B b or Bᵀ b with B Bᵀ = A⁻¹, of the shape of a solve, differentiable in b, too."""
 
     def apply_half(self, values: Tensor, rhs: Tensor, adjoint: bool) -> Tensor:
         """Apply B or Bᵀ, with B Bᵀ = A⁻¹, to the rows of `rhs`; all tensors are plain."""
@@ -152,7 +155,8 @@ class FactorizationInverse:
         EngineUnsupportedError
             The same for a complex matrix.
         TransformError
-            Where the derivative in the values of the matrix is asked for.
+            Where the derivative in the values of the matrix is asked for, which
+            `Pattern.solve_factor` has.
 
         Notes
         -----
@@ -169,7 +173,7 @@ class FactorizationInverse:
         check_rhs("b", b, self._values)
         check_flags(False, adjoint)
         values, rhs, unfold = fold_rhs(self._problem.structure, self._values, b)
-        return unfold(solve_half(values, rhs, self._apply_half, adjoint))
+        return unfold(solve_half(values, rhs, Half(self._apply_half), adjoint))
 
     def _apply_half(self, values: Tensor, rhs: Tensor, adjoint: bool, strict: bool) -> Tensor:
         if strict:
@@ -279,3 +283,54 @@ class PatternInverse:
         tensor([ 0.6000, -0.2000, -0.2000,  0.4000])
         """
         return inverse_of(self._structure, values, triangle, max_solves).selected_inverse()
+
+    def solve_factor(
+        self, values: Tensor, b: Tensor, *, adjoint: bool = False, triangle: Triangle | None = None
+    ) -> Tensor:
+        """Apply B or Bᵀ to b, where B Bᵀ = A(values)⁻¹, for a real positive definite matrix.
+
+        As `Factorization.solve_factor`, but differentiable once in the values, too: the gradient of
+        samples. Costs one factorisation and half of a solve, and the gradient about two more
+        factorisations.
+
+        Parameters
+        ----------
+        values, triangle
+            As for `logdet`, but real.
+        b : Tensor
+            As for `solve`.
+        adjoint : bool
+            Whether to apply Bᵀ.
+
+        Returns
+        -------
+        Tensor
+            The shape, dtype and device of `solve`.
+
+        Raises
+        ------
+        SparseSolverError
+            As for `logdet`.
+        EngineUnsupportedError
+            If the matrix is complex.
+        TransformError
+            Where a second derivative in the values is asked for, or one by forward mode.
+
+        Notes
+        -----
+        With a permutation P that depends on the pattern and on what is installed, and the Cholesky
+        factor L of P A Pᵀ, B = Pᵀ L⁻ᵀ P. It is differentiated by reverse mode through the
+        factorisation, for that permutation.
+
+        Examples
+        --------
+        >>> import torch, sparse_solver as ss
+        >>> P = ss.Pattern(torch.arange(2), torch.arange(2), (2, 2))
+        >>> values = torch.tensor([4.0, 1.0], requires_grad=True)
+        >>> x = P.solve_factor(values, torch.ones(2))
+        >>> x.sum().backward()
+        >>> x.detach(), values.grad  # the derivative of a^(-1/2) is -a^(-3/2) / 2
+        (tensor([0.5000, 1.0000]), tensor([-0.0625, -0.5000]))
+        """
+        inverse = inverse_of(self._structure, values, triangle, MAX_SOLVES)
+        return inverse.solve_factor(b, adjoint)

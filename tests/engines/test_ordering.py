@@ -14,6 +14,7 @@ from sparse_solver._engines.protocol import OrdersRows
 from sparse_solver._engines.registry import engine_named, engine_names
 from sparse_solver._engines.supernodal import symbolic as symbolic_module
 from sparse_solver._engines.supernodal.factor import analyze
+from sparse_solver._sparse.block_diagonal import repeat
 from sparse_solver._sparse.structure import Structure
 from sparse_solver._sparse.triangle import arrangement_of
 
@@ -53,6 +54,15 @@ def test_the_order_is_not_its_inverse(way: str, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(symbolic_module, "order_rows", lambda *_, order=order: (order, way))
         flops.append(analyze(structure_of(A), None).flops)
     assert flops[0] < 0.7 * flops[1]
+
+
+def test_equal_blocks_have_the_order_of_one() -> None:
+    one = structure_of(grid(5, 5))
+    order, how = order_rows(one, None)
+    expected = torch.cat((order, 25 + order, 50 + order))
+    found, how_again = order_rows(repeat(one, 3), None)
+    assert torch.equal(found, expected)
+    assert how_again == how
 
 
 def test_the_best_way_is_taken() -> None:
