@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,15 @@ from torch import Tensor
 
 from .._sparse.structure import Structure
 from .._sparse.triangle import Arrangement, arrangement_of
-from .protocol import OrdersRows
-from .registry import engine_named, engine_names
+from .protocol import Engine, OrdersRows
+
+_ListEngines = Callable[[], list[Engine]]
+_listings: list[_ListEngines] = []
+
+
+def register_engines(list_engines: _ListEngines) -> None:
+    """Let `order_rows` ask these engines; some of them import this file."""
+    _listings[:] = [list_engines]
 
 
 def order_rows(structure: Structure, triangle: str | None) -> tuple[Tensor, str]:
@@ -30,7 +38,7 @@ def order_rows(structure: Structure, triangle: str | None) -> tuple[Tensor, str]
     arrangement, n = arrangement_of(structure, "upper", triangle), structure.shape[0]
     if n < 2:
         return torch.arange(n), "the only order"
-    engines = [engine_named(name) for name in engine_names()]
+    engines = [engine for list_engines in _listings for engine in list_engines()]
     able = [e for e in engines if isinstance(e, OrdersRows) and e.availability().installed]
     for engine in able:
         if engine.dissects:

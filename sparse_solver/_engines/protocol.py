@@ -376,6 +376,15 @@ class OrdersRows(Protocol):
 
 
 @runtime_checkable
+class Compiled(Protocol):
+    """An engine that is compiled when it is first used, which takes far longer than a solve."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it was compiled in this process already."""
+
+
+@runtime_checkable
 class KeepsMemory(Protocol):
     """An engine, or an object of one, that keeps the memory of released factors for new ones."""
 

@@ -12,7 +12,8 @@ from functools import cache
 import torch
 
 from ..errors import EngineUnavailableError, EngineUnsupportedError, OptionError
-from .protocol import Availability, Engine, Iterative, KeepsMemory, Kind
+from .ordering import register_engines
+from .protocol import Availability, Compiled, Engine, Iterative, KeepsMemory, Kind
 
 
 def _pardiso() -> Engine:
@@ -35,6 +36,12 @@ def _superlu() -> Engine:
 
 def _lapack() -> Engine:
     from .lapack import ENGINE
+
+    return ENGINE
+
+
+def _supernodal() -> Engine:
+    from .supernodal.engine import ENGINE
 
     return ENGINE
 
@@ -64,6 +71,7 @@ _ENGINES: dict[str, Callable[[], Engine]] = {
     "qdldl": _qdldl,
     "superlu": _superlu,
     "lapack": _lapack,
+    "supernodal": _supernodal,
     "cudss": _cudss,
     "cudss_hybrid": _cudss_hybrid,
     "cg": _cg,
@@ -101,8 +109,10 @@ def installed_on(device: torch.device) -> list[str]:
 
 
 def direct_engines_on(device: torch.device) -> list[str]:
-    """Those of them that factor."""
-    return [name for name in installed_on(device) if not iterates(name)]
+    """Those of them that factor, and need not be compiled before."""
+    names = (name for name in installed_on(device) if not iterates(name))
+    engines = ((name, engine_named(name)) for name in names)
+    return [name for name, e in engines if not isinstance(e, Compiled) or e.is_ready]
 
 
 def iterative_engines_on(device: torch.device) -> list[str]:
@@ -161,3 +171,6 @@ def release_idle() -> None:
         engine = engine_named(name)
         if isinstance(engine, KeepsMemory):
             engine.release_idle()
+
+
+register_engines(lambda: [engine_named(name) for name in _ENGINES])

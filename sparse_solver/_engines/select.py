@@ -3,7 +3,9 @@
 Dense LU (LAPACK) is fastest for small general matrices. Simple loops (QDLDL) are fastest while a
 factorisation takes few operations. Blocked loops (PARDISO, SuperLU) pay for every block of columns,
 however small, and are fastest for the rest. The limits were measured by
-``python -m benchmarks.calibrate``; benchmarks/calibrate.txt is its table.
+``python -m benchmarks.calibrate``; benchmarks/calibrate.txt is its table. The supernodal
+factorisation, which has to be compiled, is taken only where that was done already, and neither
+QDLDL nor PARDISO is installed.
 """
 
 from __future__ import annotations
@@ -66,7 +68,8 @@ def direct_cost(engine: str, n: int, factor_nnz: float, single: bool) -> float:
     '4.5e+09'
     """
     flops = USUAL_FLOPS * factor_nnz**2 / n
-    of_flop = BYTES_PER_FLOP_IN_BLOCKS if engine == "pardiso" else BYTES_PER_FLOP_IN_LOOPS
+    in_blocks = engine in ("pardiso", "supernodal")
+    of_flop = BYTES_PER_FLOP_IN_BLOCKS if in_blocks else BYTES_PER_FLOP_IN_LOOPS
     cost = BYTES_PER_FACTOR_ENTRY * factor_nnz + of_flop * flops
     return cost / 2 if single else cost
 
@@ -119,6 +122,9 @@ def select(
         return Choice("lapack", f"dense LU is fastest up to {_dense_rows(dtype)} rows")
     blocked = next((name for name in ("pardiso", "superlu") if name in installed), None)
     only_one = "no other engine that is installed takes this kind of matrix"
+    is_real_spd = kind == "spd" and not dtype.is_complex
+    if is_real_spd and "supernodal" in installed and not {"pardiso", "qdldl"} & {*installed}:
+        return Choice("supernodal", "it is compiled already, and no faster engine is installed")
     if kind != "spd" or dtype.is_complex or "qdldl" not in installed:
         all_kinds = "it takes all matrices, and its analysis serves all values"
         reason = all_kinds if blocked == "pardiso" else only_one

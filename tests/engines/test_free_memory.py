@@ -13,7 +13,7 @@ import sparse_solver as ss
 from sparse_solver._engines import free_memory
 from sparse_solver._engines.free_memory import check_memory, free_bytes
 
-ENGINES = [name for name in ("pardiso", "qdldl") if ss.engines()[name].installed]
+ENGINES = [name for name in ("pardiso", "qdldl", "supernodal") if ss.engines()[name].installed]
 
 
 def limit(folder: Path, most: str, used: str, statistics: str) -> Path:

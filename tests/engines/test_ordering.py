@@ -75,7 +75,7 @@ def test_the_best_way_is_taken() -> None:
 
 
 def test_without_any_library_the_band_is_made_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ordering, "engine_names", lambda: ())
+    monkeypatch.setattr(ordering, "_listings", [])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     order, how = order_rows(structure_of(grid(5, 5)), None)
     assert how == "reverse Cuthill–McKee"

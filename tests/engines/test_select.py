@@ -34,6 +34,13 @@ F64, C128 = torch.float64, torch.complex128
         (10**6, "spd", F64, {"superlu"}, None, "superlu"),
         (10**6, "general", F64, {"qdldl", "superlu"}, None, "superlu"),
         (10**6, "spd", F64, {"qdldl"}, None, "qdldl"),
+        # The supernodal engine only where it is ready, and no faster one is installed.
+        (10**4, "spd", F64, {"superlu", "supernodal"}, None, "supernodal"),
+        (10**4, "spd", torch.float32, {"supernodal"}, None, "supernodal"),
+        (10**4, "spd", C128, {"superlu", "supernodal"}, None, "superlu"),
+        (10**4, "symmetric", F64, {"superlu", "supernodal"}, None, "superlu"),
+        (10**4, "spd", F64, ALL | {"supernodal"}, 226_000, "pardiso"),
+        (216_000, "spd", F64, {"qdldl", "superlu", "supernodal"}, 10**8, "superlu"),
     ],
 )
 def test_the_choice(
@@ -119,7 +126,7 @@ def test_every_combination_of_engines_solves(
 
 
 def test_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    absent(monkeypatch, *ALL)
+    absent(monkeypatch, *ALL, "supernodal")
     P = ss.Pattern(torch.arange(2), torch.arange(2), (2, 2))
     values, b = torch.ones(2), torch.ones(2)
     with pytest.raises(ss.EngineUnavailableError, match="pip install pardiso") as caught:

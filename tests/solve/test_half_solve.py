@@ -28,7 +28,7 @@ ENGINES = [
             not engine_named(name).availability().installed, reason=f"{name} is not installed"
         ),
     )
-    for name in ("pardiso", "qdldl", "superlu")
+    for name in ("pardiso", "qdldl", "supernodal", "superlu")
 ]
 
 
@@ -73,8 +73,8 @@ def test_the_engine_itself_has_the_halves_that_it_should(engine: str) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, torch.complex128])
 def test_other_dtypes(engine: str, dtype: torch.dtype) -> None:
-    if dtype.is_complex and engine == "qdldl":
-        pytest.skip("QDLDL is for real matrices")
+    if dtype.is_complex and engine in ("qdldl", "supernodal"):
+        pytest.skip("an engine for real matrices")
     D = complex_matrix() if dtype.is_complex else torch.from_numpy(grid(4, 3).toarray())
     D = D.to(dtype)
     F = ss.factorize(D.to_sparse(), assume="spd", engine=engine)

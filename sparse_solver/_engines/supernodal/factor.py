@@ -59,7 +59,8 @@ class SupernodalFactor:
         diagonal = entries[symbolic.arrangement.at_diagonal.numpy()]
         with np.errstate(over="ignore", under="ignore"):
             smallest = float(min((self._pivots / np.sqrt(diagonal)).min(initial=1.0), 1.0)) ** 2
-        # Whether a pivot may be a rounding error beside its diagonal entry.
+        # Relative to its diagonal entry, beside which it may be a rounding error.
+        self.smallest_pivot = smallest
         self.is_doubtful = is_doubtful(smallest, torch.float64)
 
     def log_pivots(self) -> Array:

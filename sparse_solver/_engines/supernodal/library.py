@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from types import ModuleType
 
 from ...errors import EngineUnavailableError
 
-_INSTALL = "pip install sparse-solver[gaussian]"
+INSTALL = "pip install sparse-solver[gaussian]"
 
 
 def load() -> ModuleType:
@@ -16,8 +17,14 @@ def load() -> ModuleType:
     except ImportError as error:
         raise EngineUnavailableError(
             f"the supernodal Cholesky factorisation, which log-determinants and selected inverses "
-            f"use, needs Numba, which cannot be imported ({error}): {_INSTALL}",
+            f"use, needs Numba, which cannot be imported ({error}): {INSTALL}",
             engine="supernodal",
-            hint=_INSTALL,
+            hint=INSTALL,
         ) from error
     return factor
+
+
+def is_compiled() -> bool:
+    """Whether this process has compiled the factorisation, or loaded it from the cache."""
+    module = sys.modules.get(f"{__package__}.elimination")
+    return module is not None and bool(module.factor.signatures)

@@ -33,6 +33,7 @@ class Symbolic:
     ordering : how the order was found, in words
     tree : the supernodes
     pivots_at : (n,) where the diagonal of the factor is in the panels
+    factor_nnz : the entries of the factor, with the zeros that merged supernodes have
     panel_size, update_size : the numbers in the panels, and in the updates
     top_sizes, task_sizes : the numbers in the columns of the largest front and in a block of
         them, above the tasks and in the tasks
@@ -44,6 +45,7 @@ class Symbolic:
     ordering: str
     tree: Tree
     pivots_at: _Array
+    factor_nnz: int
     panel_size: int
     update_size: int
     top_sizes: tuple[int, int]
@@ -93,6 +95,7 @@ def _analyze(structure: Structure, triangle: str | None) -> Symbolic:
         ordering,
         Tree(np.stack(nodes, axis=1), rows, in_parent, children, entries, tasks, top),
         _find_pivots(width, counts, panel_at),
+        factor_nnz=int((width * counts - width * (width - 1) // 2).sum()),
         panel_size=int(panel_at[-1]),
         update_size=int(update_size),
         top_sizes=_find_largest(width[~in_tasks], counts[~in_tasks]),

@@ -25,6 +25,8 @@ from sparse_solver._engines.supernodal import (
     inversion,
     library,
     perturbation,
+    reverse_cholesky,
+    substitution,
     threads,
 )
 from sparse_solver._engines.supernodal.primitives import STOP, call
@@ -197,16 +199,19 @@ def _use_all_kernels() -> None:
     values.requires_grad_()
     (inverse,) = torch.autograd.grad(P.logdet(values), values, create_graph=True)
     inverse.sum().backward()
+    P.solve_factor(values, torch.ones(9, 2).double()).sum().backward()
 
 
 def test_every_kernel_can_be_kept() -> None:
     """Loading from the cache gives None where a function could not be kept."""
     _use_all_kernels()
-    kernels = [value for module in (analysis_kernels, elimination, inversion, perturbation)
+    kernels = [value for module in (
+                   analysis_kernels, elimination, inversion, perturbation, reverse_cholesky,
+                   substitution)
                for value in vars(module).values() if hasattr(value, "signatures")]  # fmt: skip
     kept = {id(kernel): kernel for kernel in kernels if kernel.targetoptions.get("nogil")}
     entries = [kernel for kernel in kept.values() if kernel._cache.cache_path is not None]
-    assert len(entries) == 11
+    assert len(entries) == 13
     for kernel in entries:
         assert kernel.signatures
         for signature in kernel.signatures:
