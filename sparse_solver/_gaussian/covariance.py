@@ -82,7 +82,7 @@ class FreeCovariance:
         columns = white.unsqueeze(-1)
         if is_recorded(self.values):
             with explain_singular():
-                return self._inverse.half_solve(columns).squeeze(-1)
+                return self._inverse.solve_factor(columns).squeeze(-1)
         return self.factorization.solve_factor(columns).squeeze(-1)
 
     def logdet_precision(self) -> Tensor:
