@@ -43,8 +43,8 @@ class Mesh:
         side = math.ceil(math.sqrt(n))
         grid = np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2)
         inner = ((grid > 0) & (grid < side - 1)).all(1, keepdims=True)
-        grid = grid + inner * rng.uniform(-0.3, 0.3, grid.shape)
-        self.nodes = grid * (1 + 2 * RIM) / (side - 1) - RIM
+        shifts = inner * rng.uniform(-0.3, 0.3, grid.shape)
+        self.nodes = (grid + shifts) * (1 + 2 * RIM) / (side - 1) - RIM
         self.delaunay = Delaunay(self.nodes)
         triangles, n = self.delaunay.simplices, side * side
         edges = self.nodes[triangles[:, [2, 0, 1]]] - self.nodes[triangles[:, [1, 2, 0]]]

@@ -2,5 +2,6 @@
 
 It may import what `_solve` may, and `_solve`. Start reading in `functions`, which has the
 derivatives; `factors` owns the factors, and `operations` has what users call. For determinants of
-matrices of any kind, these are `determinant`, `determinant_factors` and `slogdet`.
+matrices of any kind, these are `determinant`, `determinant_factors` and `slogdet`. The distribution
+is in `fields`.
 """

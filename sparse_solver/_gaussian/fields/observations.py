@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._solve.shapes import check_rhs
-from .._sparse.index_checks import describe_type
-from .._sparse.structure import Structure, structure_of
-from .._sparse.torch_tensors import split_tensor
-from .._sparse.values import check_finite
-from .._torch.modes import is_transformed
-from .._torch.tensor_cache import TensorCache
-from ..errors import LayoutError, OptionError, ShapeError
+from ..._solve.shapes import check_rhs
+from ..._sparse.index_checks import describe_type
+from ..._sparse.structure import Structure, structure_of
+from ..._sparse.torch_tensors import split_tensor
+from ..._sparse.values import check_finite
+from ..._torch.modes import is_transformed
+from ..._torch.tensor_cache import TensorCache
+from ...errors import LayoutError, OptionError, ShapeError
 from .covariance import multiply
 
 # As many sets of observations of one field as patterns are remembered.

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from .._solve.shapes import check_rhs
-from .._sparse.index_checks import describe_type
-from .._sparse.torch_tensors import LAYOUTS
-from .._sparse.values import CPU, check_finite, to_double
-from .._torch.modes import is_transformed
-from ..errors import InfeasibleConstraintsError, LayoutError, RedundantConstraintsError, ShapeError
+from ..._solve.shapes import check_rhs
+from ..._sparse.index_checks import describe_type
+from ..._sparse.torch_tensors import LAYOUTS
+from ..._sparse.values import CPU, check_finite, to_double
+from ..._torch.modes import is_transformed
+from ...errors import InfeasibleConstraintsError, LayoutError, RedundantConstraintsError, ShapeError
 
 # A component of a unit vector below this is a rounding error.
 _NEGLIGIBLE = 1e-6

@@ -12,14 +12,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .._factor.options import Options
-from .._factor.problem import Problem
-from .._solve.factorization import Factorization
-from .._solve.operations import MAX_SOLVES
-from .._sparse.structure import Structure, structure_of
-from .._torch.modes import is_recorded
-from ..errors import NotPositiveDefiniteError, SingularMatrixError
-from .operations import SymmetricInverse
+from ..._factor.options import Options
+from ..._factor.problem import Problem
+from ..._solve.factorization import Factorization
+from ..._solve.operations import MAX_SOLVES
+from ..._sparse.structure import Structure, structure_of
+from ..._torch.modes import is_recorded
+from ...errors import NotPositiveDefiniteError, SingularMatrixError
+from ..operations import SymmetricInverse
 
 
 class Covariance(Protocol):

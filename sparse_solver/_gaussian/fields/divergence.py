@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.distributions import register_kl
 
-from ..errors import OptionError, ShapeError
+from ...errors import OptionError, ShapeError
 from .covariance import pair_vectors
-from .field import GaussianField
+from .gaussian_field import GaussianField
 
 
 @register_kl(GaussianField, GaussianField)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch.distributions import Distribution
 
-from .._solve.shapes import check_rhs
-from .._sparse.index_checks import select_indices
-from .._sparse.structure import Structure
-from .._sparse.submatrix import remove_rows
-from .._sparse.values import check_finite
-from .._torch.modes import is_transformed
-from ..errors import ShapeError
+from ..._solve.shapes import check_rhs
+from ..._sparse.index_checks import select_indices
+from ..._sparse.structure import Structure
+from ..._sparse.submatrix import remove_rows
+from ..._sparse.values import check_finite
+from ..._torch.modes import is_transformed
+from ...errors import ShapeError
 from .covariance import Covariance, multiply, pair_vectors
 from .linear_constraints import LinearConstraints
 from .observations import Observations

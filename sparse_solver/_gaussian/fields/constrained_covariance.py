@@ -21,13 +21,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._factor.options import Options
-from .._factor.problem import Problem
-from .._solve.factorization import Factorization
-from .._sparse.structure import Structure
-from .._sparse.values import CPU, to_double
-from .._torch.modes import is_recorded, is_transformed
-from ..errors import NotPositiveDefiniteError, SingularMatrixError, TransformError
+from ..._factor.options import Options
+from ..._factor.problem import Problem
+from ..._solve.factorization import Factorization
+from ..._sparse.structure import Structure
+from ..._sparse.values import CPU, to_double
+from ..._torch.modes import is_recorded, is_transformed
+from ...errors import NotPositiveDefiniteError, SingularMatrixError, TransformError
 from .covariance import FreeCovariance, explain_singular, join_structures, pair_vectors
 
 # Null vectors are found by this many steps of inverse iteration with Q + δ diag(Q).

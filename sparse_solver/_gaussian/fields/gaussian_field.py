@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from .._solve.pattern import Pattern
-from .._solve.shapes import check_rhs, check_values
-from .._sparse.index_checks import check_square, describe_type
-from .._torch.modes import copy_to_keep, is_recorded, is_transformed
-from ..errors import DtypeError, OptionError, ShapeError
+from ..._solve.pattern import Pattern
+from ..._solve.shapes import check_rhs, check_values
+from ..._sparse.index_checks import check_square, describe_type
+from ..._torch.modes import copy_to_keep, is_recorded, is_transformed
+from ...errors import DtypeError, OptionError, ShapeError
 from .conditional_field import LOG_2_PI, ConditionalField
 from .constrained_covariance import ConstrainedCovariance
 from .covariance import Covariance, FreeCovariance, multiply, pair_vectors
@@ -268,7 +268,13 @@ class GaussianField(ConditionalField):
         return (self._covariance.logdet_precision() - distance - constant) / 2
 
     def entropy(self) -> Tensor:
-        """(...) the entropy."""
+        """Return the entropy, in the subspace of the x with C x = d.
+
+        Returns
+        -------
+        Tensor
+            (...) the entropies of the batch.
+        """
         constant = self._covariance.dimension * (1 + LOG_2_PI)
         result = (constant - self._covariance.logdet_precision()) / 2
         return result.expand(self.batch_shape)
