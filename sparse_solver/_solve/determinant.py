@@ -90,9 +90,8 @@ class FactorizationDeterminant:
         --------
         >>> import torch, sparse_solver as ss
         >>> F = ss.factorize(torch.tensor([[0.0, 2.0], [3.0, 1.0]]).to_sparse())
-        >>> sign, logabsdet = F.slogdet()
-        >>> sign * logabsdet.exp()
-        tensor(-6.0000)
+        >>> F.slogdet()  # of -6
+        SignAndLogdet(sign=tensor(-1.), logabsdet=tensor(1.7918))
         """
         known = self._determinant
         if known is None or known.max_solves != max_solves:
@@ -155,14 +154,14 @@ class PatternDeterminant:
         Examples
         --------
         >>> import torch, sparse_solver as ss
-        >>> P = ss.Pattern(torch.tensor([0, 1, 1]), torch.tensor([1, 0, 1]), (2, 2))
-        >>> values = torch.tensor([2.0, 3.0, 1.0], requires_grad=True)
+        >>> P = ss.Pattern(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1]), (2, 2))
+        >>> values = torch.tensor([1.0, 2.0, 3.0, 4.0], requires_grad=True)
         >>> sign, logabsdet = P.slogdet(values)
-        >>> sign
-        tensor(-1.)
+        >>> sign.item(), round(logabsdet.exp().item(), 4)
+        (-1.0, 2.0)
         >>> logabsdet.backward()
-        >>> values.grad  # of log 6
-        tensor([ 0.5000,  0.3333, -0.0000])
+        >>> values.grad  # the transpose of the inverse
+        tensor([-2.0000,  1.5000,  1.0000, -0.5000])
         """
         problem = Problem(self._structure, Options(assume, triangle))
         return _builders[0](problem, values, max_solves, None).slogdet()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -337,6 +338,16 @@ def test_a_factorisation_is_used_for_the_determinant_and_its_gradient(counts) ->
     F.slogdet().logabsdet.backward()
     F.slogdet()
     assert counts["factor"] == 1
+
+
+def test_threads_share_a_factorisation() -> None:
+    D = matrix_of("general", 300, torch.float64)
+    P, values = pattern_of_dense(D)
+    F = P.factorize(values)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: F.slogdet(), range(32)))
+    assert_is_determinant(found[0], D)
+    assert all(other == found[0] for other in found)
 
 
 def pattern_of_dense(D: Tensor) -> tuple[ss.Pattern, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import simulated_cudss
 import simulated_gpu
 import torch
 from gaussian.determinant_cases import matrix_of, stored
@@ -28,6 +29,19 @@ def test_values_on_a_gpu(dtype: torch.dtype) -> None:
         (gradient,) = torch.autograd.grad(found.logabsdet, on_device)
         assert gradient.device == on_device.device
         torch.testing.assert_close(gradient.cpu(), values.grad)
+
+
+@pytest.mark.parametrize("kind", ["general", "spd"])
+def test_a_factorisation_by_cudss(cudss: simulated_cudss.Cudss, kind: str) -> None:
+    D = matrix_of(kind, 12, torch.float64)
+    P, values, options = stored(D, kind)
+    on_device = values.to(simulated_gpu.DEVICE).requires_grad_()
+    F = P.factorize(on_device, engine="cudss", **options)
+    sign, logabsdet = F.slogdet()
+    expected = torch.linalg.slogdet(D)
+    torch.testing.assert_close((sign.cpu(), logabsdet.cpu()), tuple(expected))
+    (gradient,) = torch.autograd.grad(logabsdet, on_device)
+    torch.testing.assert_close(gradient.cpu(), torch.linalg.inv(D).mT[P.rows, P.cols])
 
 
 @pytest.mark.filterwarnings("ignore:systems on gpu are solved by the CPU:UserWarning")
