@@ -181,9 +181,8 @@ class InverseFactors:
         each = to_double(materialize(rhs)).reshape(shape)
         x = torch.empty_like(each)
         for factor, batch in self.prepare(values):
-            apply = factor.solve_factor_transposed if adjoint else factor.solve_factor
-            joined = torch.from_numpy(apply(join_batch(each[batch]).numpy()))
-            x[batch] = unjoin_batch(joined, batch.stop - batch.start)
+            joined = factor.apply(join_batch(each[batch]).numpy(), adjoint, not adjoint)
+            x[batch] = unjoin_batch(torch.from_numpy(joined), batch.stop - batch.start)
         return x.view(rhs.shape)
 
     def differentiate_half(self, values: Tensor, g: Tensor, Bg: Tensor, Bh: Tensor) -> Tensor:

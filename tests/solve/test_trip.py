@@ -13,14 +13,16 @@ import sparse_solver as ss
 from sparse_solver import _testing
 from sparse_solver._engines import lapack, qdldl
 from sparse_solver._engines.mkl import library as mkl
+from sparse_solver._engines.supernodal import library as supernodal
 
 # The native functions: attributes of an object that holds those of a library loaded by ctypes,
-# which Python's profiler does not see, or names of SciPy's, which it does.
+# or kernels, which Python's profiler does not see, or names of SciPy's, which it does.
 NATIVE = {
     "pardiso": (mkl.library, ("pardiso",)),
     "qdldl": (qdldl._library, ("factor", "solve")),
     "superlu": (None, ("gstrf", "solve")),
     "cg": (None, ("mv",)),
+    "supernodal": (supernodal.load, ("factor", "substitute")),
     "lapack": (lambda: lapack.library(False), ("getrf", "getrs", "potrf", "potrs")),
 }
 

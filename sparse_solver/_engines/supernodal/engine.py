@@ -75,14 +75,12 @@ class EngineFactor:
         return 8 * int(symbolic.panel_size + symbolic.n)
 
     def substitute(self, rhs: Tensor, transpose: bool) -> Tensor:
-        return self._apply(self._factor.solve, rhs)
+        x = self._factor.apply(to_double(rhs).numpy(), forward=True, backward=True)
+        return torch.from_numpy(x).to(rhs.dtype)
 
     def substitute_half(self, rhs: Tensor, adjoint: bool) -> Tensor:
-        factor = self._factor
-        return self._apply(factor.solve_factor_transposed if adjoint else factor.solve_factor, rhs)
-
-    def _apply(self, function: Any, rhs: Tensor) -> Tensor:
-        return torch.from_numpy(function(to_double(rhs).numpy())).to(rhs.dtype)
+        x = self._factor.apply(to_double(rhs).numpy(), forward=adjoint, backward=not adjoint)
+        return torch.from_numpy(x).to(rhs.dtype)
 
 
 class Supernodal:

@@ -89,17 +89,23 @@ class SupernodalFactor:
         run_together(spread_cotangents, given, symbolic.may_share)
         return result
 
-    def solve(self, rhs: Array) -> Array:
-        """A⁻¹ b for the rows b of (k, n) right-hand sides."""
-        return self._substitute(rhs, True, True)
+    def apply(self, rhs: Array, forward: bool, backward: bool) -> Array:
+        """Apply Bᵀ (forward), B (backward) or, with both, B Bᵀ = A⁻¹ to the rows (k, n) of `rhs`.
 
-    def solve_factor(self, rhs: Array) -> Array:
-        """B b for the rows b, where B = Pᵀ L⁻ᵀ P, hence B Bᵀ = A⁻¹."""
-        return self._substitute(rhs, False, True)
-
-    def solve_factor_transposed(self, rhs: Array) -> Array:
-        """Bᵀ b = Pᵀ L⁻¹ P b for the rows b."""
-        return self._substitute(rhs, True, False)
+        B = Pᵀ L⁻ᵀ P.
+        """
+        count, n = rhs.shape
+        order, panels = self.symbolic.order, self._panels
+        parts = np.append(np.arange(0, count, _COLUMNS), count)
+        x = np.empty(count * n)
+        for low, high in pairwise(parts):
+            x[n * low : n * high] = rhs[low:high, order].T.ravel()
+        given = self.symbolic.tree, panels, x, parts, forward, backward, blas_table()
+        run_together(substitute, given, count > _COLUMNS)
+        solution = np.empty_like(rhs)
+        for low, high in pairwise(parts):
+            solution[low:high, order] = x[n * low : n * high].reshape(n, high - low).T
+        return solution
 
     def differentiate_half(self, white: Array, half: Array, other: Array) -> Array:
         """The derivatives of Σ gᵀ Bᵀ h, over pairs of rows g and h, in all entries of A.
@@ -118,18 +124,3 @@ class SupernodalFactor:
         given = symbolic.tree, self._panels, vectors, k, updates, size, result, blas_table()
         run_together(reverse_cholesky, given, symbolic.may_share)
         return result
-
-    def _substitute(self, rhs: Array, forward: bool, backward: bool) -> Array:
-        """Substitute in the order of the elimination."""
-        count, n = rhs.shape
-        order, panels = self.symbolic.order, self._panels
-        parts = np.append(np.arange(0, count, _COLUMNS), count)
-        x = np.empty(count * n)
-        for low, high in pairwise(parts):
-            x[n * low : n * high] = rhs[low:high, order].T.ravel()
-        given = self.symbolic.tree, panels, x, parts, forward, backward, blas_table()
-        run_together(substitute, given, count > _COLUMNS)
-        solution = np.empty_like(rhs)
-        for low, high in pairwise(parts):
-            solution[low:high, order] = x[n * low : n * high].reshape(n, high - low).T
-        return solution

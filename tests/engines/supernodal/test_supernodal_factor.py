@@ -69,18 +69,38 @@ def test_the_derivative_of_the_selected_inverse(case) -> None:
 def test_solutions(case, count: int) -> None:
     factor, D, inverse = case
     rhs = np.random.default_rng(0).standard_normal((count, len(D))) * np.sqrt(np.diag(D))
-    error = np.abs(factor.solve(rhs) - rhs @ inverse) / np.sqrt(np.diag(inverse))
+    error = np.abs(factor.apply(rhs, True, True) - rhs @ inverse) / np.sqrt(np.diag(inverse))
     assert error.max(initial=0) < 1e-10
 
 
 def test_half_solves_make_samples_with_the_right_covariance(case) -> None:
     factor, _, inverse = case
     unit = np.eye(len(inverse))
-    B = factor.solve_factor(unit).T
+    B = factor.apply(unit, False, True).T
     assert (np.abs(B @ B.T - inverse) / scale_of(inverse)).max() < TOLERANCE
-    np.testing.assert_array_equal(factor.solve_factor_transposed(unit).T != 0, B.T != 0)
-    adjoint = factor.solve_factor_transposed(unit).T
+    np.testing.assert_array_equal(factor.apply(unit, True, False).T != 0, B.T != 0)
+    adjoint = factor.apply(unit, True, False).T
     assert np.abs(adjoint - B.T).max() <= 1e-13 * np.abs(B).max()
+
+
+@pytest.mark.parametrize("count", [0, 1, 40])
+def test_the_derivative_of_half_solves(case, count: int) -> None:
+    """Of Σ gᵀ Bᵀ h, by reverse mode through a dense factorisation of the scaled matrix."""
+    factor, D, _ = case
+    root, order = np.sqrt(np.diag(D)), factor.symbolic.order
+    g, h = np.random.default_rng(0).standard_normal((2, count, len(D)))
+    h *= root
+    halves = factor.apply(g, False, True), factor.apply(h, True, False)
+    scaled = torch.from_numpy(D / np.outer(root, root)).requires_grad_()
+    L = torch.linalg.cholesky(scaled[order][:, order])
+    white, other = torch.from_numpy(g[:, order]), torch.from_numpy((h / root)[:, order])
+    total = (torch.linalg.solve_triangular(L, other.mT, upper=False) * white.mT).sum()
+    (gradient,) = torch.autograd.grad(total, scaled)
+    upper = factor.symbolic.arrangement
+    rows, cols = upper.rows.numpy(), upper.col.numpy()
+    expected = ((gradient + gradient.mT) / 2).numpy()[rows, cols]
+    found = factor.differentiate_half(g, *halves) * root[rows] * root[cols]
+    assert np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max()
 
 
 def test_results_do_not_depend_on_the_number_of_threads() -> None:
@@ -103,7 +123,9 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
 
 def test_uninitialised_memory_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     A = grid(13, 13, 13)
-    expected = factor_of(A).invert()
+    factor = factor_of(A)
+    expected, rhs = factor.invert(), np.ones((2, 13**3))
+    gradient = factor.differentiate_half(rhs, rhs, rhs)
     empty, empty_like = np.empty, np.empty_like
 
     def poison(array: np.ndarray) -> np.ndarray:
@@ -116,6 +138,7 @@ def test_uninitialised_memory_is_not_read(monkeypatch: pytest.MonkeyPatch) -> No
     factor = factor_of(A)
     np.testing.assert_array_equal(factor.invert(), expected)
     assert np.isfinite(factor.perturb_inverse(np.ones(len(expected)))).all()
+    np.testing.assert_array_equal(factor.differentiate_half(rhs, rhs, rhs), gradient)
 
 
 @pytest.mark.parametrize("at", ["first", "last", "everywhere"])
