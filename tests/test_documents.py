@@ -5,8 +5,12 @@ from __future__ import annotations
 import inspect
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import scipy.sparse
+import torch
 
 import sparse_solver as ss
 from sparse_solver import errors
@@ -23,6 +27,23 @@ def test_the_readme_runs_from_top_to_bottom(capsys: pytest.CaptureFixture[str]) 
     namespace: dict[str, object] = {}
     for number, snippet in enumerate(SNIPPETS):
         exec(compile(snippet, f"README.md, snippet {number}", "exec"), namespace)
+
+
+def test_the_page_on_gaussian_fields_runs() -> None:
+    text = (ROOT / "docs" / "gaussian.md").read_text()
+    snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(snippets) == 2
+    n = 40
+    K = scipy.sparse.diags_array((-1.0, 2.0, -1.0), offsets=(-1, 0, 1), shape=(n, n)).tocsr()
+    H = torch.eye(n, dtype=torch.float64).to_sparse()
+    torch.manual_seed(0)
+    y = torch.randn(n, dtype=torch.float64).cumsum(0)
+    names = {"np": np, "scipy": scipy, "torch": torch, "ss": ss, "H": H, "y": y, "K": K}
+    namespace: dict[str, Any] = {**names, "M": scipy.sparse.eye_array(n)}
+    for number, snippet in enumerate(snippets):
+        exec(compile(snippet, f"docs/gaussian.md, snippet {number}", "exec"), namespace)
+    assert float(namespace["theta"].grad.abs().max()) < 1e-3
+    assert namespace["samples"].shape == (100, n)
 
 
 def test_the_readme_names_every_engine_and_every_error() -> None:

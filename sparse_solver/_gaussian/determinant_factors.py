@@ -14,13 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._engines.supernodal.library import load
 from .._factor.determinants import determinants_of, with_pivots
 from .._factor.factors import Factors
 from .._factor.problem import Problem
 from .._sparse.block_diagonal import count_matrices
 from .._torch.modes import materialize
-from ..errors import EngineUnavailableError
 from .operations import SymmetricInverse
 
 
@@ -108,9 +106,7 @@ class DeterminantFactors:
 
     def _invert(self, values: Tensor) -> SymmetricInverse | None:
         """The inverses of positive definite matrices; None if Numba is not installed."""
-        try:
-            load()
-        except EngineUnavailableError:
+        if not can_invert():
             return None
         options = self.problem.options
         given = self.problem.structure, values, options.triangle, self.max_solves

@@ -22,6 +22,7 @@ from .._sparse.triangle import arrangement_of
 from .._sparse.values import probe_vector, to_double
 from .._torch.modes import materialize
 from ..errors import (
+    EngineUnavailableError,
     NonFiniteError,
     NotPositiveDefiniteError,
     NotSymmetricError,
@@ -254,3 +255,12 @@ class InverseFactors:
 
 def _new_double(shape: Any) -> Tensor:
     return torch.zeros(shape, dtype=torch.float64)
+
+
+def can_invert() -> bool:
+    """Whether there are supernodal factors here, for which Numba must be installed."""
+    try:
+        load()
+    except EngineUnavailableError:
+        return False
+    return True

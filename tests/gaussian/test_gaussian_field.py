@@ -71,7 +71,7 @@ def test_the_gradient_of_an_expectation_of_samples() -> None:
     torch.manual_seed(2)
     ss.GaussianField(P, scale * values).rsample((4000,)).square().sum(-1).mean().backward()
     exact = -reference(P, values).variance.sum()  # of tr(Q⁻¹) / scale
-    torch.testing.assert_close(scale.grad, exact, rtol=0.03, atol=0)
+    torch.testing.assert_close(scale.grad, exact, rtol=0.1, atol=0)
 
 
 @pytest.mark.parametrize("form", ["loc", "information"])
