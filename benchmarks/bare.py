@@ -1,7 +1,7 @@
 """The limit: engines called directly on prepared arrays, for one factorisation and two solves.
 
 What depends on the pattern alone, and the conversion of the values, is done before the clock
-starts. No code is shared with sparse_solver, so that an error there cannot hide here.
+starts. No code that solves is shared with sparse_solver, so that an error there cannot hide here.
 """
 
 from __future__ import annotations
@@ -17,10 +17,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .problems import Absent, Problem
+from .problems import MOST_ITERATIONS, Absent, Problem, refuse_to_factor
 
 Array = NDArray[Any]
 _TYPES = {"spd": (2, 4), "symmetric": (-2, 6), "general": (11, 13)}
+# The options of SciPy's `splu` for positive definite matrices.
+SPLU_OPTIONS: dict[str, Any] = {
+    "permc_spec": "MMD_AT_PLUS_A",
+    "diag_pivot_thresh": 0.0,
+    "options": {"SymmetricMode": True},
+}
+# SciPy's SuperLU takes some seconds for so many operations of a Cholesky factorisation; and the
+# tolerance of SciPy's conjugate gradients, which solve the larger problems.
+_MOST_FLOPS_FOR_SCIPY, _CG_TOLERANCE = 2e9, 1e-13
 
 
 class Matrices:
@@ -54,6 +63,7 @@ class BarePardiso:
     name = "bare PARDISO"
 
     def __init__(self, problem: Problem):
+        refuse_to_factor(problem)
         self._problem = problem
         self._matrices = Matrices(problem, "full" if problem.kind == "general" else "upper")
         self._pardiso = _pardiso()
@@ -212,14 +222,30 @@ def reference(problem: Problem, theta: Tensor) -> Tensor:
 
     batch, n = max(1, problem.batch), problem.n
     values = problem.values(theta.detach()).reshape(batch, -1)
+    may_iterate = problem.kind == "spd" and problem.iterations <= MOST_ITERATIONS
+    if may_iterate and problem.factor_flops > _MOST_FLOPS_FOR_SCIPY:
+        A = problem.scipy_matrix(values[0])
+        solution = _iterate(A, problem.rhs_rows)
+        return gradient_by_hand(problem, theta, solution, _iterate(A, 2 * solution))
     x, y = [], []
+    options = SPLU_OPTIONS if problem.kind == "spd" else {}
     for matrix, b in zip(values, problem.rhs_rows.reshape(batch, -1, n), strict=True):
-        lu = splu(problem.scipy_matrix(matrix).tocsc())
+        lu = splu(problem.scipy_matrix(matrix).tocsc(), **options)
         x.append(torch.from_numpy(lu.solve(b.numpy().T).T.copy()))
         y.append(
             torch.from_numpy(lu.solve(2 * x[-1].conj().resolve_conj().numpy().T, "T").T.copy())
         )
     return gradient_by_hand(problem, theta, torch.cat(x), torch.cat(y))
+
+
+def _iterate(A: Any, b: Tensor) -> Tensor:
+    """The solutions for the rows of `b` by SciPy's conjugate gradients."""
+    from scipy.sparse import diags
+    from scipy.sparse.linalg import cg
+
+    scale = diags(1 / A.diagonal())
+    x = [cg(A, one_b.numpy(), rtol=_CG_TOLERANCE, M=scale)[0] for one_b in b]
+    return torch.from_numpy(np.stack(x))
 
 
 def gradient_by_hand(problem: Problem, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:

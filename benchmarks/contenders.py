@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 
 import sparse_solver as ss
+from sparse_solver._engines.analysis import analyze
+from sparse_solver._sparse.matrix import Matrix
+from sparse_solver._sparse.structure import structure_of
 
 from .bare import BarePardiso, BareQdldl
-from .problems import Absent, Problem
+from .problems import Absent, Problem, refuse_to_factor, refuse_to_iterate
 
 
 class Contender(Protocol):
@@ -33,6 +36,11 @@ class Contender(Protocol):
     def close(self) -> None: ...
 
 
+def is_installed(package: str | None) -> bool:
+    """Whether a contender finds the package that it needs, if it needs one."""
+    return package is None or importlib.util.find_spec(package) is not None
+
+
 class Step:
     """A training step: values of θ, solve, loss, and the gradient in θ; subclasses `solve`."""
 
@@ -40,7 +48,7 @@ class Step:
     needs: str | None = None  # the package that must be installed
 
     def __init__(self, problem: Problem):
-        if self.needs is not None and importlib.util.find_spec(self.needs) is None:
+        if not is_installed(self.needs):
             raise Absent(f"{self.needs} is not installed")
         self.problem = problem
 
@@ -70,6 +78,40 @@ class Ours(Step):
 
     def solve(self, values: Tensor, b: Tensor) -> Tensor:
         return self.pattern.solve(values, b, assume=self.problem.kind)
+
+
+class OursDirect(Ours):
+    """The direct engine that is chosen where iterating is ruled out, by its name."""
+
+    name = "sparse_solver, direct"
+
+    def __init__(self, problem: Problem):
+        refuse_to_factor(problem)
+        super().__init__(problem)
+        structure = structure_of(problem.rows, problem.cols, self.pattern.shape)
+        matrix = Matrix(structure, problem.values(problem.fresh()).detach())
+        self.engine: str = analyze(matrix, problem.kind, None, None).engine
+
+    def solve(self, values: Tensor, b: Tensor) -> Tensor:
+        return self.pattern.solve(values, b, assume=self.problem.kind, engine=self.engine)
+
+
+class OursCg(Ours):
+    """Conjugate gradients by name."""
+
+    name = "sparse_solver, cg"
+
+    def __init__(self, problem: Problem):
+        if problem.kind != "spd" or problem.rhs.is_complex():
+            raise Absent("real symmetric positive definite matrices only")
+        refuse_to_iterate(problem)
+        super().__init__(problem)
+
+    def solve(self, values: Tensor, b: Tensor) -> Tensor:
+        try:
+            return self.pattern.solve(values, b, assume="spd", engine="cg")
+        except ss.ConvergenceError as error:
+            raise Absent(f"no convergence: {error}") from error
 
 
 class OursFromValues(Ours):
@@ -153,4 +195,5 @@ class Dense(Step):
 
 
 OURS: tuple[type[Contender], ...] = (Ours, OursFromValues, OursFromCSR, OursFromCOO)
+METHODS: tuple[type[Contender], ...] = (Ours, OursDirect, OursCg)
 BARE: tuple[type[Contender], ...] = (BarePardiso, BareQdldl)

@@ -1,178 +1,205 @@
 """Factorisations, conjugate gradients, and what is chosen, on well and ill-conditioned matrices.
 
-    python -m benchmarks.methods [--quick]
+    python -m benchmarks.methods [WORKLOAD ...] [--quick] [--memory]
 
 A row is one problem: milliseconds of a training step with the method that is chosen, by the direct
-engine, by conjugate gradients, and by those of torch-sla, which stops at residuals of 10⁻¹⁰, a
-hundred thousand times as large as ours; medians over fresh values, the contenders in turn.
-Gradients are checked first against one that is computed from solutions whose residuals are checked.
+engine, by conjugate gradients, and by those of torch-sla if it is installed, with its own tolerance
+and until its residuals are as small as ours. The numbers in parentheses are ratios of our step to
+another one. Figures are medians over fresh values, the contenders in turn; gradients are checked
+first. What is predicted to take minutes is left out, and the reason is printed below the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import time
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 import sparse_solver as ss
+from sparse_solver.__main__ import describe_machine
 
-from .bare import gradient_by_hand
-from .peers import TorchSlaCg
-from .problems import STIFF, Absent, Problem, graph, grid, mesh
+from .contenders import METHODS, Contender, Ours, OursCg, OursDirect, is_installed
+from .peers import ITERATING, TorchSlaCgAsAccurate
+from .problems import (
+    SMALL_SHIFT,
+    SMOOTH,
+    STIFF,
+    Makers,
+    Problem,
+    cubes,
+    graph,
+    grid,
+    grid_name,
+    mesh,
+)
+from .processes import peak_memory
+from .targets import Row, Target, format_milliseconds
+from .timing import measure
 
-# Rounds after the first one, of which slow contenders take part in fewer.
-ROUNDS, SLOW_ROUNDS, SLOW = 5, 1, 5.0
-# A gradient differs by less, relative to the largest entry, whatever the method is.
+SECONDS = 2.0  # of samples for one problem, after at least three rounds
+# A gradient of ours differs by less, relative to the largest entry, whatever the method is.
 TOLERANCE = 1e-7
+# The grid on which the peak memory is measured.
+MEMORY_SIDES = (100, 100, 100)
 
-Make = Callable[[], Problem]
-
-
-class Case(NamedTuple):
-    """A problem, and whether it can be factored in reasonable time and memory."""
-
-    make: Make
-    factored: bool = True
-
-
-CASES = [
-    *(Case(partial(graph, n)) for n in (300, 1000, 3000, 10_000)),
-    Case(partial(graph, 100_000), False),
-    *(Case(partial(grid, side, side)) for side in (100, 300, 1000)),
-    *(Case(partial(grid, *3 * (side,), shift=s)) for side in (20, 40, 60) for s in (1.0, 1e-2)),
-    *(Case(partial(grid, *3 * (side,), shift=1e-2), False) for side in (80, 100)),
-    *(Case(partial(mesh, 300, 333, k)) for k in (1, 32)),
-    *(Case(partial(mesh, *size, 3, True, STIFF)) for size in ((100, 100), (300, 333))),
-]
-QUICK = [Case(partial(graph, 300)), Case(partial(grid, 8, 8, 8)), Case(partial(mesh, 20, 20, 3))]
-
-# The names of the methods in the table, and the options that ask for them.
-CHOSEN, DIRECT, ITERATIVE, PEER = "step", "direct", "CG", TorchSlaCg.name
-
-
-def direct_engine() -> str:
-    """The engine that factors positive definite matrices with much fill here."""
-    return "pardiso" if ss.engines()["pardiso"].installed else "superlu"
+WORKLOADS: dict[str, Makers] = {
+    "graph": [partial(graph, n) for n in (300, 1000, 3000, 10_000, 100_000)],
+    "grid2d": [
+        *(partial(grid, side, side) for side in (100, 300, 1000)),
+        partial(grid, 300, 300, shift=SMALL_SHIFT),
+    ],
+    "grid3d": cubes(20, 40, 60),
+    "large": cubes(80, 100),
+    "mesh": [
+        *(partial(mesh, *size, 1) for size in ((100, 100), (300, 333))),
+        partial(mesh, 300, 333, 32),
+        *(partial(mesh, *size, 3, True, t) for size in ((100, 100), (300, 333)) for t in
+          (SMOOTH, STIFF)),
+    ],
+}  # fmt: skip
+QUICK: dict[str, Makers] = {
+    "graph": [partial(graph, 300)],
+    "grid3d": cubes(8),
+    "mesh": [partial(mesh, 20, 20, 3), partial(mesh, 20, 20, 3, True, STIFF)],
+}
 
 
-class Steps:
-    """The training steps of one problem by each method."""
-
-    def __init__(self, case: Case):
-        problem = self.problem = case.make()
-        self.pattern = ss.Pattern(problem.rows, problem.cols, (problem.n, problem.n))
-        engines = {CHOSEN: None, DIRECT: direct_engine(), ITERATIVE: "cg"}
-        self.by_name: dict[str, Callable[[Tensor], Tensor]] = {
-            name: partial(self.take, partial(self.pattern.solve, assume="spd", engine=engine))
-            for name, engine in engines.items()
-            if case.factored or name != DIRECT
-        }
-        with suppress(Absent):
-            self.by_name[PEER] = partial(self.take, TorchSlaCg(problem).solve)
-
-    def take(self, solve: Callable[[Tensor, Tensor], Tensor], theta: Tensor) -> Tensor:
-        return self.problem.solved_by(solve, theta.clone().requires_grad_())
-
-    def expected(self, theta: Tensor) -> Tensor:
-        """The gradient from solutions whose residuals are checked."""
-        problem = self.problem
-        F = self.pattern.factorize(problem.values(theta).detach(), assume="spd")
-        x = F.solve(problem.rhs)
-        y = F.solve(2 * x, transpose=True)
-        rows = (v if v.dim() == 1 else v.mT for v in (x, y))
-        return gradient_by_hand(problem, theta, *rows)
-
-    def choice(self, theta: Tensor) -> str:
-        """The engine that is chosen, and the iterations of a solve if it iterates."""
-        F = self.pattern.factorize(self.problem.values(theta).detach(), assume="spd")
-        F.solve(self.problem.rhs)
-        iterations = F.info.iterations
-        return F.info.engine if iterations is None else f"{F.info.engine}, {iterations} iterations"
+def describe_choice(problem: Problem) -> str:
+    """The engine that is chosen, and the iterations of a solve if it iterates."""
+    pattern = ss.Pattern(problem.rows, problem.cols, (problem.n, problem.n))
+    F = pattern.factorize(problem.values(problem.fresh()).detach(), assume="spd")
+    F.solve(problem.rhs)
+    iterations = F.info.iterations
+    return F.info.engine if iterations is None else f"{F.info.engine}, {iterations} iterations"
 
 
-class Row(NamedTuple):
-    """What was measured for a problem: medians of milliseconds, None for what was left out."""
-
-    name: str
-    choice: str
-    times: dict[str, float]
-
-    @property
-    def ratio(self) -> float | None:
-        """The step over the faster one of both methods."""
-        both = [self.times[name] for name in (DIRECT, ITERATIVE) if name in self.times]
-        return self.times[CHOSEN] / min(both) if both else None
-
-    def __str__(self) -> str:
-        def cell(name: str) -> str:
-            time = self.times.get(name)
-            return "–" if time is None else f"{time:,.0f}" if time >= 100 else f"{time:.3g}"
-
-        cells = [self.name, self.choice, *map(cell, (CHOSEN, DIRECT, ITERATIVE))]
-        cells.append("–" if self.ratio is None else f"{self.ratio:.2f}")
-        peer = self.times.get(PEER)
-        cells += [cell(PEER), "–" if peer is None else f"{self.times[CHOSEN] / peer:.2f}"]
-        return f"| {' | '.join(cells)} |"
+def over_the_faster(row: Row) -> float | None:
+    """The step over the faster one of both methods."""
+    both = [row.of(make.name) for make in (OursDirect, OursCg)]
+    fastest = min((time for time in both if time is not None), default=None)
+    step = row.of(Ours.name)
+    return None if step is None or fastest is None else step / fastest
 
 
-def measure(case: Case) -> Row:
-    torch.manual_seed(0)
-    steps = Steps(case)
-    theta = steps.problem.fresh()
-    expected = steps.expected(theta)
-    rounds: dict[str, int] = {}
-    for name, step in steps.by_name.items():
-        began = time.perf_counter()
-        try:
-            found = step(theta)
-        except ss.ConvergenceError:  # conjugate gradients where a factorisation is needed
-            continue
-        is_slow = time.perf_counter() - began > SLOW
-        error = float((found - expected).abs().max() / expected.abs().max())
-        if error < TOLERANCE:
-            rounds[name] = SLOW_ROUNDS if is_slow else ROUNDS
-        else:
-            assert name == PEER, f"{steps.problem.name}: {name} is wrong by {error:.1e}"
-    samples: dict[str, list[float]] = {name: [] for name in rounds}
-    for k in range(ROUNDS):
-        theta = steps.problem.fresh()
-        for name in (name for name, count in rounds.items() if k < count):
-            start = time.perf_counter()
-            steps.by_name[name](theta)
-            samples[name].append(1e3 * (time.perf_counter() - start))
-    medians = {name: statistics.median(times) for name, times in samples.items()}
-    return Row(steps.problem.name, steps.choice(theta), medians)
+def format_row(row: Row, choice: str, peers: list[type[Contender]]) -> str:
+    step, ratio = row.of(Ours.name), over_the_faster(row)
+
+    def cell(name: str, with_ratio: bool = False) -> str:
+        time = row.of(name)
+        if time is None or step is None:
+            return "–"
+        return format_milliseconds(time) + (f" ({step / time:.2f})" if with_ratio else "")
+
+    cells = [row.name, choice, *(cell(make.name) for make in METHODS)]
+    cells.append("–" if ratio is None else f"{ratio:.2f}")
+    cells += [cell(make.name, with_ratio=True) for make in peers]
+    return f"| {' | '.join(cells)} |"
 
 
-def print_table(cases: list[Case]) -> None:
-    """Measure these problems, and print a table in Markdown."""
+def absences(rows: list[Row]) -> Iterator[str]:
+    """Why contenders are absent from rows: an item of a list for each of them and each reason."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        for name, timed in row.times.items():
+            if timed.median is None:
+                reason = timed.absent or f"wrong by {timed.error:.0e}"
+                found.setdefault((name, reason), []).append(row.name)
+    for (name, reason), problems in found.items():
+        yield f"- {name}: {reason} ({'; '.join(problems)})"
+
+
+def targets(rows: list[Row], memory: int | None) -> list[Target]:
+    """The limits of the choice of a method, and what these rows and this memory reached."""
+    by_name = {row.name: row for row in rows}
+
+    def seconds(name: str) -> dict[str, float]:
+        step = by_name[name].of(Ours.name) if name in by_name else None
+        return {} if step is None else {name: step / 1e3}
+
+    def over(name: str, *peers: str) -> dict[str, float]:
+        row = by_name.get(name)
+        fastest = None if row is None else row.fastest_peer(set(peers))
+        step = None if row is None else row.of(Ours.name)
+        return {} if fastest is None or step is None else {name: step / fastest[1]}
+
+    as_accurate = [over(name, TorchSlaCgAsAccurate.name) for name in ("grid 40³", "grid 60³")]
+    ratios = {row.name: ratio for row in rows if (ratio := over_the_faster(row)) is not None}
+    mean = {"all": statistics.geometric_mean(ratios.values())} if ratios else {}
+    large = grid_name(*MEMORY_SIDES, shift=SMALL_SHIFT)
+    found: list[tuple[str, float, dict[str, float]]] = [
+        ("graph 10⁴: step over the faster conjugate gradients of torch-sla", 0.8,
+         over("graph 10000", *(make.name for make in ITERATING))),
+        ("graph 10⁵: seconds of a step", 0.2, seconds("graph 100000")),
+        ("grids 40³ and 60³, shift 1: step over torch-sla, as accurate", 0.8,
+         as_accurate[0] | as_accurate[1]),
+        (f"{large}: seconds of a step", 15, seconds(large)),
+        (f"{large}: GB of peak memory", 2, {} if memory is None else {large: memory / 1e9}),
+        ("step over the faster of both methods", 1.5, ratios),
+        ("the same, geometric mean", 1.1, mean),
+    ]  # fmt: skip
+    return [Target(*one) for one in found]
+
+
+def print_table(makers: Makers, seconds: float = SECONDS) -> list[Row]:
+    """Measure these problems, and print a table in Markdown, row by row."""
     warnings.filterwarnings("ignore", "Sparse", UserWarning)  # of torch, about sparse tensors
-    print(f"| problem | chosen | {CHOSEN} | {DIRECT} | {ITERATIVE} | ratio | {PEER} | ratio |")
-    print("|---|---|---|---|---|---|---|---|")
-    rows = []
-    for case in tqdm(cases, disable=None):
-        rows.append(measure(case))
-        tqdm.write(str(rows[-1]))
-    ratios = [row.ratio for row in rows if row.ratio is not None]
-    mean, worst = statistics.geometric_mean(ratios), max(ratios)
-    print(f"\nthe step over the faster method: geometric mean {mean:.2f}, at worst {worst:.2f}")
+    peers: list[type[Contender]] = [make for make in ITERATING if is_installed(make.needs)]
+    names = ["step", "direct", "CG", "over the faster", *(make.name for make in peers)]
+    print(f"| problem | chosen | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|", sep="\n")
+    rows, bar = [], tqdm(makers, disable=None)
+    for make in bar:
+        torch.manual_seed(0)
+        problem = make()
+        times = measure(problem, (), METHODS, peers, set(), seconds, bar.set_description)
+        rows.append(Row(problem.workload, problem.name, problem.n, times))
+        tqdm.write(format_row(rows[-1], describe_choice(problem), peers))
+    print("", *absences(rows), sep="\n")
+    return rows
 
 
-def main() -> None:
+def find_mistakes(rows: list[Row]) -> list[str]:
+    """Describe the gradients of ours that are less accurate than promised."""
+    return [
+        f"{row.name}: {make.name} is wrong by {error:.1e}"
+        for row in rows
+        for make in METHODS
+        if (error := row.times[make.name].error) is not None and not error <= TOLERANCE
+    ]
+
+
+def main(arguments: list[str] | None = None) -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    names = f"of {', '.join(WORKLOADS)}; all by default"
+    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=names)
     parser.add_argument("--quick", action="store_true", help="small problems, for the tests")
-    print_table(QUICK if parser.parse_args().quick else CASES)
+    memory = "also measure the peak memory of a process that solves on the largest grid"
+    parser.add_argument("--memory", action="store_true", help=memory)
+    given = parser.parse_args(arguments)
+    if unknown := set(given.workloads) - set(WORKLOADS):
+        parser.error(f"no workload {', '.join(sorted(unknown))}; there are {', '.join(WORKLOADS)}")
+    table = QUICK if given.quick else WORKLOADS
+    makers = [make for name in given.workloads or table for make in table.get(name, [])]
+    print(describe_machine(), "", sep="\n")
+    rows = print_table(makers, 0.1 if given.quick else SECONDS)
+    sides = (20, 20, 20) if given.quick else MEMORY_SIDES
+    peak = peak_memory(Ours.name, sides, SMALL_SHIFT) if given.memory else None
+    if peak is not None:
+        name = grid_name(*sides, shift=SMALL_SHIFT)
+        print(f"\npeak memory of two steps on the {name}: {peak / 1e9:.2f} GB")
+    memory_of_large = None if given.quick else peak
+    reached = [target for target in targets(rows, memory_of_large) if target.values]
+    if reached:
+        print("\n| target | at most | worst | |", "|---|---|---|---|", *map(str, reached), sep="\n")
+    mistakes = find_mistakes(rows)
+    print(*mistakes, sep="\n", end="")
+    return 1 if mistakes else 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

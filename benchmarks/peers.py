@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+import sparse_solver as ss
+
+from .bare import SPLU_OPTIONS
 from .contenders import Contender, Dense, Step
-from .problems import Absent, Problem
+from .problems import MOST_ITERATIONS, Absent, Problem, refuse_to_factor, refuse_to_iterate
 
 
 class _Splu(Function):
@@ -23,11 +26,7 @@ class _Splu(Function):
 
         places = (problem.rows.numpy(), problem.cols.numpy())
         A = csc_matrix((values.numpy(), places), shape=(problem.n, problem.n))
-        options: dict[str, Any] = {}
-        if problem.kind == "spd":
-            options = {"diag_pivot_thresh": 0.0, "options": {"SymmetricMode": True}}
-            options["permc_spec"] = "MMD_AT_PLUS_A"
-        lu = splu(A, **options)
+        lu = splu(A, **(SPLU_OPTIONS if problem.kind == "spd" else {}))
         x = torch.from_numpy(lu.solve(b.numpy()))
         ctx.lu, ctx.problem = lu, problem
         ctx.save_for_backward(x)
@@ -45,7 +44,15 @@ def entries_bar(lam: Tensor, x: Tensor, problem: Problem) -> Tensor:
     return product if product.dim() == 1 else product.sum(-1)
 
 
-class Splu(Step):
+class Factoring(Step):
+    """A step that factors the matrix, unless that is predicted to take too long."""
+
+    def __init__(self, problem: Problem):
+        super().__init__(problem)
+        refuse_to_factor(problem)
+
+
+class Splu(Factoring):
     name, needs = "SciPy splu", "scipy"
 
     def solve(self, values: Tensor, b: Tensor) -> Tensor:
@@ -82,7 +89,7 @@ class _Cholespy(Function):
         return torch.sparse_coo_tensor(A.indices(), values_bar, A.shape), lam
 
 
-class Cholespy(Step):
+class Cholespy(Factoring):
     name, needs = "cholespy", "cholespy"
 
     def __init__(self, problem: Problem):
@@ -103,7 +110,7 @@ class Cholespy(Step):
         return x
 
 
-class TorchSla(Step):
+class TorchSla(Factoring):
     name, needs = "torch-sla", "torch_sla"
     backend, method = "scipy", "lu"
 
@@ -123,7 +130,7 @@ class TorchSla(Step):
 
 
 class TorchSlaCg(Step):
-    """The conjugate gradients of torch-sla, with its own tolerance; no other contender iterates."""
+    """The conjugate gradients of torch-sla, with its own tolerance: residuals of 1e-10 ‖b‖."""
 
     name, needs = "torch-sla, CG", "torch_sla"
 
@@ -132,7 +139,8 @@ class TorchSlaCg(Step):
         if problem.kind != "spd" or problem.rhs.is_complex():
             raise Absent("real symmetric positive definite matrices only")
         if problem.rhs.dim() == 2 and not problem.batch:
-            raise Absent("one right-hand side")
+            raise Absent("one right-hand side only")
+        refuse_to_iterate(problem)
 
     def solve(self, values: Tensor, b: Tensor) -> Tensor:
         import torch_sla
@@ -145,6 +153,36 @@ class TorchSlaCg(Step):
             x = spsolve_batch_same_layout(*system, method="cg", atol=1e-10)
         else:
             x = torch_sla.spsolve(*system, backend="pytorch", method="cg", is_spd=True)
+        return x
+
+
+class TorchSlaCgAsAccurate(TorchSlaCg):
+    """The same until its residuals are as small as those of our solution.
+
+    `torch_sla.spsolve` stops at 1e-10 ‖b‖, whatever tolerance it is given. So the autograd Function
+    inside is called.
+    """
+
+    name = "torch-sla, CG as accurate"
+
+    def __init__(self, problem: Problem):
+        super().__init__(problem)
+        if problem.batch:
+            raise Absent("no batches")
+        values = problem.values(problem.fresh()).detach()
+        pattern = ss.Pattern(problem.rows, problem.cols, (problem.n, problem.n))
+        x = pattern.solve(values, problem.rhs, assume="spd")
+        residual = problem.rhs.numpy() - problem.scipy_matrix(values) @ x.numpy()
+        self.tolerance = float(np.linalg.norm(residual) / problem.rhs.norm())
+
+    def solve(self, values: Tensor, b: Tensor) -> Tensor:
+        from torch_sla.linear_solve import SparseLinearSolvePyTorch
+
+        problem, shape = self.problem, (self.problem.n, self.problem.n)
+        x: Tensor = SparseLinearSolvePyTorch.apply(
+            *(values, problem.rows, problem.cols, shape, b, "cg"),
+            *(0.0, self.tolerance, MOST_ITERATIONS, "jacobi", False),
+        )
         return x
 
 
@@ -174,7 +212,7 @@ def _columns(b: Tensor) -> Any:
     return np.asfortranarray(b.numpy())
 
 
-class Pypardiso(Step):
+class Pypardiso(Factoring):
     """oneMKL PARDISO through pypardiso, a binding for SciPy matrices: LU, analysed at each call."""
 
     name, needs = "pypardiso", "pypardiso"
@@ -197,4 +235,5 @@ class Pypardiso(Step):
         self.solver.free_memory(everything=True)
 
 
+ITERATING: tuple[type[TorchSlaCg], ...] = (TorchSlaCg, TorchSlaCgAsAccurate)
 PEERS: tuple[type[Contender], ...] = (Dense, Splu, Cholespy, TorchSla, TorchSlaCg, Pypardiso)

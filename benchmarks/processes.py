@@ -1,7 +1,7 @@
 """Measurements that need a process of their own: peak memory, and the time of the first import.
 
-`python -m benchmarks.processes NAME SIDES...` prints the bytes by which the memory of a process
-grows at most while the contender NAME solves on a grid.
+`python -m benchmarks.processes NAME SHIFT SIDES...` prints the bytes by which the memory of a
+process grows at most while the contender NAME solves on a grid with this shift.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ ROOT = Path(__file__).parent.parent
 STATUS = Path("/proc/self/status")
 
 
-def peak_memory(name: str, sides: tuple[int, ...]) -> int | None:
+def peak_memory(name: str, sides: tuple[int, ...], shift: float = 1.0) -> int | None:
     """The bytes for two training steps, without the interpreter, torch and the problem itself.
 
     None where the system does not report it in /proc, as Linux does.
     """
     if not STATUS.exists():
         return None
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.processes", name, *map(str, sides)]
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.processes", name]
+    command += [str(number) for number in (shift, *sides)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return int(done.stdout)
 
@@ -53,8 +54,8 @@ def kilobytes(key: str) -> int:
 def main() -> None:
     from . import contenders, problems
 
-    name, *sides = sys.argv[1:]
-    problem = problems.grid(*map(int, sides))
+    name, shift, *sides = sys.argv[1:]
+    problem = problems.grid(*map(int, sides), shift=float(shift))
     make = {make.name: make for make in (*contenders.BARE, *contenders.OURS)}[name]
     prepared = [problem.fresh() for _ in range(2)]
     if os.access("/proc/self/clear_refs", os.W_OK):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import sparse_solver as ss
 
-from .bare import BarePardiso
+from .bare import SPLU_OPTIONS, BarePardiso
 from .contenders import Contender, Step
 from .problems import Problem
 
@@ -81,9 +81,7 @@ class SpluRepeat(Repeat):
         from scipy.sparse.linalg import splu
 
         super().__init__(problem)
-        symmetric = {"diag_pivot_thresh": 0.0, "options": {"SymmetricMode": True}}
-        A = problem.scipy_matrix(self.values).tocsc()
-        self._lu = splu(A, permc_spec="MMD_AT_PLUS_A", **symmetric)
+        self._lu = splu(problem.scipy_matrix(self.values).tocsc(), **SPLU_OPTIONS)
 
     def fresh(self, theta: Tensor) -> Any:
         return [b.numpy() for b in super().fresh(theta)]

@@ -144,11 +144,11 @@ def table(rows: list[Row], peers: set[str]) -> Iterator[str]:
         def cell(value: float | None, over: float | None) -> str:
             if value is None:
                 return "–"
-            return _number(value) + ("" if over is None else f" ({value / over:.2f})")
+            return format_milliseconds(value) + ("" if over is None else f" ({value / over:.2f})")
 
         last = "–"
         if peer is not None and step is not None:
-            last = f"{peer[0]} {_number(peer[1])} ({step / peer[1]:.2f})"
+            last = f"{peer[0]} {format_milliseconds(peer[1])} ({step / peer[1]:.2f})"
         cells = [cell(step, bare), cell(bare, None), *(cell(row.of(call), bare) for call in calls)]
         yield f"| {row.name} | {' | '.join(cells)} | {last} |"
 
@@ -166,9 +166,9 @@ def others(rows: list[Row], peers: list[str]) -> Iterator[str]:
             elif not timed.is_right:
                 cells.append(f"wrong by {timed.error:.0e}")
             else:
-                cells.append(_number(timed.median or 0.0))
+                cells.append(format_milliseconds(timed.median or 0.0))
         yield f"| {row.name} | " + " | ".join(cells) + " |"
 
 
-def _number(milliseconds: float) -> str:
+def format_milliseconds(milliseconds: float) -> str:
     return f"{milliseconds:.3g}" if milliseconds < 100 else f"{milliseconds:,.0f}"

@@ -15,7 +15,7 @@ from .bare import reference
 from .contenders import Contender
 from .problems import Absent, Problem
 
-SLOW = 5.0  # seconds: another library that needs more for one sample is sampled once
+SLOW = 5.0  # seconds: a contender that needs more for one sample is sampled once
 GIVE_UP = 4.0  # seconds: another library that needs more is not run on larger problems
 
 
@@ -97,15 +97,22 @@ def _explain(error: Exception) -> str:
 def _sample(
     problem: Problem, contenders: dict[str, Contender], found: dict[str, Timed], seconds: float
 ) -> None:
-    """Add samples of all contenders for at least three rounds, then close the contenders."""
-    began, rounds, order = time.perf_counter(), 0, random.Random(0)
-    names = list(contenders)
-    while rounds < 3 or (rounds < 200 and time.perf_counter() - began < seconds):
+    """Add samples of all contenders for at least three rounds, then close the contenders.
+
+    Slow ones take part in the first round only, before the clock of the others starts.
+    """
+    rounds, order, names = 0, random.Random(0), list(contenders)
+    began = time.perf_counter()
+    while names and (rounds < 3 or (rounds < 200 and time.perf_counter() - began < seconds)):
         theta = problem.fresh()
         order.shuffle(names)
         for name in names:
             found[name].milliseconds.append(1e3 * _run(contenders[name], theta)[0])
         rounds += 1
+        slow = {name for name in names if found[name].milliseconds[-1] > 1e3 * SLOW}
+        if rounds == 1 and slow:
+            names = [name for name in names if name not in slow]
+            began = time.perf_counter()
     for contender in contenders.values():
         contender.close()
 

@@ -15,11 +15,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.__main__ import main  # not on the path before
-from benchmarks.methods import Case, print_table
+from benchmarks.methods import SECONDS, print_table
 from benchmarks.problems import graph
 
 if __name__ == "__main__":
     status = main(["chain", "--peers", "--plot", "benchmark.png", *sys.argv[1:]])
-    sizes = (300,) if "--quick" in sys.argv else (10_000, 100_000)
-    print_table([Case(partial(graph, n), factored=False) for n in sizes])
+    is_quick = "--quick" in sys.argv
+    sizes, seconds = ((300,), 0.1) if is_quick else ((10_000, 100_000), SECONDS)
+    print_table([partial(graph, n) for n in sizes], seconds)
     raise SystemExit(status)

@@ -24,7 +24,6 @@ from benchmarks import (  # noqa: E402
     energies,
     gpu,
     iterate_or_factor,
-    methods,
     problems,
     processes,
     repeat,
@@ -74,23 +73,12 @@ def test_workloads_that_do_not_exist_are_refused(capsys: pytest.CaptureFixture[s
     assert "--plot draws the chain" in capsys.readouterr().err
 
 
-def test_the_quick_tables_of_methods(
+def test_the_quick_table_of_iterating_or_factoring(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["methods", "--quick"])
-    methods.main()
-    printed = capsys.readouterr().out
-    assert "| grid 8³ |" in printed
-    assert "geometric mean" in printed
     monkeypatch.setattr(sys, "argv", ["iterate_or_factor", "--quick"])
     iterate_or_factor.main()
     assert "always iterate" in capsys.readouterr().out
-
-
-def test_the_condition_numbers_of_the_bi_laplacians() -> None:
-    for t, low, high in ((problems.SMOOTH, 1, 10), (problems.STIFF, 1e5, 1e7)):
-        A = dense(problems.mesh(20, 20, 1, True, t))
-        assert low < torch.linalg.cond(A) < high
 
 
 @needs_mkl

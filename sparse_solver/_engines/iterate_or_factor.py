@@ -43,7 +43,7 @@ _SOLVES = 2
 _FEW_ROWS = 300
 # Matrices with at most so many entries a row are chains and trees, which have no fill.
 _FEW_ENTRIES_PER_ROW = 3.0
-# Operations of nested dissection, see `estimate_cost`.
+# Operations of nested dissection, see `estimate_flops`.
 _FLOPS_PER_WIDTH = 10.0
 # The part of the estimated cost that a factorisation hardly ever falls below, and the same where
 # the graph has few levels. The estimate was 0.5 to 2 times the cost on grids and meshes, and up to
@@ -126,18 +126,23 @@ def count_levels(structure: Structure) -> float:
 
 
 def estimate_cost(structure: Structure, dtype: torch.dtype) -> float:
-    """The cost of a factorisation, estimated without an analysis.
+    """The cost of a factorisation, estimated without an analysis."""
+    n = structure.shape[0]
+    choice = select(n, "spd", dtype, direct_engines_on(structure.device))
+    assert choice is not None  # since SuperLU is a part of SciPy
+    factor_nnz = math.sqrt(n * estimate_flops(structure) / USUAL_FLOPS)
+    return direct_cost(choice.engine, n, factor_nnz, is_single(dtype))
+
+
+def estimate_flops(structure: Structure) -> float:
+    """The operations of a factorisation, estimated without an analysis.
 
     An envelope with w entries in each row takes n w² operations. Nested dissection takes about
     10 w max(w², n) on grids, meshes and graphs.
     """
     n = structure.shape[0]
     width = n / count_levels(structure)
-    choice = select(n, "spd", dtype, direct_engines_on(structure.device))
-    assert choice is not None  # since SuperLU is a part of SciPy
-    flops = _FLOPS_PER_WIDTH * width * max(width**2, n)
-    factor_nnz = math.sqrt(n * flops / USUAL_FLOPS)
-    return direct_cost(choice.engine, n, factor_nnz, is_single(dtype))
+    return _FLOPS_PER_WIDTH * width * max(width**2, n)
 
 
 def _predict_cost(matrix: Matrix, triangle: str | None) -> float | None:
