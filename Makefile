@@ -11,7 +11,7 @@ PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist worksteal
 demo: .venv/installed
 	$(RUN) examples/minimal.py
 
-# About two minutes; the pictures are those of the README.
+# About three minutes; the pictures are those of the README.
 examples: .venv/test-installed
 	mkdir -p docs/images
 	$(RUN) examples/minimal.py
@@ -19,6 +19,7 @@ examples: .venv/test-installed
 	$(RUN) examples/conductivity.py --picture docs/images/conductivity.png
 	$(RUN) examples/cantilever.py --picture docs/images/cantilever.png
 	$(RUN) examples/neohookean.py --picture docs/images/neohookean.png
+	$(RUN) examples/matern_field.py --picture docs/images/matern_field.png
 	OMP_NUM_THREADS=1 .venv/bin/mpiexec -n 2 $(RUN) examples/distributed_conductivity.py
 
 # The first two take one core each.
