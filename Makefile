@@ -20,6 +20,7 @@ examples: .venv/test-installed
 	$(RUN) examples/cantilever.py --picture docs/images/cantilever.png
 	$(RUN) examples/neohookean.py --picture docs/images/neohookean.png
 	$(RUN) examples/matern_field.py --picture docs/images/matern_field.png
+	$(RUN) examples/disease_map.py --picture docs/images/disease_map.png
 	OMP_NUM_THREADS=1 .venv/bin/mpiexec -n 2 $(RUN) examples/distributed_conductivity.py
 
 # The first two take one core each.

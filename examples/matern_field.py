@@ -55,9 +55,8 @@ class Mesh:
         masses = np.bincount(triangles.ravel(), np.repeat(areas / 3, 3), n)
         parts = diags_array(masses).tocoo(), K.tocoo(), (K @ diags_array(1 / masses) @ K).tocoo()
         self.parts = [torch.from_numpy(part.data) for part in parts]
-        rows, cols = (np.concatenate([part.coords[k] for part in parts]) for k in (0, 1))
-        # Entries of the three parts at the same place are summed.
-        self.pattern = ss.Pattern(torch.from_numpy(rows), torch.from_numpy(cols), (n, n))
+        i, j = (torch.from_numpy(np.concatenate([p.coords[k] for p in parts])) for k in (0, 1))
+        self.pattern = ss.Pattern(i, j, (n, n))  # entries at the same place are summed
 
     def interpolate(self, points: np.ndarray) -> Tensor:
         """The matrix that interpolates linearly at these points."""
@@ -113,16 +112,14 @@ def draw(mesh: Mesh, fields: dict[str, Tensor], file: Path) -> None:
     for axis, (name, numbers) in zip(axes, fields.items(), strict=True):
         triangles = mesh.delaunay.simplices
         image = axis.tripcolor(*mesh.nodes.T, numbers, triangles=triangles, shading="gouraud")
-        image.set_clim(-5, 5) if "deviation" not in name else image.set_clim(0, 1.5)
+        image.set_clim(*((0, 1.5) if "deviation" in name else (-5, 5)))
         picture.colorbar(image, ax=axis)
-        axis.set_title(name, fontsize=9)
-        axis.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xticks=[], yticks=[])
+        axis.set(title=name, xlim=(0, 1), ylim=(0, 1), aspect="equal", xticks=[], yticks=[])
     picture.savefig(file, dpi=120)
 
 
 def main() -> None:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a coarser mesh")
     parser.add_argument("--picture", type=Path, help="where to draw, e.g. matern_field.png")
     arguments = parser.parse_args()

@@ -178,3 +178,14 @@ def test_matern_field(
         assert run.numbers(f"{name} {NUMBER}, {NUMBER} standard errors from {NUMBER}")[1] < 3
     assert 0.8 < run.numbers(f"posterior mean: {NUMBER} of its standard")[0] < 1.2
     assert is_picture(tmp_path / "matern.png")
+
+
+def test_disease_map(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = Run("disease_map", monkeypatch, capsys, "--picture", str(tmp_path / "map.png"))
+    assert run.numbers(f"precision {NUMBER}, {NUMBER} standard errors from {NUMBER}")[1] < 3
+    assert 90 < run.numbers(f"in the intervals of 95 %: {NUMBER} %")[0] < 99
+    before, after = run.numbers(f"error of the risks {NUMBER} -> {NUMBER}")
+    assert after < before / 2
+    assert is_picture(tmp_path / "map.png")
