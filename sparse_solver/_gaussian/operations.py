@@ -77,6 +77,7 @@ class SymmetricInverse:
         diagonals = inverses.index_select(-1, at.to(inverses.device))
         return diagonals.reshape(self._shape[:-1])
 
+    @disable_dynamo
     def solve_factor(self, b: Tensor, adjoint: bool = False) -> Tensor:
         """B b or Bᵀ b with B Bᵀ = A⁻¹, differentiable in the values and in b."""
         check_rhs("b", b, self._values)
