@@ -388,3 +388,34 @@ def test_one_factorisation_serves_the_gradient(monkeypatch: pytest.MonkeyPatch) 
     values.requires_grad_()
     P.solve_factor(values, torch.ones(12, dtype=F64)).square().sum().backward()
     assert len(made) == 1
+
+
+def test_higher_derivatives_in_the_right_hand_sides_and_mixed_ones() -> None:
+    P, values = pattern_of(grid(4, 3))
+    T, keep = half(P, "lower")
+    stored, b = values[keep].requires_grad_(), torch.randn(12, dtype=F64)
+
+    def energy(v: Tensor, b: Tensor) -> Tensor:
+        return T.solve_factor(v, b, triangle="lower").pow(3).sum()
+
+    B = T.solve_factor(stored, torch.eye(12, dtype=F64), triangle="lower").detach()
+    expected = B.mT @ torch.diag(6 * (B @ b)) @ B
+    for second in (hessian(energy, 1), jacrev(jacrev(energy, 1), 1), jacfwd(jacfwd(energy, 1), 1)):
+        for v in (stored, stored.detach()):
+            torch.testing.assert_close(second(v, b).detach(), expected)
+    assert torch.autograd.gradcheck(lambda v: grad(energy, 1)(v, b), stored)
+
+
+# Of Dynamo, for a tensor that is not a leaf where it breaks a graph.
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+def test_under_compile_and_inference_mode() -> None:
+    P, values = pattern_of(grid(4, 3))
+    b = torch.randn(12, dtype=F64)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda v: P.solve_factor(2 * v, b).square().sum(), backend="eager")
+    found, expected = values.clone().requires_grad_(), values.clone().requires_grad_()
+    compiled(found).backward()
+    P.solve_factor(2 * expected, b).square().sum().backward()
+    assert torch.equal(found.grad, expected.grad)
+    with torch.inference_mode():
+        torch.testing.assert_close(P.solve_factor(values, b), P.solve_factor(expected, b).detach())
