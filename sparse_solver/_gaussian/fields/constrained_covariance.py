@@ -129,7 +129,7 @@ class ConstrainedCovariance:
         E = find_anchors(structure, values, self._C.shape[0])
         self._anchors = E.to(values.device)
         added = self._strength.unsqueeze(-1).expand(*values.shape[:-1], E.numel())
-        anchored = join_structures(structure, E, E)
+        anchored = join_structures(structure, self._anchors, self._anchors)
         free = FreeCovariance(anchored, torch.cat((values, added), -1))
         _ = free.factorization  # raises unless the anchors are enough
         return free
@@ -139,7 +139,7 @@ class ConstrainedCovariance:
             return self._pieces
         free, C, E = self._anchor(), self._C, self._anchors
         m, n = C.shape
-        unit = C.new_zeros(n, E.numel()).index_put((E, torch.arange(E.numel())), C.new_ones(()))
+        unit = torch.nn.functional.one_hot(E, n).to(C.dtype).mT
         solved = free.apply_columns(torch.cat((C.mT, unit), -1))
         of_constraints, of_anchors = solved.split((m, E.numel()), -1)
         L = _factor(C @ of_constraints, 0.0)
@@ -159,7 +159,7 @@ class ConstrainedCovariance:
 def find_anchors(structure: Structure, values: Tensor, count: int) -> Tensor:
     """(count,) rows at which no vector that Q nearly annihilates is zero.
 
-    For a batch, those of its first matrix, or of the sum of all moduli where that has none.
+    A batch has the anchors of its first matrix; where they do not suffice, its factorisation fails.
     """
     numbers = to_double(values.detach().to(CPU)).reshape(-1, structure.nnz)[0]
     diagonal = structure.rows == structure.cols
