@@ -64,7 +64,7 @@ class _Announcement(event.Listener):
             _waiting.clear()
             print(
                 "sparse_solver: Numba compiles the supernodal Cholesky factorisation, which takes "
-                "some ten seconds; later processes use what is compiled now",
+                "some twenty seconds; later processes use what is compiled now",
                 file=sys.stderr,
                 flush=True,
             )
