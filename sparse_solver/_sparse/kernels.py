@@ -63,10 +63,15 @@ class Places:
         return Places(self.cols, self.rows, self.mirror, self.structure, not self.is_transposed)
 
 
-def apply(values: Tensor, x: Tensor, places: Places) -> Tensor:
-    """A(v) x for `values` (..., nnz) and the rows of `x` (..., k, n), leading dimensions equal."""
+def apply(values: Tensor, x: Tensor, places: Places, count: int | None = None) -> Tensor:
+    """A(v) x for `values` (..., nnz) and the rows of `x` (..., k, n).
+
+    A has `count` rows; by default it is square.
+    """
     rows, cols = places.rows, places.cols
-    y = torch.zeros_like(x).index_add(-1, rows, values.unsqueeze(-2) * x.index_select(-1, cols))
+    products = values.unsqueeze(-2) * x.index_select(-1, cols)
+    y = products.new_zeros((*products.shape[:-1], x.shape[-1] if count is None else count))
+    y = y.index_add(-1, rows, products)
     if places.mirror is not None:
         mirrored = values.masked_fill(rows == cols, 0)
         # Resolved at once: compiled graphs run operators without the handling of lazy conjugates.

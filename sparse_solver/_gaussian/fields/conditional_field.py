@@ -16,7 +16,7 @@ from ..._sparse.submatrix import remove_rows
 from ..._sparse.values import check_finite
 from ..._torch.modes import is_transformed
 from ...errors import ShapeError
-from .covariance import Covariance, multiply, pair_vectors
+from .covariance import Covariance, multiply, sum_squares
 from .linear_constraints import LinearConstraints
 from .observations import Observations
 
@@ -44,7 +44,7 @@ class ConditionalField(Distribution):
         structure: Structure,
         values: Tensor,
         information: Tensor,
-        given: LinearConstraints | None,
+        given: LinearConstraints | tuple[Tensor, Tensor] | None,
     ) -> Self:
         """A field with another precision, and the same validation."""
 
@@ -117,7 +117,7 @@ class ConditionalField(Distribution):
         posterior = self._condition(observations)
         mean, weights = posterior.mean, observations.precision
         shift, misfit = mean - self.mean, observations.y - observations.apply(mean)
-        distance = pair_vectors(self._structure, self.values, shift, shift)
+        distance = sum_squares(self._structure, self.values, shift.unsqueeze(-2))
         distance = distance + (weights * misfit.square()).sum(-1)
         logdet = weights.log().sum(-1) + self._covariance.logdet_precision()
         logdet = logdet - posterior._covariance.logdet_precision()
@@ -170,9 +170,9 @@ class ConditionalField(Distribution):
         rest = remove_rows(self._structure, chosen.sort()[0])
         known = y.new_zeros((*y.shape[:-1], n)).index_copy(-1, chosen, y)
         information = self._find_information() - multiply(self._structure, self.values, known)
-        given = self._given
-        if given is not None:
-            left = given.d - known @ given.C.mT
-            given = LinearConstraints(given.C.index_select(1, rest.rows), left)
+        given: tuple[Tensor, Tensor] | None = None
+        if self._given is not None:  # whose rows may depend on each other without the known columns
+            left = self._given.find_residual(known)
+            given = self._given.C.index_select(1, rest.rows), left
         values = self.values.index_select(-1, rest.entries)
         return self._with(rest.structure, values, information.index_select(-1, rest.rows), given)

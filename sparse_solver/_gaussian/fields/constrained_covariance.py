@@ -28,7 +28,7 @@ from ..._sparse.structure import Structure
 from ..._sparse.values import CPU, to_double
 from ..._torch.modes import is_recorded, is_transformed
 from ...errors import NotPositiveDefiniteError, SingularMatrixError, TransformError
-from .covariance import FreeCovariance, explain_singular, join_structures, pair_vectors
+from .covariance import FreeCovariance, explain_singular, join_structures, sum_squares
 
 # Null vectors are found by this many steps of inverse iteration with Q + δ diag(Q).
 _STEPS, _SHIFT = 3, 1e-6
@@ -100,9 +100,7 @@ class ConstrainedCovariance:
         """tr(A M) − tr(Uᵀ A U) + tr(Tᵀ A T)."""
         total = self._anchor().pair(structure, values)
         for side, sign in zip(self._find_pieces()[:2], (-1, 1), strict=True):
-            columns = side.mT  # (..., k, n)
-            pairs = pair_vectors(structure, values.unsqueeze(-2), columns, columns)
-            total = total + sign * pairs.sum(-1)
+            total = total + sign * sum_squares(structure, values, side.mT)
         return total
 
     def _anchor(self) -> FreeCovariance:

@@ -16,6 +16,7 @@ from ..._factor.options import Options
 from ..._factor.problem import Problem
 from ..._solve.factorization import Factorization
 from ..._solve.operations import MAX_SOLVES
+from ..._sparse.kernels import Places, apply, apply_adjoint
 from ..._sparse.structure import Structure, structure_of
 from ..._torch.modes import is_recorded
 from ...errors import NotPositiveDefiniteError, SingularMatrixError
@@ -116,17 +117,18 @@ def join_structures(structure: Structure, rows: Tensor, cols: Tensor) -> Structu
     return structure_of(*joined, structure.shape)
 
 
-def multiply(structure: Structure, values: Tensor, vectors: Tensor) -> Tensor:
-    """A v for vectors v (..., n)."""
-    products = values * vectors.index_select(-1, structure.cols)
-    result = products.new_zeros((*products.shape[:-1], structure.shape[0]))
-    return result.index_add(-1, structure.rows, products)
+def multiply(
+    structure: Structure, values: Tensor, vectors: Tensor, transpose: bool = False
+) -> Tensor:
+    """A v or Aᵀ v for vectors v (..., n)."""
+    places = Places(structure.rows, structure.cols).of(transpose)
+    count = structure.shape[1 if transpose else 0]
+    return apply(values, vectors.unsqueeze(-2), places, count).squeeze(-2)
 
 
-def pair_vectors(structure: Structure, values: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """(...) uᵀ A v for vectors u and v (..., n)."""
-    left, right = u.index_select(-1, structure.rows), v.index_select(-1, structure.cols)
-    return (values * left * right).sum(-1)
+def sum_squares(structure: Structure, values: Tensor, rows: Tensor) -> Tensor:
+    """(...) Σ vᵀ A v over the rows v of (..., k, n)."""
+    return (values * apply_adjoint(rows, rows, Places(structure.rows, structure.cols))).sum(-1)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributions import register_kl
 
 from ...errors import OptionError, ShapeError
-from .covariance import pair_vectors
+from .covariance import sum_squares
 from .gaussian_field import GaussianField
 
 
@@ -19,7 +19,7 @@ def _find_kl(p: GaussianField, q: GaussianField) -> Tensor:
     _check_same_support(p, q)
     shift = p.mean - q.mean
     trace = p._covariance.pair(q._structure, q.values)
-    trace = trace + pair_vectors(q._structure, q.values, shift, shift)
+    trace = trace + sum_squares(q._structure, q.values, shift.unsqueeze(-2))
     logdet = p._covariance.logdet_precision() - q._covariance.logdet_precision()
     result: Tensor = (trace - p._covariance.dimension + logdet) / 2
     return result.expand(torch.broadcast_shapes(p.batch_shape, q.batch_shape))

@@ -16,7 +16,7 @@ from ..._torch.modes import copy_to_keep, is_recorded, is_transformed
 from ...errors import DtypeError, OptionError, ShapeError
 from .conditional_field import LOG_2_PI, ConditionalField
 from .constrained_covariance import ConstrainedCovariance
-from .covariance import Covariance, FreeCovariance, multiply, pair_vectors
+from .covariance import Covariance, FreeCovariance, multiply, sum_squares
 from .linear_constraints import LinearConstraints, read_constraints
 
 # Rows from which on the covariance matrix, which is dense, is not formed.
@@ -263,7 +263,7 @@ class GaussianField(ConditionalField):
         if self._validate_args:
             self._validate_sample(value)
         shift = value - self.mean
-        distance = pair_vectors(self._structure, self.values, shift, shift)
+        distance = sum_squares(self._structure, self.values, shift.unsqueeze(-2))
         constant = self._covariance.dimension * LOG_2_PI
         return (self._covariance.logdet_precision() - distance - constant) / 2
 
@@ -286,7 +286,11 @@ class GaussianField(ConditionalField):
         return multiply(self._structure, self.values, self._center)
 
     def _with(
-        self, structure: Any, values: Tensor, information: Tensor, given: LinearConstraints | None
+        self,
+        structure: Any,
+        values: Tensor,
+        information: Tensor,
+        given: LinearConstraints | tuple[Tensor, Tensor] | None,
     ) -> Self:
         """A field with another precision, and the same validation."""
         return type(self)(

@@ -43,13 +43,13 @@ class LinearConstraints(NamedTuple):
 
 
 def read_constraints(given: Any, values: Tensor, n: int) -> LinearConstraints | None:
-    """The constraints that were passed: C alone, or a pair of C and d.
+    """The constraints that were passed: C alone, a pair of C and d, or checked ones.
 
     Raises InfeasibleConstraintsError or RedundantConstraintsError for rows that depend on each
     other.
     """
-    if given is None:
-        return None
+    if given is None or isinstance(given, LinearConstraints):
+        return given
     C, d = given if isinstance(given, tuple | list) and len(given) == 2 else (given, None)
     if not isinstance(C, Tensor):
         raise LayoutError(

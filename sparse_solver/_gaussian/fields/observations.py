@@ -59,7 +59,7 @@ class Observations:
             raise ShapeError(
                 f"y has shape {tuple(y.shape)}; expected (..., {k}), a number a row of H"
             )
-        self.y, self.count, self._n = y, k, n
+        self.y, self.count = y, k
         self.precision = _read_precision(noise_precision, y)
         if not is_transformed(H, y):
             check_finite("H", self._values.detach())
@@ -71,9 +71,7 @@ class Observations:
 
     def apply_transposed(self, y: Tensor) -> Tensor:
         """(..., n) Hᵀ y."""
-        H = self._structure
-        products = self._values * y.index_select(-1, H.rows)
-        return products.new_zeros((*products.shape[:-1], self._n)).index_add(-1, H.cols, products)
+        return multiply(self._structure, self._values, y, transpose=True)
 
     def find_information(self) -> Tensor:
         """(..., n) Hᵀ R y."""
