@@ -32,6 +32,7 @@ from .primitives import (
     address,
     call,
     divide_right,
+    mirror,
     multiply,
     read_atomic,
     sizes_of,
@@ -76,9 +77,7 @@ def _invert_block(blas, panel, inverse, low, high, m, info):
             inverse[j * m + i] = panel[j * m + i]
     start, order = address(inverse) + 8 * (low * m + low), np.int32(high - low)
     call(blas[POTRI], blas[0], (LOWER, order, start, np.int32(m), address(info)))
-    for j in range(low, high):
-        for i in range(j + 1, high):
-            inverse[i * m + j] = inverse[j * m + i]
+    mirror(inverse[low * (m + 1) :], high - low, m)
 
 
 @compile_inner

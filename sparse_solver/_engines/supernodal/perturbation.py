@@ -39,6 +39,7 @@ from .primitives import (
     address,
     call,
     divide_right,
+    mirror,
     multiply,
     read_atomic,
     sizes_of,
@@ -64,9 +65,7 @@ def _invert_square(blas, panel, square, w, m, info):
             square[j * w + i] = panel[j * m + i]
     order = np.int32(w)
     call(blas[POTRI], blas[0], (LOWER, order, address(square), order, address(info)))
-    for j in range(w):
-        for i in range(j + 1, w):
-            square[i * w + j] = square[j * w + i]
+    mirror(square, w, w)
 
 
 @compile_inner
@@ -80,9 +79,7 @@ def _gather(s, tree, panels, cotangents, sums, values, scratch, blas):
         own[i] = 0.0
     add_entries(s, tree, cotangents, values)
     add_children(s, tree, cotangents, sums, ZERO, w)
-    for j in range(w):
-        for i in range(j + 1, w):
-            own[i * m + j] = own[j * m + i]
+    mirror(own, w, m)
     if r > 0:
         _divide_panel(blas, panel, scratch, w, m)
         y, v = address(scratch), address(own)

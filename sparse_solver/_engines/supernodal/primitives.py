@@ -155,6 +155,14 @@ def divide_right(blas, transpose, m, n, triangle, ldt, b, ldb):
 
 
 @compile_inner
+def mirror(numbers, w, m):
+    """Copy the lower triangle of w columns of m numbers to the upper one."""
+    for j in range(w):
+        for i in range(j + 1, w):
+            numbers[i * m + j] = numbers[j * m + i]
+
+
+@compile_inner
 def sizes_of(s, tree):
     w = tree.nodes[s + 1, FIRST] - tree.nodes[s, FIRST]
     return w, tree.nodes[s + 1, ROWS] - tree.nodes[s, ROWS]

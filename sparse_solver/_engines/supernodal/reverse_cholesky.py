@@ -34,19 +34,12 @@ from .primitives import (
     add_atomic,
     address,
     divide_right,
+    mirror,
     multiply,
     read_atomic,
     sizes_of,
     wait,
 )
-
-
-@compile_inner
-def _mirror(numbers, w, m):
-    """Copy the lower triangle of (w, w) numbers to the upper one."""
-    for j in range(w):
-        for i in range(j + 1, w):
-            numbers[i * m + j] = numbers[j * m + i]
 
 
 @compile_inner
@@ -89,7 +82,7 @@ def _reverse(s, tree, panels, vectors, k, below, work, updates, blas):
     for i in range(k * w):
         work[i] -= white[k * first + i]
     multiply(blas, TRANSPOSED, PLAIN, w, w, k, 0.5, b, k, c, k, 1.0, f, m)
-    _mirror(below, w, m)
+    mirror(below, w, m)
     divide_right(blas, PLAIN, w, w, a, m, f, m)
     _transpose(below, w, m)
     divide_right(blas, PLAIN, w, w, a, m, f, m)
