@@ -29,7 +29,7 @@ from .._solve.autograd import apply_solve
 from .._sparse.kernels import Places, apply
 from .determinant_factors import DeterminantFactors
 from .entries import spread_blocks, sum_blocks
-from .functions import COLUMNS, check_solves, fold_values, unit_rows
+from .functions import COLUMNS, apply_to_all, check_solves, unit_rows
 
 
 class SignAndLogarithm(Function):
@@ -71,9 +71,7 @@ class SignAndLogarithm(Function):
     def vmap(
         info: Any, in_dims: Any, values: Tensor, factors: DeterminantFactors
     ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-        results = SignAndLogarithm.apply(fold_values(values, in_dims[0]), factors.batched())
-        shape = *values.movedim(in_dims[0], 0).shape[:-1], factors.blocks
-        sign, logarithm = (result.view(shape) for result in results)
+        sign, logarithm = apply_to_all(SignAndLogarithm, values, in_dims[0], factors)
         return (sign, logarithm), (0, 0)
 
 
@@ -118,8 +116,8 @@ class InverseEntries(Function):
     def vmap(
         info: Any, in_dims: Any, values: Tensor, factors: DeterminantFactors
     ) -> tuple[Tensor, int]:
-        result = InverseEntries.apply(fold_values(values, in_dims[0]), factors.batched())
-        return result.view(values.movedim(in_dims[0], 0).shape), 0
+        (result,) = apply_to_all(InverseEntries, values, in_dims[0], factors)
+        return result, 0
 
 
 def _mirror(numbers: Tensor, places: Places) -> Tensor:

@@ -57,9 +57,8 @@ class LogDeterminant(Function):
     def vmap(
         info: Any, in_dims: Any, values: Tensor, factors: InverseFactors
     ) -> tuple[Tensor, int]:
-        folded = fold_values(values, in_dims[0])
-        result = LogDeterminant.apply(folded, factors.batched())
-        return result.view(*values.movedim(in_dims[0], 0).shape[:-1], factors.blocks), 0
+        (result,) = apply_to_all(LogDeterminant, values, in_dims[0], factors)
+        return result, 0
 
 
 def _gradient(values: Tensor, factors: InverseFactors) -> Tensor:
@@ -99,8 +98,8 @@ class SelectedInverse(Function):
     def vmap(
         info: Any, in_dims: Any, values: Tensor, factors: InverseFactors
     ) -> tuple[Tensor, int]:
-        result = SelectedInverse.apply(fold_values(values, in_dims[0]), factors.batched())
-        return result.view(values.movedim(in_dims[0], 0).shape), 0
+        (result,) = apply_to_all(SelectedInverse, values, in_dims[0], factors)
+        return result, 0
 
 
 class PerturbedInverse(Function):
@@ -156,6 +155,14 @@ def fold_values(values: Tensor, dim: int) -> Tensor:
     """(B, nnz) values of all matrices, where vmap has one more dimension."""
     moved = values.movedim(dim, 0)
     return moved.reshape(moved.shape[:-1].numel(), moved.shape[-1])
+
+
+def apply_to_all(function: type[Function], values: Tensor, dim: int, factors: Any) -> list[Tensor]:
+    """The results of a Function of values and factors for all matrices, where vmap has one more."""
+    found = function.apply(fold_values(values, dim), factors.batched())
+    lead = values.movedim(dim, 0).shape[:-1]
+    results = found if isinstance(found, tuple) else (found,)
+    return [result.view(*lead, result.shape[-1]) for result in results]
 
 
 def unit_rows(low: int, high: int, n: int, dtype: torch.dtype) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .._factor.options import Options, Triangle
-from .._solve.autograd import refuse_nested_forward_mode
+from .._solve.autograd import refuse_nested_forward_mode, refuse_tracing
 from .._solve.half_solve import Half, solve_half
 from .._solve.operations import register_inverse
 from .._solve.shapes import check_flags, check_rhs, check_values, fold_rhs
@@ -15,8 +15,7 @@ from .._sparse.index_checks import check_square
 from .._sparse.structure import Structure
 from .._sparse.values import CPU, check_finite, to_double
 from .._torch.dynamo import disable_dynamo
-from .._torch.modes import is_traced
-from ..errors import EngineUnsupportedError, OptionError, TransformError
+from ..errors import EngineUnsupportedError, OptionError
 from .entries import complete, find_diagonal, join_blocks
 from .factors import InverseFactors, Matrices
 from .functions import LogDeterminant, SelectedInverse
@@ -96,11 +95,7 @@ class SymmetricInverse:
 
     def _matrices(self) -> Tensor:
         """(nnz,) or (B, nnz), the values on the CPU of real matrices with symmetric structures."""
-        if is_traced():
-            raise TransformError(
-                "torch.jit.trace and make_fx would record the result as a constant; use "
-                "torch.compile"
-            )
+        refuse_tracing("use torch.compile")
         refuse_nested_forward_mode(self._values)
         values = self._values.to(CPU)
         if values.dim() > 2:

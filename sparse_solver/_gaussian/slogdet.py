@@ -7,12 +7,10 @@ from torch import Tensor
 from .._factor.factors import Factors
 from .._factor.options import Options
 from .._factor.problem import Problem
-from .._solve.autograd import refuse_nested_forward_mode
+from .._solve.autograd import refuse_nested_forward_mode, refuse_tracing
 from .._solve.determinant import SignAndLogdet, register_determinant
 from .._solve.shapes import check_values
 from .._sparse.values import CPU, is_single, to_double
-from .._torch.modes import is_traced
-from ..errors import TransformError
 from .determinant import SignAndLogarithm
 from .determinant_factors import DeterminantFactors
 from .operations import check_max_solves
@@ -44,11 +42,7 @@ class GeneralDeterminant:
 
     def slogdet(self) -> SignAndLogdet:
         """(...) the phases and the logarithms of the moduli."""
-        if is_traced():
-            raise TransformError(
-                "torch.jit.trace and make_fx would record the result as a constant; use "
-                "torch.compile"
-            )
+        refuse_tracing("use torch.compile")
         given = self._values
         values = to_double(given.to(CPU))
         refuse_nested_forward_mode(values)

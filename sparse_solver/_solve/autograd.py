@@ -166,6 +166,14 @@ def _apply_to_legacy_batch(
     return batched
 
 
+def refuse_tracing(advice: str) -> None:
+    """Raise where torch.jit.trace or make_fx records operations, with what to do instead."""
+    if is_traced():
+        raise TransformError(
+            f"torch.jit.trace and make_fx would record the result as a constant; {advice}"
+        )
+
+
 def refuse_nested_forward_mode(*tensors: Tensor) -> None:
     """Raise where two forward-mode transforms are about to differentiate in the same tensors.
 

@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._torch.dynamo import disable_dynamo
-from .._torch.modes import is_traced
 from ..errors import TransformError
-from .autograd import fold
+from .autograd import fold, refuse_tracing
 
 # Apply B, or Bᴴ if the first flag is True, for plain values (nnz,) and rows (k, n), or (B, nnz) and
 # (B, k, n). Rows that are not finite raise an error if the second flag is True.
@@ -43,11 +42,7 @@ class Half:
 @disable_dynamo
 def solve_half(values: Tensor, rhs: Tensor, half: Half, adjoint: bool) -> Tensor:
     """B rhs or Bᴴ rhs, for the rows of `rhs`."""
-    if is_traced():
-        raise TransformError(
-            "torch.jit.trace and make_fx would record the result as a constant; call solve_factor "
-            "outside of them"
-        )
+    refuse_tracing("call solve_factor outside of them")
     guarded = _Guard.apply(values, half.differentiate is not None)
     x: Tensor = _HalfSolve.apply(guarded, rhs, half, adjoint, True)
     return x

@@ -44,7 +44,7 @@ class Inverse(Protocol):
         """Apply B or Bᵀ, with B Bᵀ = A⁻¹, to the rows of `rhs`; all tensors are plain."""
 
 
-# The most solves that a derivative may take by default: some seconds.
+# The most solves that a derivative may take by default: up to half a minute.
 MAX_SOLVES = 10_000
 
 _Build = Callable[[Structure, Tensor, Triangle | None, int], Inverse]
