@@ -34,8 +34,19 @@ def proper() -> tuple[ss.Pattern, Tensor]:
 def intrinsic() -> tuple[ss.Pattern, Tensor]:
     """A precision that annihilates constant vectors."""
     P, values = proper()
+    return P, without_sums(P, values)
+
+
+def without_sums(P: ss.Pattern, values: Tensor) -> Tensor:
+    """The values with another diagonal, by which the rows sum to zero."""
     sums = full(P, values).sum(1)
-    return P, values - torch.where(P.rows == P.cols, sums[P.rows], 0)
+    return values - torch.where(P.rows == P.cols, sums[P.rows], 0)
+
+
+def symmetric_part(P: ss.Pattern, values: Tensor) -> Tensor:
+    """The mean of the entries and their opposites, without duplicates."""
+    here, opposite = (torch.argsort(k) for k in (P.rows * n + P.cols, P.cols * n + P.rows))
+    return (values + values.index_select(0, opposite[torch.argsort(here)])) / 2
 
 
 class Dense(NamedTuple):

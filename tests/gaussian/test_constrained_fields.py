@@ -5,7 +5,17 @@ from typing import Any
 import pytest
 import scipy.sparse as sp
 import torch
-from field_cases import Dense, dense_field, full, intrinsic, n, proper, scattered
+from field_cases import (
+    Dense,
+    dense_field,
+    full,
+    intrinsic,
+    n,
+    proper,
+    scattered,
+    symmetric_part,
+    without_sums,
+)
 from gaussian_cases import chain, grid, pattern_of
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
@@ -63,14 +73,13 @@ def test_sparse_constraints_and_those_without_a_right_hand_side() -> None:
 
 def test_derivatives(case: Any) -> None:
     P, values, C, d = case
-    opposite = torch.argsort(P.cols * n + P.rows)[torch.argsort(torch.argsort(P.rows * n + P.cols))]
     h, right = scattered(n, seed=3), d
     x = dense_field(full(P, values), h, C, d).mean
 
     # A direction in which the null space of an intrinsic precision stays the same.
     def results(scales: Tensor, h: Tensor, d: Tensor) -> tuple[Tensor, ...]:
         weights = values * (scales[P.rows] * scales[P.cols])
-        weights = (weights + weights.index_select(0, opposite)) / 2
+        weights = symmetric_part(P, weights)
         off = torch.where(P.rows == P.cols, 0, weights)
         sums = off.new_zeros(n).index_add(0, P.rows, off)
         rest = full(P, values).sum(1)
@@ -122,8 +131,7 @@ def test_batches() -> None:
 def test_each_part_of_a_disconnected_graph_needs_a_constraint() -> None:
     P, values = pattern_of(sp.block_diag((grid(4, 4), chain(9))).tocsr())
     size, values = P.shape[0], values.double()
-    sums = full(P, values).sum(1)
-    values = values - torch.where(P.rows == P.cols, sums[P.rows], 0)
+    values = without_sums(P, values)
     sides = torch.zeros(2, size, dtype=torch.float64)
     sides[0, :16] = sides[1, 16:] = 1
     field = ss.GaussianField(P, values, constraints=sides)

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from field_cases import full, n, proper, scattered
+from field_cases import full, n, proper, scattered, symmetric_part, without_sums
 from torch.autograd import gradcheck, gradgradcheck
 from torch.distributions import Independent, MultivariateNormal, Normal
 
@@ -55,12 +55,10 @@ def test_the_covariance_of_samples() -> None:
 def test_samples_are_differentiable_in_the_values_and_the_mean() -> None:
     P, values = proper()
     values = values.requires_grad_()
-    opposite = torch.argsort(P.cols * n + P.rows)[torch.argsort(torch.argsort(P.rows * n + P.cols))]
 
     def sample(values: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(1)
-        symmetric = (values + values.index_select(0, opposite)) / 2
-        return ss.GaussianField(P, symmetric, mean).rsample((2,))
+        return ss.GaussianField(P, symmetric_part(P, values), mean).rsample((2,))
 
     assert gradcheck(sample, (values, MEAN.clone().requires_grad_()))
 
@@ -77,12 +75,10 @@ def test_the_gradient_of_an_expectation_of_samples() -> None:
 @pytest.mark.parametrize("form", ["loc", "information"])
 def test_derivatives_of_densities(form: str) -> None:
     P, values = proper()
-    opposite = torch.argsort(P.cols * n + P.rows)[torch.argsort(torch.argsort(P.rows * n + P.cols))]
     x = scattered(2, n, seed=1).requires_grad_()
 
     def log_prob(values: torch.Tensor, center: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        symmetric = (values + values.index_select(0, opposite)) / 2
-        return ss.GaussianField(P, symmetric, **{form: center}).log_prob(x)
+        return ss.GaussianField(P, symmetric_part(P, values), **{form: center}).log_prob(x)
 
     inputs = values.requires_grad_(), MEAN.clone().requires_grad_(), x
     assert gradcheck(log_prob, inputs)
@@ -219,9 +215,7 @@ def test_the_dense_covariance_of_a_large_field_is_refused() -> None:
 @pytest.mark.parametrize("result", ["entropy", "variance", "sample", "mean"])
 def test_a_precision_without_inverse_is_explained(result: str) -> None:
     P, values = proper()
-    sums = full(P, values).sum(1)
-    singular = values - torch.where(P.rows == P.cols, sums[P.rows], 0)
-    field = ss.GaussianField(P, singular, information=MEAN)
+    field = ss.GaussianField(P, without_sums(P, values), information=MEAN)
     with pytest.raises(
         (ss.SingularMatrixError, ss.NotPositiveDefiniteError), match=r"constraints=torch\.ones"
     ):
