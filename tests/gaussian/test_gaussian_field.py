@@ -222,3 +222,18 @@ def test_a_precision_without_inverse_is_explained(result: str) -> None:
         _ = getattr(field, result)() if result in ("entropy", "sample") else getattr(field, result)
     with pytest.raises(ss.NotSymmetricError):
         ss.GaussianField(P, values + (P.rows < P.cols)).entropy()
+
+
+def test_without_numba_samples_have_no_gradient_in_the_values(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse() -> None:
+        raise ss.EngineUnavailableError("Numba is missing", engine=None, hint=None)
+
+    monkeypatch.setattr("sparse_solver._gaussian.factors.load", refuse)
+    P, values = proper()
+    assert ss.GaussianField(P, values).sample().shape == (n,)
+    field = ss.GaussianField(P, values.requires_grad_(), MEAN)
+    assert field.sample().shape == (n,)
+    with pytest.raises(ss.EngineUnavailableError):
+        field.rsample()
