@@ -50,6 +50,7 @@ from torch import Tensor
 
 from .._engines.protocol import Factor
 from .._sparse.values import is_single, to_double
+from ..errors import ConvergenceError
 from .inverse_estimates import Inverse
 from .systems import Systems
 
@@ -119,6 +120,7 @@ class Judge:
     clean : whether the factor may stand for A⁻¹
     in_doubt : whether solutions of the probe were so large that half of the digits may be lost
     distance : relative changes of the entries by so much make a singular matrix so
+    failure : the error with which an engine that iterates gave up on the probe
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class Judge:
         self.sound, self._is_last = sound, is_last
         self.clean, self.in_doubt, self.distance = False, False, 0.0
         self.verdict = Verdict.SOUND
+        self.failure: ConvergenceError | None = None
 
     @cached_property
     def inverse(self) -> Inverse:
@@ -167,11 +170,14 @@ class Judge:
             self.in_doubt, self.verdict = True, Verdict.SINGULAR
             return self.verdict
         rhs = (systems.probe() * systems.scales(False).rows).to(systems.dtype)
-        first = self._evaluate(self.factor.substitute(rhs.to(self._dtype), False), rhs, False)
         self.verdict = Verdict.UNUSABLE
-        if systems.all_finite(first.x):
-            self.clean = not self.is_perturbed and self._is_small(first, rhs)
-            self.verdict = self._conclude(self._refine(first, rhs, False), rhs)
+        try:
+            first = self._evaluate(self.factor.substitute(rhs.to(self._dtype), False), rhs, False)
+            if systems.all_finite(first.x):
+                self.clean = not self.is_perturbed and self._is_small(first, rhs)
+                self.verdict = self._conclude(self._refine(first, rhs, False), rhs)
+        except ConvergenceError as error:
+            self.failure = error.with_traceback(None)  # which holds frames, hence factors
         return self.verdict
 
     def _conclude(self, solution: Solution, rhs: Tensor) -> Verdict:

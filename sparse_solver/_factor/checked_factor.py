@@ -184,13 +184,13 @@ class CheckedFactor:
 
     def __init__(self, record: Record, ladder: Ladder, rung: Rung | None):
         self.record, self._lock = record, ForkSafeLock()
-        self._failure: ConvergenceError | None = None
+        failure: ConvergenceError | None = None
         found: tuple[Judge, Rung, str] | None = None
         reason = ladder.obstacle or "the fastest method for this kind"
         while rung is not None:
             systems = self._systems = ladder.systems(rung.factor)
             judge = Judge(systems, rung.factor, rung.sound, rung.is_last)
-            verdict = self._examine(judge)
+            verdict, failure = judge.examine(), judge.failure or failure
             if systems.blocks > 1 and judge.in_doubt:
                 raise BlockInDoubt
             # Rounding errors may hide that rows share too few columns.
@@ -208,7 +208,7 @@ class CheckedFactor:
                 reason = f"{rung.method} was not accurate"
             rung = ladder.climb()
         if found is None:
-            raise self._explain_failure(ladder)
+            raise self._explain_failure(ladder, ladder.failure or failure)
         self.judge = found[0]
         if systems.blocks > 1 and not self.judge.is_beyond_doubt:
             raise BlockInDoubt
@@ -249,14 +249,6 @@ class CheckedFactor:
             raise _overflow(x)
         return x
 
-    def _examine(self, judge: Judge) -> Verdict:
-        """The verdict on a factor, which is unusable if it does not even solve for the probe."""
-        try:
-            return judge.examine()
-        except ConvergenceError as error:
-            self._failure, judge.verdict = error.with_traceback(None), Verdict.UNUSABLE
-            return judge.verdict
-
     def _improve(self, judge: Judge, reason: str) -> bool:
         """Replace this judge by that of the next usable factor; False if there is none."""
         with self._lock:
@@ -265,16 +257,18 @@ class CheckedFactor:
             ladder = self._ladder
             while ladder is not None and (rung := ladder.climb()) is not None:
                 better = Judge(self._systems, rung.factor, rung.sound, rung.is_last)
-                self._examine(better)
+                better.examine()
                 if better.is_usable:
                     self.judge = better
                     ladder.keep(rung, reason)
                     return True
             return False
 
-    def _explain_failure(self, ladder: Ladder) -> SparseSolverError:
-        """The error for a matrix that no method factors accurately."""
-        failure, record = ladder.failure or self._failure, self.record
+    def _explain_failure(
+        self, ladder: Ladder, failure: SparseSolverError | None
+    ) -> SparseSolverError:
+        """The error for a matrix that no method factors accurately, after the last failure."""
+        record = self.record
         if not isinstance(failure, SingularMatrixError):
             return failure or self._inaccurate()
         message = ladder.explain_structure() or str(failure)

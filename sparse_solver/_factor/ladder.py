@@ -65,32 +65,23 @@ def factor_matrix(
     options: Options,
     blocks: int = 1,
     preconditioner: Preconditioner | None = None,
+    directly: bool = True,
 ) -> InverseOperator:
     """Factor the matrix with these contiguous values (nnz,) and `blocks` equal diagonal blocks.
 
-    With a preconditioner, iterate with a positive definite one instead.
+    directly : whether the direct way may be taken; else all kinds and methods follow in turn, from
+        the fastest on
+    preconditioner : iterate with it, if the matrix is positive definite, instead of factoring
 
     Raises an error where there is no factorisation, or BlockInDoubt.
     """
     direct = _direct_of(structure, options, values.dtype)
-    has_route = _has_route(options, preconditioner)
-    route = direct.find_route(blocks) if has_route else None
+    route = direct.find_route(blocks) if directly and _has_route(options, preconditioner) else None
     if route is not None:
         factor = route.factor(structure, values)
         if factor is not None:
             return factor
         direct.route = None
-    return climb_ladder(structure, values, options, blocks, preconditioner)
-
-
-def climb_ladder(
-    structure: Structure,
-    values: Tensor,
-    options: Options,
-    blocks: int = 1,
-    preconditioner: Preconditioner | None = None,
-) -> CheckedFactor | EmptyFactor:
-    """The same by all kinds and methods in turn, from the fastest on."""
     matrix = Matrix(structure, values)
     ladder = choose_kinds(matrix, options)
     record = Record(ladder.kinds[0], ladder.reason)
@@ -254,7 +245,7 @@ class MethodLadder:
             direct.open(symbolic, partial(CholeskyRoute, *arguments), is_provisional)
         elif record.kind == "general" and isinstance(symbolic, DenseSymbolic):
             find_symmetry = options.assume == "auto"
-            fallback = partial(climb_ladder, options=options)
+            fallback = partial(factor_matrix, options=options, directly=False)
             given = matrix.structure, symbolic, find_symmetry, record, fallback
             direct.open(symbolic, partial(DenseRoute, *given))
 
