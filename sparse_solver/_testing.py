@@ -16,7 +16,7 @@ import torch
 from . import _engines
 from ._engines.protocol import Factor, Kind
 from ._engines.registry import engine_named, engine_names, installed_on
-from ._factor.checked_factor import InverseOperator
+from ._factor.accuracy.checked_factor import InverseOperator
 from ._factor.lifetime import count_alive as count_alive
 from ._solve.factorization import Factorization
 

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from .._sparse.index_checks import INDEX_DTYPES, check_range, describe_type
 from ..errors import DeviceError, DtypeError, IndexRangeError, LayoutError, ShapeError
-from .element_terms import Terms
+from .terms.element_terms import Terms
 
 
 def _describe_tensor(value: object) -> str:

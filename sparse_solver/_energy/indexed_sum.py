@@ -13,11 +13,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 from .._solve.pattern import Pattern
 from ..errors import OptionError, ShapeError
 from .argument_checks import check_constants, check_indices, check_shape, check_variables
-from .element_derivatives import compute_gradients, compute_hessians, compute_values
-from .element_terms import Derivative, Terms, is_parameter
 from .hessian_assembly import HessianAssembly, find_assembly
 from .psd_projection import Projection, project_matrices, projection_of
 from .restricted_energy import RestrictedEnergy
+from .terms.element_derivatives import compute_gradients, compute_hessians, compute_values
+from .terms.element_terms import Derivative, Terms, is_parameter
 
 
 class IndexedSum:

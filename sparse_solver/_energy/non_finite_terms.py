@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .element_derivatives import compute_gradients, compute_hessians, compute_values
 from .indexed_sum import IndexedSum
 from .restricted_energy import RestrictedEnergy
+from .terms.element_derivatives import compute_gradients, compute_hessians, compute_values
 
 _DERIVATIVES = {"value": compute_values, "gradient": compute_gradients, "Hessian": compute_hessians}
 

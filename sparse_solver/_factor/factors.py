@@ -27,12 +27,12 @@ from .._sparse.submatrix import Submatrix
 from .._sparse.values import CPU, raise_non_finite
 from .._torch.modes import materialize
 from ..errors import NonFiniteError, NotSymmetricError, SparseSolverError
-from .checked_factor import BlockInDoubt, InverseOperator
+from .accuracy.checked_factor import BlockInDoubt, InverseOperator
+from .ladder.symmetry import check_symmetry, check_triangle
 from .methods import method_named
 from .non_blocking import factor_non_blocking
 from .pending_errors import raise_finished
 from .problem import Problem
-from .symmetry import check_symmetry, check_triangle
 
 _WHOLE = slice(0, 1)  # of a batch of one matrix
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from .._sparse.structure import Structure
 from ..errors import SparseSolverError
-from .checked_factor import InverseOperator
-from .ladder import factor_matrix
+from .accuracy.checked_factor import InverseOperator
+from .ladder.ladder import factor_matrix
 
 
 def _explain_nothing(error: SparseSolverError, structure: Structure, matrices: Tensor) -> None:

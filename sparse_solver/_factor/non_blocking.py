@@ -15,13 +15,13 @@ from .._sparse.values import row_moduli
 from .._torch.fork_safe_lock import ForkSafeLock
 from .._torch.modes import record_current_stream
 from ..errors import EngineError, EngineUnsupportedError
-from .accuracy import Judge
-from .checked_factor import EmptyFactor, Record
-from .ladder import products_of
+from .accuracy.checked_factor import EmptyFactor, Record
+from .accuracy.judge import Judge
+from .accuracy.systems import Systems
+from .ladder.ladder import products_of
+from .ladder.symmetry import check_lines, check_triangle, imaginary_diagonal, measure_asymmetry
 from .options import Options
 from .pending_errors import Failure, submit
-from .symmetry import check_lines, check_triangle, imaginary_diagonal, measure_asymmetry
-from .systems import Systems
 
 
 class NonBlockingFactor:

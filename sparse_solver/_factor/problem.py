@@ -13,8 +13,8 @@ from .._sparse.kernels import Places
 from .._sparse.structure import Structure
 from .._sparse.submatrix import Submatrix, remove_rows
 from ..errors import OptionError, ShapeError
+from .ladder.preconditioner import Preconditioner
 from .options import Options
-from .preconditioner import Preconditioner
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from torch import Tensor
 from .._engines.protocol import not_positive_definite
 from .._engines.supernodal.library import load
 from .._factor.factors import Factors
+from .._factor.ladder.symmetry import check_triangle, choose_kinds
 from .._factor.options import Options, Triangle
 from .._factor.problem import Problem
-from .._factor.symmetry import check_triangle, choose_kinds
 from .._sparse.block_diagonal import join_batch, split_batch, unjoin_batch
 from .._sparse.kernels import Places
 from .._sparse.matrix import Matrix

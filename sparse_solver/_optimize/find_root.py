@@ -17,10 +17,10 @@ from .._torch.dynamo import disable_dynamo
 from ..errors import NonFiniteError, OptionError, ShapeError, SingularMatrixError
 from .equations import Equations, Solution
 from .implicit_diff import attach_derivatives
-from .line_search import LargestStep, Limits, backtrack
+from .newton.line_search import LargestStep, Limits, backtrack
+from .newton.stopping import Decision, Step, StopReason, Stuck, make_convergence_error
 from .report import Iteration, Report, report_progress
 from .start import check_start, make_problem, set_fixed_values
-from .stopping import Decision, Step, StopReason, Stuck, make_convergence_error
 
 # A Newton step of at most this many ε, relative to x, is rounding errors.
 _ROUNDING = 4

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.graph import get_gradient_edge
 
-from .._energy.recomputation import differs, pull_back
+from .._energy.terms.recomputation import differs, pull_back
 from .._factor.factors import Factors
 from .._factor.lifetime import token_of
 from .._solve.autograd import Solve

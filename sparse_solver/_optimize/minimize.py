@@ -18,14 +18,14 @@ from .._factor.options import Options
 from .._torch.dynamo import disable_dynamo
 from ..errors import NonFiniteError, OptionError, ShapeError
 from .equations import Equations
-from .hessian_modification import HessianModifier
 from .implicit_diff import attach_derivatives
-from .iterate import energy_at
-from .line_search import LargestStep, Limits
-from .newton_minimizer import NewtonMinimizer
+from .newton.hessian_modification import HessianModifier
+from .newton.iterate import energy_at
+from .newton.line_search import LargestStep, Limits
+from .newton.newton_minimizer import NewtonMinimizer
+from .newton.stopping import StopReason
 from .report import Iteration, Report, report_progress
 from .start import check_start, make_problem, set_fixed_values
-from .stopping import StopReason
 
 
 @disable_dynamo

@@ -26,7 +26,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-from .._factor.ladder import factor_matrix
+from .._factor.ladder.ladder import factor_matrix
 from .._factor.options import Options
 from .._sparse.structure import Structure
 from .._sparse.triangle import Arrangement, arrangement_of

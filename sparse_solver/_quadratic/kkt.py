@@ -20,11 +20,16 @@ import torch
 from torch import Tensor
 
 from .._engines.protocol import Factor, is_hermitian
-from .._factor.checked_factor import BlockInDoubt, CheckedFactor, EmptyFactor, InverseOperator
-from .._factor.ladder import factor_matrix
+from .._factor.accuracy.checked_factor import (
+    BlockInDoubt,
+    CheckedFactor,
+    EmptyFactor,
+    InverseOperator,
+)
+from .._factor.ladder.ladder import factor_matrix
+from .._factor.ladder.symmetry import Asymmetry, describe_asymmetry
 from .._factor.methods import Method, register_method
 from .._factor.options import Options
-from .._factor.symmetry import Asymmetry, describe_asymmetry
 from .._sparse.matrix import Matrix
 from .._sparse.structure import Structure
 from .._sparse.triangle import Arrangement, arrangement_of

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .._factor.factors import Factors
+from .._factor.ladder.preconditioner import Preconditioner
 from .._factor.options import Options
-from .._factor.preconditioner import Preconditioner
 from .._factor.problem import Problem
 from .._sparse.block_diagonal import batch_places
 from .._sparse.index_checks import (

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 
 from .._engines.protocol import IterativeFactor
-from .._factor.checked_factor import InverseOperator
+from .._factor.accuracy.checked_factor import InverseOperator
 from .._sparse.structure import Structure
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.autograd import Function
 
-from .._factor.checked_factor import InverseOperator
+from .._factor.accuracy.checked_factor import InverseOperator
 from .._sparse.kernels import Places, apply_adjoint
 from .._torch.modes import is_recorded, materialize
 from ._halo_exchange import Rows

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .._factor.checked_factor import CheckedFactor, EmptyFactor
+from .._factor.accuracy.checked_factor import CheckedFactor, EmptyFactor
 from .._solve.info import Info, collect_info
 from .._solve.shapes import check_flags, check_rhs
 from .._sparse.values import CPU, check_finite

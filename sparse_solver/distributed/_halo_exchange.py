@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._engines.protocol import Kind
-from .._factor.starting_method import Start
+from .._factor.ladder.starting_method import Start
 from .._sparse.structure import Structure, row_pointers
 from .._sparse.triangle import Arrangement
 from ..errors import IndexRangeError, ShapeError

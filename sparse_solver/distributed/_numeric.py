@@ -16,10 +16,10 @@ from torch import Tensor
 from .._engines.analysis import ASKED_FOR
 from .._engines.protocol import METHODS, Kind, is_doubtful, not_positive_definite
 from .._engines.protocol import Factor as CoreFactor
-from .._factor.checked_factor import CheckedFactor, EmptyFactor, Record, Rung
-from .._factor.options import Assume, Options
-from .._factor.starting_method import Start
-from .._factor.symmetry import (
+from .._factor.accuracy.checked_factor import CheckedFactor, EmptyFactor, Record, Rung
+from .._factor.accuracy.systems import Systems
+from .._factor.ladder.starting_method import Start
+from .._factor.ladder.symmetry import (
     Asymmetry,
     KindLadder,
     empty_line_error,
@@ -28,7 +28,7 @@ from .._factor.symmetry import (
     not_positive_diagonal,
     not_symmetric,
 )
-from .._factor.systems import Systems
+from .._factor.options import Assume, Options
 from .._sparse.matvec import Products, ScipyIndices
 from .._sparse.values import CPU, row_moduli, scaling_power, to_double
 from ..errors import EngineError, NonFiniteError, SingularMatrixError, SparseSolverError

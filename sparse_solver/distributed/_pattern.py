@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._factor.checked_factor import CheckedFactor, EmptyFactor
+from .._factor.accuracy.checked_factor import CheckedFactor, EmptyFactor
 from .._factor.options import Assume, Options
 from .._solve.shapes import check_values
 from .._sparse.index_checks import check_coo, check_range, check_shape, check_square

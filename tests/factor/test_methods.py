@@ -10,7 +10,7 @@ from torch import Tensor
 import sparse_solver as ss
 from sparse_solver._factor import methods
 from sparse_solver._factor.factors import Factors
-from sparse_solver._factor.ladder import factor_matrix
+from sparse_solver._factor.ladder.ladder import factor_matrix
 from sparse_solver._factor.methods import Method, method_named, register_method
 from sparse_solver._factor.options import Options
 from sparse_solver._factor.problem import Problem

@@ -11,7 +11,7 @@ from problems import grid, laplacian_places, laplacian_values, problem, rhs
 from shares import COMM, Share, whole
 
 from sparse_solver import distributed
-from sparse_solver._factor.accuracy import Judge, Verdict
+from sparse_solver._factor.accuracy.judge import Judge, Verdict
 from sparse_solver.distributed import _mkl_cluster as _cluster
 from sparse_solver.distributed._collective import Group
 

@@ -10,8 +10,8 @@ from problems import laplacian, laplacian_values, rhs
 
 import sparse_solver as ss
 from sparse_solver._engines.protocol import Factor
-from sparse_solver._factor.checked_factor import CheckedFactor, Record, Rung
-from sparse_solver._factor.systems import Systems
+from sparse_solver._factor.accuracy.checked_factor import CheckedFactor, Record, Rung
+from sparse_solver._factor.accuracy.systems import Systems
 from sparse_solver._testing import checked_factors
 from sparse_solver.errors import SparseSolverError
 
