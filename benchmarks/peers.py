@@ -12,7 +12,7 @@ from torch.autograd import Function
 import sparse_solver as ss
 
 from .bare import SPLU_OPTIONS
-from .contenders import Contender, Dense, Step
+from .contenders import Contender, Dense, Step, is_installed
 from .problems import MOST_ITERATIONS, Absent, Problem, refuse_to_factor, refuse_to_iterate
 
 
@@ -233,6 +233,46 @@ class Pypardiso(Factoring):
 
     def close(self) -> None:
         self.solver.free_memory(everything=True)
+
+
+class KluJax:
+    """KLU for JAX, from values to their gradient, compiled; its matrices have no duplicates."""
+
+    name, needs = "klujax", "klujax"
+
+    def __init__(self, problem: Problem):
+        if not is_installed(self.needs):
+            raise Absent(f"{self.needs} is not installed")
+        if problem.rhs.dim() != 1 or problem.batch:
+            raise Absent("one right-hand side only")
+        import jax
+        import klujax
+
+        jax.config.update("jax_enable_x64", True)
+        self._problem, n, b = problem, problem.n, jax.numpy.asarray(problem.rhs.numpy())
+        keys, number = np.unique((problem.rows * n + problem.cols).numpy(), return_inverse=True)
+        rows, cols = ((keys // n).astype(np.int32), (keys % n).astype(np.int32))
+
+        def loss(values: Any) -> Any:
+            entries = jax.numpy.zeros(len(keys), values.dtype).at[number].add(values)
+            x = klujax.solve(rows, cols, entries, b)
+            return (x * x.conj()).real.sum()
+
+        self._to_jax, self._gradient = jax.numpy.asarray, jax.jit(jax.grad(loss))
+
+    def fresh(self, theta: Tensor) -> Any:
+        return self._to_jax(self._problem.values(theta).detach().numpy())
+
+    def run(self, prepared: Any) -> Any:
+        return self._gradient(prepared).block_until_ready()
+
+    def answer(self, theta: Tensor, result: Any) -> Tensor:
+        theta = theta.detach().requires_grad_()
+        values_bar = torch.from_numpy(np.array(result)).conj()  # JAX leaves it unconjugated
+        return torch.autograd.grad(self._problem.values(theta), theta, values_bar)[0]
+
+    def close(self) -> None:
+        pass
 
 
 ITERATING: tuple[type[TorchSlaCg], ...] = (TorchSlaCg, TorchSlaCgAsAccurate)
