@@ -27,19 +27,20 @@ def write_page(example: Example) -> str:
             f"# {example.title}",
             example.lead,
             *(f"![{example.title}](../images/{picture})" for picture in example.pictures),
+            f"```text\n{read_output(example)}```",
             example.text,
-            f"## What it prints\n\n```text\n{read_output(example)}```",
-            f"## Its code\n\n`examples/{example.name}.py`:\n\n```python\n{example.code}```",
+            f"## The code\n\n`examples/{example.name}.py`:\n\n```python\n{example.code}```",
         ]
     )
 
 
 def write_card(example: Example) -> str:
-    """The card of an example on the first page, in Markdown: its picture and its first sentence."""
+    """The card of an example on the first page, in Markdown: its title, picture and subject."""
     lines = [f"-   [**{example.title}**]({example.name}.md)"]
     for picture in example.pictures[-1:]:  # the one that does not move
         lines.append(f"    [![{example.title}](../images/{picture})]({example.name}.md)")
-    return "\n\n".join([*lines, f"    {example.lead}"])
+    subject = example.lead.partition(": ")[2]
+    return "\n\n".join([*lines, f"    {subject[:1].upper()}{subject[1:]}"])
 
 
 def on_config(config: Any) -> Any:

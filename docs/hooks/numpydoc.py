@@ -17,7 +17,7 @@ def exported_names(path: Path) -> list[str]:
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             elements = node.value.elts  # type: ignore[attr-defined]  # it is a list
-            return [element.value for element in elements if isinstance(element, ast.Constant)]
+            return [str(e.value) for e in elements if isinstance(e, ast.Constant)]
     raise ValueError(f"{path} has no __all__")
 
 
