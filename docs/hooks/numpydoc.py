@@ -21,27 +21,40 @@ def exported_names(path: Path) -> list[str]:
     raise ValueError(f"{path} has no __all__")
 
 
-PUBLIC = {*exported_names(ROOT / "__init__.py"), *exported_names(ROOT / "errors.py")}
+ERRORS = exported_names(ROOT / "errors.py")
+PUBLIC = {name: name for name in (*exported_names(ROOT / "__init__.py"), *ERRORS)}
+# Inside of this package, the same names mean its own objects.
+OWN = {name: f"distributed.{name}" for name in exported_names(ROOT / "distributed" / "__init__.py")}
 
 
-def link_name(match: re.Match[str]) -> str:
-    """`name` as a link to the reference, if it is public."""
-    name = match[1]
-    if name in PUBLIC:
-        return f"[`{name}`][sparse_solver.{name}]"
-    if name.split(".")[0] in PUBLIC:  # attributes have no place of their own in the reference
-        target = f'optional identifier="sparse_solver.{name}"'
-        return f"<autoref {target}><code>{name}</code></autoref>"
-    return match[0]
+def split_group(match: re.Match[str]) -> str:
+    """Parameters that are described together, without a type, as one entry each."""
+    return "".join(f"{name}\n{match[2]}" for name in match[1].split(", "))
 
 
-def to_markdown(text: str) -> str:
-    """Translate a docstring."""
+def to_markdown(text: str, places: dict[str, str]) -> str:
+    """Translate a docstring, in which names have these places in the reference."""
+
+    def link_name(match: re.Match[str]) -> str:
+        name, _, attribute = match[1].removeprefix("sparse_solver.").partition(".")
+        if name not in places:
+            return match[0]
+        place = f"sparse_solver.{places[name]}"
+        if not attribute:
+            return f"[`{match[1]}`][{place}]"
+        # Some attributes have no place of their own.
+        target = f'optional identifier="{place}.{attribute}"'
+        return f"<autoref {target}><code>{match[1]}</code></autoref>"
+
+    # The parser gives all parameters of a group the type of the first one.
+    text = re.sub(
+        r"^([a-z]\w*(?:, [a-z]\w*)+)\n((?: +.+\n)+)", split_group, text, flags=re.MULTILINE
+    )
     # The first one of several values is not the default, as the parser believes.
     text = re.sub(r"(?<= : )\{(.*)\}", lambda m: m[1].replace(", ", " | "), text)
     text = re.sub(r"^\.\. \[(\d+)\] ", r"\\[\1\\] ", text, flags=re.MULTILINE)
     text = re.sub(r"\s*\[(\d+)\]_", r" \\[\1\\]", text)
-    return re.sub(r"(?<!`)`([A-Za-z_]\w*(?:\.[a-z]\w*)?)`(?!`)", link_name, text)
+    return re.sub(r"(?<!`)`([A-Za-z_]\w*(?:\.[A-Za-z]\w*)*)`(?!`)", link_name, text)
 
 
 class Numpydoc(griffe.Extension):
@@ -50,4 +63,6 @@ class Numpydoc(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Translate the docstring of one object."""
         if obj.docstring:
-            obj.docstring.value = to_markdown(obj.docstring.value)
+            is_distributed = obj.path.startswith("sparse_solver.distributed.")
+            places = {**PUBLIC, **OWN} if is_distributed else PUBLIC
+            obj.docstring.value = to_markdown(obj.docstring.value, places)
