@@ -6,8 +6,9 @@ MKDOCS = NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs
 PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist worksteal
 
 .PHONY: demo examples test static lint types tests without-pardiso clusters benchmark format clean
-.PHONY: docs docs-serve gallery stress
+.PHONY: stress
 .PHONY: clusters-1 clusters-2 clusters-4
+.PHONY: docs docs-serve gallery
 
 demo: .venv/installed
 	$(RUN) examples/minimal.py

@@ -78,7 +78,7 @@ def test_the_guide_names_every_engine_and_every_error() -> None:
 def test_the_reference_has_every_public_name() -> None:
     pages = [text for name, text in DOCUMENTS.items() if name.startswith("docs/reference/")]
     found = re.findall(r"^::: sparse_solver\.(\S+)$", "\n".join(pages), re.MULTILINE)
-    distributed = (ROOT / "sparse_solver" / "distributed" / "__init__.py").read_text()
+    distributed = (ROOT / "sparse_solver" / "distributed" / "__init__.py").read_text("utf-8")
     (listed,) = re.findall(r"^__all__ = \[(.*?)\]", distributed, re.DOTALL | re.MULTILINE)
     expected = [name for name in ss.__all__ if name != "__version__"]
     expected += [f"distributed.{name}" for name in re.findall(r'"(\w+)"', listed)]
