@@ -1,17 +1,19 @@
 # `make demo` and `make test` need Python (3.10 or newer), make and git; everything else goes into .venv.
 PYTHON ?= python3
 RUN = .venv/bin/python
+MKDOCS = NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs
 # Side by side on all cores; each process then has one thread, unless a test asks for more.
 PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist worksteal
 
 .PHONY: demo examples test static lint types tests without-pardiso clusters benchmark format clean
 .PHONY: stress
 .PHONY: clusters-1 clusters-2 clusters-4
+.PHONY: docs docs-serve gallery
 
 demo: .venv/installed
 	$(RUN) examples/minimal.py
 
-# About three minutes; the pictures are those of the README.
+# About three minutes; the pictures are those of the README and the gallery.
 examples: .venv/test-installed
 	mkdir -p docs/images
 	$(RUN) examples/minimal.py
@@ -46,6 +48,17 @@ without-pardiso: .venv/test-installed
 	SPARSE_SOLVER_MKL=/nowhere $(PYTEST) tests/engines tests/factor tests/solve tests/quadratic \
 		tests/gaussian tests/optimize/test_find_root.py tests/test_documents.py sparse_solver
 
+# The site, in build/site; a link, an anchor or a name that leads nowhere is an error.
+docs: .venv/docs-installed
+	$(MKDOCS) build --strict
+
+docs-serve: .venv/docs-installed
+	$(MKDOCS) serve
+
+# What the examples print, for their pages of the site; some of them can be named in EXAMPLES.
+gallery: .venv/test-installed
+	OMP_NUM_THREADS=1 $(RUN) docs/hooks/example_files.py $(EXAMPLES)
+
 clusters: clusters-1 clusters-2 clusters-4
 
 # By the number of ranks. Four may be more than there are cores: slow, but right.
@@ -72,6 +85,10 @@ format: .venv/test-installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check torch==$$(sed -n 's/^torch==//p' requirements.txt)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+.venv/docs-installed: .venv/installed requirements-docs.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
 	touch $@
 
 .venv/test-installed: .venv/installed requirements-test.txt
