@@ -30,7 +30,7 @@ def test_laplacians_without_an_anchor_are_refused(
     edges, n = grid(25)
     P = ss.Pattern(*laplacian_places(edges, n), (n, n))
     b = rhs(n, dtype=dtype)
-    for k in range(10):
+    for k in range(5):
         weights = torch.rand(edges.shape[1], dtype=dtype) + 0.1
         for right in (b, b - b.mean()):  # inconsistent and, up to rounding, consistent
             with pytest.raises(
@@ -118,11 +118,11 @@ def test_no_laplacian_slips_through(engine: str, dtype: torch.dtype) -> None:
 
     Only the pivots show that the matrix is singular, and each engine reports them in its own way.
     """
-    for n in [*range(60, 100), *range(190, 230)]:  # rings with equal weights
+    for n in [*range(60, 100, 2), *range(191, 231, 2)]:  # rings with equal weights
         i = torch.arange(n)
         edges = torch.stack((i, (i + 1) % n))
-        refuses(edges, torch.ones(n, dtype=dtype), n, engine)
-    for seed in range(300):
+        refuses(edges, torch.ones(1, n, dtype=dtype), n, engine)
+    for seed in range(20):
         g, n = generator(seed), 60
         edges = torch.randint(0, n, (2, 6 * n), generator=g)
         edges = torch.cat(
@@ -132,14 +132,18 @@ def test_no_laplacian_slips_through(engine: str, dtype: torch.dtype) -> None:
             ),
             1,
         )
-        refuses(edges, torch.rand(edges.shape[1], dtype=dtype, generator=g) + 0.1, n, engine)
+        weights = torch.rand(5, edges.shape[1], dtype=dtype, generator=g) + 0.1
+        refuses(edges, weights, n, engine)
 
 
 def refuses(edges: Tensor, weights: Tensor, n: int, engine: str) -> None:
+    """Whether an engine refuses the Laplacians of one graph with each row of `weights`."""
     P = ss.Pattern(*laplacian_places(edges, n), (n, n))
     b = torch.randn(n, dtype=weights.dtype, generator=generator(n))
-    with pytest.raises((ss.SingularMatrixError, ss.NotPositiveDefiniteError)):
-        P.solve(laplacian_values(weights, n, anchor=0.0), b - b.mean(), assume="spd", engine=engine)
+    for each in weights:
+        values = laplacian_values(each, n, anchor=0.0)
+        with pytest.raises((ss.SingularMatrixError, ss.NotPositiveDefiniteError)):
+            P.solve(values, b - b.mean(), assume="spd", engine=engine)
 
 
 @pytest.mark.parametrize("engine", GENERAL)

@@ -214,7 +214,7 @@ def test_difficult_minima(
 def test_energies_without_a_minimum(
     energy: ss.IndexedSum, x0: list[float], dtype: torch.dtype
 ) -> None:
-    for project in (True, False):
+    for project in (True, False) if dtype == torch.float64 else (True,):
         with pytest.raises(ss.ConvergenceError):
             ss.minimize(energy, torch.tensor(x0, dtype=dtype), project=project)
 
