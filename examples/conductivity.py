@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from drawing import new_figure
 from progress import show_progress
 from scipy.optimize import minimize
 from torch import Tensor
@@ -108,21 +109,14 @@ def relative_error(field: Tensor, truth: Tensor) -> float:
 
 
 def draw(truth: Tensor, start: Tensor, recovered: Tensor, file: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    picture, axes = plt.subplots(1, 3, figsize=(9.5, 3.4), layout="constrained")
-    names = ("truth", "initial guess", f"recovered from {SOURCES} sources on the rim")
-    for axis, field, name in zip(axes, (truth, start, recovered), names, strict=True):
-        look = {"vmin": 0.3, "vmax": 2.6, "cmap": "viridis", "extent": (0, 1, 0, 1)}
-        image = axis.imshow(field.numpy(), origin="lower", **look)
-        error = f"relative error {relative_error(field, truth):.3f}" if field is not truth else ""
-        axis.set_title(f"{name}\n{error}", fontsize=9)
-        axis.set(xticks=[], yticks=[])
-    picture.colorbar(image, ax=axes, label="conductivity")
-    picture.savefig(file, dpi=120)
+    fields = {"truth": truth, "initial guess": start, "recovered from its rim": recovered}
+    with new_figure(file, 1, 3, 2.9) as (figure, axes):
+        for axis, (name, field) in zip(axes, fields.items(), strict=True):
+            image = axis.imshow(field.numpy(), origin="lower", vmin=0.3, vmax=2.6)
+            error = "" if field is truth else f"\nrelative error {relative_error(field, truth):.3f}"
+            axis.set_title(f"{name}{error}")
+            axis.set_axis_off()
+        figure.colorbar(image, ax=axes, label="conductivity", aspect=15)
 
 
 def main() -> None:
