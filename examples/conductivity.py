@@ -108,15 +108,14 @@ def relative_error(field: Tensor, truth: Tensor) -> float:
     return float((field - truth).norm() / truth.norm())
 
 
-def draw(truth: Tensor, start: Tensor, recovered: Tensor, file: Path) -> None:
-    fields = {"truth": truth, "initial guess": start, "recovered from its rim": recovered}
-    with new_figure(file, 1, 3, 2.9) as (figure, axes):
+def draw(truth: Tensor, recovered: Tensor, file: Path) -> None:
+    fields = {"truth": truth, "recovered from the rim": recovered, "error": recovered - truth}
+    with new_figure(file, 1, 3, 3.1) as (figure, axes):
         for axis, (name, field) in zip(axes, fields.items(), strict=True):
-            image = axis.imshow(field.numpy(), origin="lower", vmin=0.3, vmax=2.6)
-            error = "" if field is truth else f"\nrelative error {relative_error(field, truth):.3f}"
-            axis.set_title(f"{name}{error}")
-            axis.set_axis_off()
-        figure.colorbar(image, ax=axes, label="conductivity", aspect=15)
+            colors, limits = ("RdBu_r", (-1.5, 1.5)) if name == "error" else ("viridis", (0.3, 2.6))
+            image = axis.imshow(field.numpy(), origin="lower", cmap=colors, clim=limits)
+            figure.colorbar(image, ax=axis, orientation="horizontal", aspect=25, pad=0.03)
+            axis.set(title=name, xticks=[], yticks=[])
 
 
 def main() -> None:
@@ -138,7 +137,7 @@ def main() -> None:
     print(f"relative error {before:.3f} -> {after:.3f}, {ratio}")
     assert after <= before / 2
     if arguments.picture:
-        draw(truth, start, recovered, arguments.picture)
+        draw(truth, recovered, arguments.picture)
 
 
 if __name__ == "__main__":

@@ -102,12 +102,12 @@ def draw(districts: Map, fields: dict[str, Tensor], file: Path) -> None:
 
     cells = districts.cells
     corners = [cells.vertices[cells.regions[cells.point_region[i]]] for i in range(districts.n)]
-    with new_figure(file, 1, 4, 2.7) as (figure, axes):
+    with new_figure(file, 1, 4, 2.5) as (figure, axes):
         for axis, (name, numbers) in zip(axes, fields.items(), strict=True):
             image = PolyCollection(corners, array=numbers.numpy(), edgecolors="face")
-            image.set_clim(*((0, 0.3) if "deviation" in name else (0, 2.5)))
+            image.set_clim(*((0, 0.3) if "deviation" in name else (0.25, 2.25)))
             axis.add_collection(image)
-            figure.colorbar(image, ax=axis, orientation="horizontal", aspect=30, pad=0.03)
+            figure.colorbar(image, ax=axis, orientation="horizontal", aspect=25, pad=0.03)
             axis.set(title=name, xlim=(0, 1), ylim=(0, 1), aspect="equal", xticks=[], yticks=[])
 
 

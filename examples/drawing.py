@@ -1,9 +1,9 @@
-"""Figures in the style of the examples, `style.mplstyle`."""
+"""Figures and movies in the style of the examples, `style.mplstyle`."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,22 +16,50 @@ WIDTH = 8.0  # inches
 def new_figure(
     file: Path, rows: int, columns: int, height: float, **options: Any
 ) -> Iterator[tuple[Any, Any]]:
-    """Give a figure and its axes to draw in, then save it as a PNG file.
+    """Give a figure and its axes to draw in, then save it as a PNG file."""
+    plt = _pyplot()
+    with plt.style.context(STYLE):
+        figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), **options)
+        yield figure, axes
+        image = _render(figure, colors=256)
+        plt.close(figure)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image.save(file, format="png", optimize=True)
 
-    The file has 256 colours at most, which makes it several times smaller.
-    """
+
+@contextmanager
+def new_movie(file: Path, height: float) -> Iterator[tuple[Any, Callable[[], None]]]:
+    """Give axes and a function that adds them as they are to a movie, then save it as a GIF."""
+    plt, frames = _pyplot(), []
+    with plt.style.context((STYLE, {"savefig.dpi": 70})):
+        figure, axis = plt.subplots(figsize=(WIDTH, height))
+        yield axis, lambda: frames.append(_render(figure, colors=32))
+        plt.close(figure)
+    first, *others = frames
+    first.save(file, append_images=others, duration=120, loop=0, optimize=True)
+
+
+def label(axis: Any, line: Any, text: str, down: float = 10.0) -> None:
+    """Write a text so many points below the right end of a line, in its colour."""
+    end, color = (line.get_xdata()[-1], line.get_ydata()[-1]), line.get_color()
+    where = {"xytext": (0, -down), "textcoords": "offset points", "ha": "right", "va": "top"}
+    axis.annotate(text, [float(number) for number in end], color=color, **where)
+
+
+def _pyplot() -> Any:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _render(figure: Any, colors: int) -> Any:
+    """An image with so few colours that its file is several times smaller."""
     from PIL import Image
 
-    with plt.style.context(STYLE):
-        figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), **options)
-        yield figure, axes
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        plt.close(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
     image = Image.open(buffer).convert("RGB")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    image.quantize(256, dither=Image.Dither.NONE).save(file, format="png", optimize=True)
+    return image.quantize(colors, dither=Image.Dither.NONE)

@@ -104,12 +104,12 @@ def estimate(mesh: Mesh, H: Tensor, y: Tensor, steps: int) -> tuple[Tensor, Tens
 
 
 def draw(mesh: Mesh, fields: dict[str, Tensor], file: Path) -> None:
-    with new_figure(file, 1, 3, 2.5) as (figure, axes):
+    with new_figure(file, 1, 3, 3.1) as (figure, axes):
         for axis, (name, numbers) in zip(axes, fields.items(), strict=True):
             triangles = mesh.delaunay.simplices
             image = axis.tripcolor(*mesh.nodes.T, numbers, triangles=triangles, shading="gouraud")
             image.set_clim(*((0, 1.5) if "deviation" in name else (-5, 5)))
-            figure.colorbar(image, ax=axis, orientation="horizontal", aspect=30, pad=0.03)
+            figure.colorbar(image, ax=axis, orientation="horizontal", aspect=25, pad=0.03)
             axis.set(title=name, xlim=(0, 1), ylim=(0, 1), aspect="equal", xticks=[], yticks=[])
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from drawing import new_figure
+from drawing import label, new_figure
 from progress import show_progress
 from scipy.optimize import minimize
 from torch import Tensor
@@ -138,24 +138,20 @@ def draw(
 ) -> None:
     with new_figure(file, 1, 3, 3.0, width_ratios=(1.25, 1, 1)) as (_, axes):
         for X in path[::8]:
-            axes[0].triplot(*X.unbind(1), beam.triangles, lw=0.3, color="0.6")
+            axes[0].triplot(*X.unbind(1), beam.triangles, lw=0.3, color="0.5")
         for point in torch.stack(path)[:, beam.marked].unbind(1):
             axes[0].plot(*point.unbind(1))
         axes[0].set(aspect="equal", title="observed paths", frame_on=False, xticks=[], yticks=[])
         for name, energy in losses.items():
             times = torch.linspace(0, DURATION, len(energy))
             (line,) = axes[1].plot(times, energy)
-            where = {"color": line.get_color(), "ha": "right", "va": "top"}
-            axes[1].text(DURATION, float(energy[-1]), f"{name}  ", **where)
-        axes[1].set(xlabel="time", title="total energy")
+            label(axes[1], line, name)
+        axes[1].set(xlabel="time", title="total energy", ymargin=0.15)
         for number, moduli in enumerate(torch.stack(iterates).T):
-            true, color = float(truth[number]), f"C{number}"
-            axes[2].plot(moduli, f"{color}o-")
-            axes[2].axhline(true, color=color, ls="--", lw=0.8)
-            axes[2].text(
-                len(moduli) - 1, true - 3, SIDES[number], color=color, ha="right", va="top"
-            )
-        axes[2].set(xlabel="steps of L-BFGS", title="Young's moduli")
+            (line,) = axes[2].plot(moduli, "o-")
+            axes[2].axhline(float(truth[number]), color=line.get_color(), ls="--", lw=0.8)
+            label(axes[2], line, SIDES[number])
+        axes[2].set(xlabel="steps of L-BFGS", title="Young's moduli", ylim=(40, 160))
 
 
 def main() -> None:

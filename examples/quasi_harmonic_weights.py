@@ -173,7 +173,7 @@ def draw(mesh: Mesh, harmonic: Tensor, optimized: Tensor, shown: int, file: Path
     x, y = mesh.points.T
     levels, red = np.linspace(0, 1, 21), {"marker": "o", "ls": "", "color": "C1", "markersize": 3}
     board = (torch.floor(mesh.points[mesh.triangles].mean(1) / 0.08).sum(1) % 2).numpy()
-    with new_figure(file, 1, 4, 3.1, sharex=True, sharey=True) as (figure, axes):
+    with new_figure(file, 1, 4, 2.6, sharex=True, sharey=True) as (figure, axes):
         names = {"harmonic": harmonic, "quasi-harmonic": optimized}
         for k, (name, weights) in enumerate(names.items()):
             shape = (x, y, mesh.triangles, weights[:, shown])
