@@ -56,10 +56,13 @@ def _pyplot() -> Any:
 
 
 def _render(figure: Any, colors: int) -> Any:
-    """An image with so few colours that its file is several times smaller."""
+    """An image with so few colours that its file is several times smaller.
+
+    `MAXCOVERAGE` keeps rare colours, such as those at the end of a colour bar.
+    """
     from PIL import Image
 
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     image = Image.open(buffer).convert("RGB")
-    return image.quantize(colors, dither=Image.Dither.NONE)
+    return image.quantize(colors, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)

@@ -121,8 +121,8 @@ def check(beam: Beam, x: Tensor) -> tuple[float, float]:
 def draw(beam: Beam, designs: list[tuple[Tensor, float]], file: Path) -> None:
     with new_figure(file, 2, 2, 2.1) as (_, axes):
         for axis, step in zip(axes.flat, (1, 5, 20, len(designs) - 1), strict=True):
-            half = beam.density(designs[step][0])
-            axis.imshow(torch.cat((half.flip(1), half), 1), cmap="gray_r", vmin=0, vmax=1)
+            half = beam.density(designs[step][0]).numpy()
+            axis.imshow(np.hstack((half[:, ::-1], half)), cmap="gray_r", vmin=0, vmax=1)
             axis.set_title(f"step {step}: compliance {designs[step][1]:.1f}")
             axis.set_axis_off()
 

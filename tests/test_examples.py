@@ -219,7 +219,7 @@ def test_labels_and_movies(tmp_path: Path) -> None:
         (line,) = axes[0].plot([0, 1], [3, 2])
         drawing.label(axes[0], line, "a line")
         (text,) = axes[0].texts
-        assert (text.get_text(), text.xy) == ("a line", [1, 2])
+        assert (text.get_text(), tuple(text.xy)) == ("a line", (1, 2))
         assert text.get_color() == line.get_color()
     assert (tmp_path / "made" / "lines.png").read_bytes().startswith(b"\x89PNG")
     with drawing.new_movie(tmp_path / "moves.gif", 1.0) as (axis, add_frame):
