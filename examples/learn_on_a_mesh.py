@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import sparse_solver as ss
 
-KINDS, CHANNELS, NOISE = 3, 8, 0.03  # the last is relative to the distance of neighbours
+KINDS, CHANNELS, NOISE = 3, 8, 0.03  # noise of the positions, in distances of neighbours
 PALETTE = torch.tensor([[0.8, 0.8, 0.8], [0.2, 0.55, 0.8], [0.9, 0.5, 0.1], [0.4, 0, 0.5]]).double()
 
 
@@ -32,10 +32,10 @@ class Bodies:
     """Balls with three thick and three thin arms each, whose meshes share n vertices."""
 
     def __init__(self, count: int, n: int):
-        nodes = torch.arange(n)
+        nodes = torch.arange(n)  # on a Fibonacci spiral
         turns, z = nodes.double() * torch.pi * (3 - 5**0.5), 1 - (2 * nodes.double() + 1) / n
-        sphere = torch.stack((turns.cos(), turns.sin(), z / (1 - z**2).sqrt()), 1)
-        sphere = nn.functional.normalize(sphere, dim=1)  # a Fibonacci spiral
+        ring = torch.stack((turns.cos(), turns.sin(), z / (1 - z**2).sqrt()), 1)
+        sphere = nn.functional.normalize(ring, dim=1)
         axes = torch.linalg.qr(torch.randn(count, 3, 3).double())[0]
         widths = torch.tensor([0.38, 0.2]).double().repeat_interleave(3)
         bumps = torch.exp((sphere @ torch.cat((axes, -axes), 1).mT - 1) / widths**2)
