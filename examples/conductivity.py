@@ -110,7 +110,7 @@ def relative_error(field: Tensor, truth: Tensor) -> float:
 
 def draw(truth: Tensor, recovered: Tensor, file: Path) -> None:
     fields = {"truth": truth, "recovered from the rim": recovered, "error": recovered - truth}
-    with new_figure(file, 1, 3, 3.1) as (figure, axes):
+    with new_figure(file, 1, 3, 3.2) as (figure, axes):
         for axis, (name, field) in zip(axes, fields.items(), strict=True):
             colors, limits = ("RdBu_r", (-1.5, 1.5)) if name == "error" else ("viridis", (0.3, 2.6))
             image = axis.imshow(field.numpy(), origin="lower", cmap=colors, clim=limits)

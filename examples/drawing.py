@@ -10,6 +10,7 @@ from typing import Any
 
 STYLE = Path(__file__).with_name("style.mplstyle")
 WIDTH = 8.0  # inches
+LARGE = 150_000  # bytes of a PNG file, from which on it gets fewer colours
 
 
 @contextmanager
@@ -21,10 +22,12 @@ def new_figure(
     with plt.style.context(STYLE):
         figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), **options)
         yield figure, axes
-        image = _render(figure, colors=256)
+        image = _render(figure)
         plt.close(figure)
     file.parent.mkdir(parents=True, exist_ok=True)
     image.save(file, format="png", optimize=True)
+    if file.stat().st_size > LARGE:
+        _reduce(image, colors=256).save(file, format="png", optimize=True)
 
 
 @contextmanager
@@ -33,7 +36,7 @@ def new_movie(file: Path, height: float) -> Iterator[tuple[Any, Callable[[], Non
     plt, frames = _pyplot(), []
     with plt.style.context((STYLE, {"savefig.dpi": 70})):
         figure, axis = plt.subplots(figsize=(WIDTH, height))
-        yield axis, lambda: frames.append(_render(figure, colors=32))
+        yield axis, lambda: frames.append(_reduce(_render(figure), colors=32))
         plt.close(figure)
     first, *others = frames
     first.save(file, append_images=others, duration=120, loop=0, optimize=True)
@@ -55,14 +58,16 @@ def _pyplot() -> Any:
     return plt
 
 
-def _render(figure: Any, colors: int) -> Any:
-    """An image with so few colours that its file is several times smaller.
-
-    `MAXCOVERAGE` keeps rare colours, such as those at the end of a colour bar.
-    """
+def _render(figure: Any) -> Any:
     from PIL import Image
 
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    image = Image.open(buffer).convert("RGB")
+    return Image.open(buffer).convert("RGB")
+
+
+def _reduce(image: Any, colors: int) -> Any:
+    """The image with so few colours; rare ones, as at the end of a colour bar, are kept."""
+    from PIL import Image
+
     return image.quantize(colors, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)

@@ -152,6 +152,7 @@ def draw(
             axes[2].axhline(float(truth[number]), color=line.get_color(), ls="--", lw=0.8)
             label(axes[2], line, SIDES[number])
         axes[2].set(xlabel="steps of L-BFGS", title="Young's moduli", ylim=(40, 160))
+        axes[2].set_xticks(range(0, len(iterates), 2))
 
 
 def main() -> None:
