@@ -13,7 +13,7 @@ PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist worksteal
 demo: .venv/installed
 	$(RUN) examples/minimal.py
 
-# About three minutes; the pictures are those of the README and the gallery.
+# About four minutes; the pictures are those of the README and of the gallery.
 examples: .venv/test-installed
 	mkdir -p docs/images
 	$(RUN) examples/minimal.py
@@ -23,6 +23,8 @@ examples: .venv/test-installed
 	$(RUN) examples/neohookean.py --picture docs/images/neohookean.png
 	$(RUN) examples/matern_field.py --picture docs/images/matern_field.png
 	$(RUN) examples/disease_map.py --picture docs/images/disease_map.png
+	$(RUN) examples/learn_on_a_mesh.py --picture docs/images/learn_on_a_mesh.png
+	$(RUN) examples/topology_optimization.py --picture docs/images/topology_optimization.png
 	OMP_NUM_THREADS=1 .venv/bin/mpiexec -n 2 $(RUN) examples/distributed_conductivity.py
 
 # The first two take one core each.

@@ -1,6 +1,7 @@
 """Time the solves by this package, by its engines alone, and by other libraries.
 
     python -m benchmarks [WORKLOAD ...] [--quick] [--peers] [--json FILE] [--plot FILE]
+    python -m benchmarks --saved FILE --plot FILE
 
 Every gradient is checked before anything is timed; contenders with a wrong gradient are excluded. A
 figure is the median over fresh values, in milliseconds; contenders take turns. "step" is a training
@@ -27,7 +28,7 @@ from .plot import plot
 from .problems import table as workloads
 from .processes import import_seconds, peak_memory
 from .targets import Row, Target, others, table, targets
-from .timing import measure
+from .timing import Timed, measure
 
 SECONDS = 3.0  # of samples for one problem, after at least three rounds
 
@@ -84,6 +85,19 @@ def as_json(rows: list[Row], reached: list[Target]) -> dict[str, Any]:
     }
 
 
+def read_rows(file: Path) -> list[Row]:
+    """The samples that `--json` wrote."""
+    return [
+        Row(
+            row["workload"],
+            row["problem"],
+            row["n"],
+            {name: Timed(**samples) for name, samples in row["contenders"].items()},
+        )
+        for row in json.loads(file.read_text())["rows"]
+    ]
+
+
 def print_tables(rows: list[Row], peer_names: list[str]) -> None:
     print(sparse_solver.__main__.describe_machine(), "", sep="\n")
     print(*table(rows, set(peer_names)), sep="\n")
@@ -108,9 +122,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--peers", action="store_true", help=other)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the chain")
+    again = "measure nothing, and draw the samples that --json wrote to this file"
+    parser.add_argument("--saved", type=Path, metavar="FILE", help=again)
     given = parser.parse_args(arguments)
     if unknown := set(given.workloads) - set(makers):
         parser.error(f"no workload {', '.join(sorted(unknown))}; there are {', '.join(makers)}")
+    if given.saved is not None and given.plot is None:
+        parser.error("--saved needs --plot, the file to draw")
     if given.plot is not None:
         if given.workloads and "chain" not in given.workloads:
             parser.error("--plot draws the chain, which is not among the workloads")
@@ -121,6 +139,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     given = parse(arguments)
+    if given.saved is not None:
+        plot(read_rows(given.saved), given.plot)
+        return 0
     warnings.filterwarnings("ignore", "Sparse", UserWarning)  # of torch, about sparse tensors
     rows = run(given.workloads or list(workloads(quick=False)), given.quick, given.peers)
     everything = not given.quick and not given.workloads

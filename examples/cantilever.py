@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from drawing import label, new_figure, new_movie
 from progress import show_progress
 from scipy.optimize import minimize
 from torch import Tensor
@@ -134,7 +135,7 @@ def draw(axis: Any, truss: Truss, frame: Frame, title: str, curve: bool) -> None
     from matplotlib.collections import LineCollection
     from matplotlib.colors import LinearSegmentedColormap
 
-    colors = LinearSegmentedColormap.from_list("lengths", ["tab:blue", "0.3", "tab:red"])
+    colors = LinearSegmentedColormap.from_list("lengths", ["#0072b2", "0.3", "#d55e00"])
     X, k, lengths, _ = frame
     widths = (0.9 * k / STIFFNESS).clamp(0.15, 4).numpy()
     lines = LineCollection(list(X[truss.springs].numpy()), linewidths=widths)
@@ -143,39 +144,29 @@ def draw(axis: Any, truss: Truss, frame: Frame, title: str, curve: bool) -> None
     axis.add_collection(lines)
     if curve:
         axis.plot(*truss.curve.unbind(1), "k--", lw=1.5)
-    limits = {"xlim": (-0.3, LENGTH * 1.03), "ylim": (-0.4 * LENGTH, 0.2 * LENGTH)}
-    axis.set(**limits, aspect="equal", xticks=[], yticks=[])
-    axis.set_title(title, fontsize=9)
+    axis.autoscale_view()
+    axis.set(aspect="equal", xticks=[], yticks=[], frame_on=False, title=title)
 
 
 def pictures(truss: Truss, stages: list[tuple[str, list[Frame], bool]], file: Path) -> None:
     """Draw the first and last designs and the convergence as `file`, and all designs as a GIF."""
-    import matplotlib
+    with new_figure(file, 2, 2, 3.3, height_ratios=(2, 1)) as (_, axes):
+        first = stages[0][1][0]
+        draw(axes[0, 0], truss, first, f"uniform: the tip sinks by {first[3]:.2f}", False)
+        for axis, (name, frames, curve) in zip(axes[1], stages, strict=True):
+            draw(axis, truss, frames[-1], f"{name}: {frames[-1][3]:.4f}", curve)
+            (line,) = axes[0, 1].semilogy([measure for *_, measure in frames])
+            label(axes[0, 1], line, name, down=6 if curve else -18)
+        axes[0, 1].set(xlabel="steps of L-BFGS", ymargin=0.25)
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.animation import PillowWriter
-
-    picture, axes = plt.subplots(2, 2, figsize=(9.5, 5.6), layout="constrained")
-    first = stages[0][1][0]
-    title = f"uniform: the tip sinks by {first[3]:.2f} of the length"
-    draw(axes[0, 0], truss, first, title, False)
-    for axis, (name, frames, curve) in zip((axes[0, 1], axes[1, 0]), stages, strict=True):
-        draw(axis, truss, frames[-1], f"{name}: {frames[-1][3]:.4f}", curve)
-        axes[1, 1].semilogy([measure for *_, measure in frames], label=name)
-    axes[1, 1].set_xlabel("steps of L-BFGS")
-    axes[1, 1].legend(fontsize=8)
-    picture.savefig(file, dpi=110)
-
-    movie, axis = plt.subplots(figsize=(5.2, 3.5), layout="constrained")
-    writer = PillowWriter(fps=8)
-    with writer.saving(movie, str(file.with_suffix(".gif")), dpi=75):
+    with new_movie(file.with_suffix(".gif"), 3.4) as (axis, add_frame):
         for name, frames, curve in stages:
             for number in sorted({int(len(frames) ** (j / 24)) - 1 for j in range(25)}):
                 axis.clear()  # the frames above are dense at the beginning
-                title = f"{name}, step {number}: {frames[number][3]:.4f}"
+                title = f"{name}: {frames[number][3]:.4f} after {number} steps"
                 draw(axis, truss, frames[number], title, curve)
-                writer.grab_frame()
+                axis.set(xlim=(-0.2, LENGTH * 1.02), ylim=(-0.32 * LENGTH, 0.12 * LENGTH))
+                add_frame()
 
 
 def main() -> None:

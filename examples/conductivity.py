@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from drawing import new_figure
 from progress import show_progress
 from scipy.optimize import minimize
 from torch import Tensor
@@ -107,22 +108,14 @@ def relative_error(field: Tensor, truth: Tensor) -> float:
     return float((field - truth).norm() / truth.norm())
 
 
-def draw(truth: Tensor, start: Tensor, recovered: Tensor, file: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    picture, axes = plt.subplots(1, 3, figsize=(9.5, 3.4), layout="constrained")
-    names = ("truth", "initial guess", f"recovered from {SOURCES} sources on the rim")
-    for axis, field, name in zip(axes, (truth, start, recovered), names, strict=True):
-        look = {"vmin": 0.3, "vmax": 2.6, "cmap": "viridis", "extent": (0, 1, 0, 1)}
-        image = axis.imshow(field.numpy(), origin="lower", **look)
-        error = f"relative error {relative_error(field, truth):.3f}" if field is not truth else ""
-        axis.set_title(f"{name}\n{error}", fontsize=9)
-        axis.set(xticks=[], yticks=[])
-    picture.colorbar(image, ax=axes, label="conductivity")
-    picture.savefig(file, dpi=120)
+def draw(truth: Tensor, recovered: Tensor, file: Path) -> None:
+    fields = {"truth": truth, "recovered from the rim": recovered, "error": recovered - truth}
+    with new_figure(file, 1, 3, 3.2) as (figure, axes):
+        for axis, (name, field) in zip(axes, fields.items(), strict=True):
+            colors, limits = ("RdBu_r", (-1.5, 1.5)) if name == "error" else ("viridis", (0.3, 2.6))
+            image = axis.imshow(field.numpy(), origin="lower", cmap=colors, clim=limits)
+            figure.colorbar(image, ax=axis, orientation="horizontal", aspect=25, pad=0.03)
+            axis.set(title=name, xticks=[], yticks=[])
 
 
 def main() -> None:
@@ -144,7 +137,7 @@ def main() -> None:
     print(f"relative error {before:.3f} -> {after:.3f}, {ratio}")
     assert after <= before / 2
     if arguments.picture:
-        draw(truth, start, recovered, arguments.picture)
+        draw(truth, recovered, arguments.picture)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from drawing import new_figure
 from scipy.spatial import Voronoi
 from torch import Tensor
 
@@ -97,21 +98,17 @@ def estimate(districts: Map, expected: Tensor, y: Tensor) -> tuple[Tensor, Tenso
 
 
 def draw(districts: Map, fields: dict[str, Tensor], file: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     from matplotlib.collections import PolyCollection
 
     cells = districts.cells
     corners = [cells.vertices[cells.regions[cells.point_region[i]]] for i in range(districts.n)]
-    picture, axes = plt.subplots(1, 4, figsize=(13, 2.9), layout="constrained")
-    for axis, (name, numbers) in zip(axes, fields.items(), strict=True):
-        image = PolyCollection(corners, array=numbers.numpy(), edgecolors="face")
-        image.set_clim(0, 0.5 if "deviation" in name else 3)
-        picture.colorbar(axis.add_collection(image), ax=axis)
-        axis.set(title=name, xlim=(0, 1), ylim=(0, 1), aspect="equal", xticks=[], yticks=[])
-    picture.savefig(file, dpi=120)
+    with new_figure(file, 1, 4, 2.5) as (figure, axes):
+        for axis, (name, numbers) in zip(axes, fields.items(), strict=True):
+            image = PolyCollection(corners, array=numbers.numpy(), edgecolors="face")
+            image.set_clim(*((0, 0.3) if "deviation" in name else (0.25, 2.25)))
+            axis.add_collection(image)
+            figure.colorbar(image, ax=axis, orientation="horizontal", aspect=25, pad=0.03)
+            axis.set(title=name, xlim=(0, 1), ylim=(0, 1), aspect="equal", xticks=[], yticks=[])
 
 
 def main() -> None:
@@ -140,8 +137,8 @@ def main() -> None:
     print(f"true risks in the intervals of 95 %: {100 * float(inside):.1f} %")
     print(f"error of the risks {float(errors[0]):.3f} -> {float(errors[1]):.3f}")
     if arguments.picture:
-        fields = {"true risk": truth.exp(), "risk by the counts alone": y / expected}
-        fields |= {"smoothed risk": x.exp(), "standard deviation of its logarithm": deviation}
+        fields = {"true risk": truth.exp(), "counts / expected": y / expected}
+        fields |= {"smoothed risk": x.exp(), "std. deviation of log": deviation}
         draw(districts, fields, arguments.picture)
 
 

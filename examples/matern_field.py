@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from drawing import new_figure
 from progress import show_progress
 from scipy.optimize import minimize
 from scipy.sparse import coo_array, diags_array
@@ -103,19 +104,13 @@ def estimate(mesh: Mesh, H: Tensor, y: Tensor, steps: int) -> tuple[Tensor, Tens
 
 
 def draw(mesh: Mesh, fields: dict[str, Tensor], file: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    picture, axes = plt.subplots(1, 3, figsize=(10, 2.9), layout="constrained")
-    for axis, (name, numbers) in zip(axes, fields.items(), strict=True):
-        triangles = mesh.delaunay.simplices
-        image = axis.tripcolor(*mesh.nodes.T, numbers, triangles=triangles, shading="gouraud")
-        image.set_clim(*((0, 1.5) if "deviation" in name else (-5, 5)))
-        picture.colorbar(image, ax=axis)
-        axis.set(title=name, xlim=(0, 1), ylim=(0, 1), aspect="equal", xticks=[], yticks=[])
-    picture.savefig(file, dpi=120)
+    with new_figure(file, 1, 3, 3.1) as (figure, axes):
+        for axis, (name, numbers) in zip(axes, fields.items(), strict=True):
+            triangles = mesh.delaunay.simplices
+            image = axis.tripcolor(*mesh.nodes.T, numbers, triangles=triangles, shading="gouraud")
+            image.set_clim(*((0, 1.5) if "deviation" in name else (-5, 5)))
+            figure.colorbar(image, ax=axis, orientation="horizontal", aspect=25, pad=0.03)
+            axis.set(title=name, xlim=(0, 1), ylim=(0, 1), aspect="equal", xticks=[], yticks=[])
 
 
 def main() -> None:

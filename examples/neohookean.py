@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from drawing import label, new_figure
 from progress import show_progress
 from scipy.optimize import minimize
 from torch import Tensor
@@ -32,7 +33,7 @@ from torch import Tensor
 import sparse_solver as ss
 
 LENGTH, HEIGHT, DENSITY, GRAVITY = 4.0, 0.5, 1.0, 1.0
-POISSON, SECTIONS = 0.4, 2
+POISSON, SIDES = 0.4, ("clamped half", "free half")
 DURATION, STEPS = 5.0, 50
 NOISE = 1e-4  # of the observed positions, relative to the length
 
@@ -70,7 +71,7 @@ class Beam:
         rest = torch.func.vmap(edges)(self.rest[self.triangles])
         self.inverse, self.area = torch.linalg.inv(rest), torch.linalg.det(rest) / 2
         middle = self.rest[self.triangles, 0].mean(1)
-        self.section = (middle / LENGTH * SECTIONS).long()
+        self.section = (middle / LENGTH * len(SIDES)).long()
         thirds = (DENSITY * self.area / 3).repeat_interleave(3)
         zeros = torch.zeros(len(self.rest), dtype=torch.double)
         self.mass = zeros.index_add(0, self.triangles.reshape(-1), thirds)
@@ -78,7 +79,7 @@ class Beam:
         self.nodes, self.gravity = at.reshape(-1, 1), torch.tensor([0.0, -GRAVITY]).double()
 
     def elastic(self, moduli: Tensor) -> ss.IndexedSum:
-        """The energy of the beam whose sections have these moduli (SECTIONS,)."""
+        """The energy of the beam whose sections have these moduli (len(SIDES),)."""
         constants = (self.inverse, self.area, moduli[self.section])
         return ss.IndexedSum(elastic, self.triangles, per_term=constants)
 
@@ -113,7 +114,7 @@ def recover(beam: Beam, observed: Tensor, steps: int) -> list[Tensor]:
         (gradient,) = torch.autograd.grad(loss, logs)
         return loss.item(), gradient.numpy()
 
-    start = np.full(SECTIONS, math.log(80.0))
+    start = np.full(len(SIDES), math.log(80.0))
     iterates = [torch.from_numpy(start).exp()]
     with show_progress("stiffness", steps) as report:
 
@@ -135,30 +136,23 @@ def draw(
     truth: Tensor,
     file: Path,
 ) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    picture, axes = plt.subplots(1, 3, figsize=(10.5, 3.6), layout="constrained")
-    for X in path[::8]:
-        axes[0].triplot(*X.unbind(1), beam.triangles, lw=0.4, color="0.4")
-    for point in torch.stack(path)[:, beam.marked].unbind(1):
-        axes[0].plot(*point.unbind(1), lw=1.2)
-    axes[0].set(aspect="equal", title="the beam swings, and the observed paths")
-    for name, energy in losses.items():
-        axes[1].plot(torch.linspace(0, DURATION, len(energy)), energy, label=name)
-    axes[1].set(xlabel="time", title="energy: elastic, kinetic and potential")
-    axes[1].legend()
-    for number in range(SECTIONS):
-        moduli = torch.stack(iterates)[:, number]
-        axes[2].plot(moduli, f"C{number}o-", ms=3, label=f"section {number + 1}")
-        axes[2].axhline(float(truth[number]), color=f"C{number}", ls="--", lw=0.8)
-    axes[2].set(xlabel="steps of L-BFGS", title="Young's moduli, and the true ones")
-    axes[2].legend()
-    for axis in axes:
-        axis.title.set_fontsize(9)
-    picture.savefig(file, dpi=110)
+    with new_figure(file, 1, 3, 3.0, width_ratios=(1.25, 1, 1)) as (_, axes):
+        for X in path[::8]:
+            axes[0].triplot(*X.unbind(1), beam.triangles, lw=0.3, color="0.5")
+        for point in torch.stack(path)[:, beam.marked].unbind(1):
+            axes[0].plot(*point.unbind(1))
+        axes[0].set(aspect="equal", title="observed paths", frame_on=False, xticks=[], yticks=[])
+        for name, energy in losses.items():
+            times = torch.linspace(0, DURATION, len(energy))
+            (line,) = axes[1].plot(times, energy)
+            label(axes[1], line, name)
+        axes[1].set(xlabel="time", title="total energy", ymargin=0.15)
+        for number, moduli in enumerate(torch.stack(iterates).T):
+            (line,) = axes[2].plot(moduli, "o-")
+            axes[2].axhline(float(truth[number]), color=line.get_color(), ls="--", lw=0.8)
+            label(axes[2], line, SIDES[number])
+        axes[2].set(xlabel="steps of L-BFGS", title="Young's moduli", ylim=(40, 160))
+        axes[2].set_xticks(range(0, len(iterates), 2))
 
 
 def main() -> None:

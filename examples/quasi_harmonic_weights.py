@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from drawing import new_figure
 from progress import show_progress
 from scipy.optimize import minimize
 from scipy.spatial import Delaunay, cKDTree
@@ -169,35 +170,25 @@ def deformed(mesh: Mesh, weights: Tensor) -> Tensor:
 
 
 def draw(mesh: Mesh, harmonic: Tensor, optimized: Tensor, shown: int, file: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams["font.size"] = 9
-    share: Any = {"sharex": True, "sharey": True}
-    picture, axes = plt.subplots(1, 5, figsize=(13, 3.6), layout="constrained", **share)
     x, y = mesh.points.T
-    levels = np.linspace(0, 1, 21)
-    axes[0].triplot(x, y, mesh.triangles, linewidth=0.15, color="0.4")
-    axes[0].set_title(f"a shape and its handles\n{len(mesh.triangles):,} triangles")
+    levels, red = np.linspace(0, 1, 21), {"marker": "o", "ls": "", "color": "C1", "markersize": 3}
     board = (torch.floor(mesh.points[mesh.triangles].mean(1) / 0.08).sum(1) % 2).numpy()
-    for k, (weights, name) in enumerate(((harmonic, "harmonic"), (optimized, "quasi-harmonic")), 1):
-        shape = (x, y, mesh.triangles, weights[:, shown])
-        image = axes[k].tricontourf(*shape, levels=levels, cmap="viridis")
-        axes[k].tricontour(*shape, levels=levels[2::2], colors="w", linewidths=0.4)
-        axes[k].set_title(f"{name} weights\nof the handle at the hip")
-        u, v = deformed(mesh, weights).T
-        axes[k + 2].tripcolor(u, v, mesh.triangles, board, cmap="Blues", vmin=-0.5, vmax=1.5)
-        axes[k + 2].set_title(f"deformed\nwith {name} weights")
-        axes[k + 2].plot(u[mesh.handles], v[mesh.handles], "o", color="tab:red", markersize=3)
-    picture.colorbar(image, ax=axes[2], shrink=0.7, ticks=[0, 0.5, 1])
-    for axis in axes[:3]:
-        axis.plot(*mesh.points[mesh.handles].T, "o", color="tab:red", markersize=3)
-    for axis in axes:
-        axis.set_aspect("equal")
-        axis.axis("off")
-    picture.savefig(file, dpi=120)
+    with new_figure(file, 1, 4, 2.6, sharex=True, sharey=True) as (figure, axes):
+        names = {"harmonic": harmonic, "quasi-harmonic": optimized}
+        for k, (name, weights) in enumerate(names.items()):
+            shape = (x, y, mesh.triangles, weights[:, shown])
+            image = axes[k].tricontourf(*shape, levels=levels)
+            axes[k].tricontour(*shape, levels=levels[2::2], colors="w", linewidths=0.4)
+            axes[k].plot(*mesh.points[mesh.handles].T, **red)
+            axes[k].set_title(f"{name}\nweights of the hip")
+            u, v = deformed(mesh, weights).T
+            axes[k + 2].tripcolor(u, v, mesh.triangles, board, cmap="Blues", vmin=-0.5, vmax=1.5)
+            axes[k + 2].plot(u[mesh.handles], v[mesh.handles], **red)
+            axes[k + 2].set_title(f"deformed by\n{name} weights")
+        for axis in axes:
+            axis.set_aspect("equal")
+            axis.set_axis_off()
+        figure.colorbar(image, ax=axes[1], shrink=0.6, ticks=[0, 0.5, 1])
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import re
 import subprocess
@@ -32,8 +33,9 @@ from benchmarks import (  # noqa: E402
     timing,
     two_level,
 )
-from benchmarks.__main__ import main, wrong  # noqa: E402
+from benchmarks.__main__ import as_json, main, read_rows, wrong  # noqa: E402
 from benchmarks.peers import PEERS  # noqa: E402
+from benchmarks.plot import spread  # noqa: E402
 
 
 def has_mkl() -> bool:
@@ -62,6 +64,34 @@ def test_the_quick_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     printed = capsys.readouterr().out
     assert "| chain 256 |" in printed
     assert "4 rhs at once |" in printed
+
+
+def test_saved_samples_are_drawn_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = {"sparse_solver": timing.Timed([2.0, 3.0, 7.0], error=0.0)}
+    times |= {"bare PARDISO": timing.Timed([1.0], error=0.0), "cholespy": timing.Timed([], "wrong")}
+    rows = [targets.Row("chain", f"chain {n}", n, times) for n in (256, 512)]
+    saved, picture = tmp_path / "saved.json", tmp_path / "chain.png"
+    saved.write_text(json.dumps(as_json(rows, [])))
+    assert read_rows(saved) == rows
+    monkeypatch.setattr("benchmarks.__main__.measure", None)  # nothing is measured
+    assert main(["--saved", str(saved), "--plot", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit):
+        main(["--saved", str(saved)])
+    assert "--saved needs --plot" in capsys.readouterr().err
+
+
+def test_labels_of_lines_keep_their_distance_and_their_order() -> None:
+    heights = {"c": 0.3, "a": 0.0, "b": 0.1, "e": 5.0, "d": 0.35}
+    found = spread(heights, 1.0)
+    assert list(found) == ["a", "b", "c", "d", "e"]
+    levels = list(found.values())
+    assert all(above - below >= 1 - 1e-12 for below, above in itertools.pairwise(levels))
+    assert sum(levels[:4]) == pytest.approx(0.75)  # as near to the lines as possible
+    assert found["e"] == 5.0
+    assert spread({}, 1.0) == {}
 
 
 def test_workloads_that_do_not_exist_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

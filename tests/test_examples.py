@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from PIL import Image
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NUMBER = r"([-+0-9.e]+)"
@@ -189,3 +190,41 @@ def test_disease_map(
     before, after = run.numbers(f"error of the risks {NUMBER} -> {NUMBER}")
     assert after < before / 2
     assert is_picture(tmp_path / "map.png")
+
+
+def test_learn_on_a_mesh(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = Run("learn_on_a_mesh", monkeypatch, capsys, "--picture", str(tmp_path / "mesh.png"))
+    assert run.numbers(f"differ from sums over eigenvectors by {NUMBER}")[0] < 1e-6
+    without, with_diffusion = run.numbers(f"{NUMBER} without diffusion, {NUMBER} with")
+    assert 0 <= with_diffusion < without / 2
+    assert is_picture(tmp_path / "mesh.png")
+
+
+def test_topology_optimization(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = Run("topology_optimization", monkeypatch, capsys, "--picture", str(tmp_path / "beam.png"))
+    first, last, published = run.numbers(f"{NUMBER} -> {NUMBER} in .* published: {NUMBER}")
+    assert last == pytest.approx(published, abs=0.01)
+    assert last < first / 4
+    assert max(run.numbers(f"of the compliance {NUMBER}, of its gradient {NUMBER}")) < 1e-6
+    assert is_picture(tmp_path / "beam.png")
+
+
+def test_labels_and_movies(tmp_path: Path) -> None:
+    drawing = load("drawing")
+    with drawing.new_figure(tmp_path / "made" / "lines.png", 1, 2, 2.0) as (_, axes):
+        (line,) = axes[0].plot([0, 1], [3, 2])
+        drawing.label(axes[0], line, "a line")
+        (text,) = axes[0].texts
+        assert (text.get_text(), tuple(text.xy)) == ("a line", (1, 2))
+        assert text.get_color() == line.get_color()
+    assert (tmp_path / "made" / "lines.png").read_bytes().startswith(b"\x89PNG")
+    with drawing.new_movie(tmp_path / "moves.gif", 1.0) as (axis, add_frame):
+        for number in range(3):
+            axis.plot([0, number])
+            add_frame()
+    with Image.open(tmp_path / "moves.gif") as movie:
+        assert movie.n_frames == 3
