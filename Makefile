@@ -68,7 +68,7 @@ stress: .venv/test-installed
 dist: .venv/test-installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-release.txt
 	rm -rf build dist
-	$(RUN) -m build
+	$(RUN) -m build --quiet
 	$(RUN) -m twine check --strict dist/*
 	$(RUN) -m pytest -q tests/release
 	$(PYTHON) -m venv build/empty

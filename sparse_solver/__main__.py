@@ -1,7 +1,7 @@
 """``python -m sparse_solver``: what this machine solves with, and whether that works.
 
 It prints versions and engines, for a bug report; checks a solve and a gradient by each engine; and
-says what to install to go faster. The exit status is 1 if a check fails.
+says what to install. The exit status is 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ SIDE = 20  # of the grid
 
 def describe_machine() -> str:
     """Describe the package, torch, Python and the engines, in a table."""
-    threads, cores = torch.get_num_threads(), _count_cores()
     rows = {
         "sparse_solver": __version__,
-        "torch": f"{torch.__version__}, {threads} threads on {cores} cores" + _describe_gpu(),
+        "torch": torch.__version__ + _describe_gpu(),
+        "threads": f"{torch.get_num_threads()} (physical cores: {_count_cores()})",
         "NumPy": numpy.__version__,
         "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         **engines(),
@@ -122,7 +122,7 @@ def check_engines() -> bool:
 
 
 def advise() -> list[str]:
-    """What would make solves on this machine faster: packages to install, threads to use."""
+    """What this machine lacks: packages for more speed or more functions, and threads."""
     advice: dict[str, list[str]] = {}  # the engines by the reason why they are missing
     for name, found in engines().items():
         if found.missing and "pip install" in found.missing:
@@ -144,7 +144,7 @@ def main() -> int:
     print(describe_machine())
     print(f"\nA solve and a gradient by each engine, on a grid of {SIDE} x {SIDE}:")
     passed = check_engines()
-    print("\nTo go faster on this machine:")
+    print("\nWhat would give more speed or more functions here:")
     for line in advise():
         print(f"- {line}")
     return 0 if passed else 1

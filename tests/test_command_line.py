@@ -22,7 +22,7 @@ def test_the_report_has_versions_checks_and_advice(capsys: pytest.CaptureFixture
     found = {line.split()[0]: line for line in checks.splitlines()[1:]}
     assert set(found) == set(INSTALLED)
     assert all(" passed: residual " in line for line in found.values())
-    assert advice.startswith("To go faster on this machine:\n- ")
+    assert advice.startswith("What would give more speed or more functions here:\n- ")
 
 
 @pytest.mark.parametrize("engine", INSTALLED)
