@@ -8,7 +8,7 @@ from pathlib import Path
 import sparse_solver as ss
 
 ROOT = Path(__file__).parent.parent
-CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 HEADINGS = re.findall(r"^## (.*)$", CHANGELOG, re.MULTILINE)
 
 
@@ -24,9 +24,9 @@ def test_the_changelog_keeps_the_form_of_keep_a_changelog() -> None:
 
 
 def test_the_citation_is_of_the_latest_version() -> None:
-    citation = (ROOT / "CITATION.cff").read_text()
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     fields = dict(re.findall(r"^([\w-]+): +\"?([^\"\n]+)\"?$", citation, re.MULTILINE))
     assert fields["version"] == ss.__version__
     assert HEADINGS[1] == f"{fields['version']} - {fields['date-released']}"
     assert fields["license"] == "MIT"
-    assert (ROOT / "LICENSE").read_text().startswith("MIT License")
+    assert (ROOT / "LICENSE").read_text(encoding="utf-8").startswith("MIT License")

@@ -29,7 +29,7 @@ def wheel() -> zipfile.ZipFile:
 
 @pytest.fixture(scope="module")
 def metadata(wheel: zipfile.ZipFile) -> email.message.Message:
-    text = wheel.read(f"{STEM}.dist-info/METADATA").decode()
+    text = wheel.read(f"{STEM}.dist-info/METADATA").decode("utf-8")
     return email.parser.Parser().parsestr(text)
 
 
@@ -63,7 +63,7 @@ def test_the_metadata_describe_this_version(metadata: email.message.Message) -> 
     assert metadata["Version"] == VERSION
     assert metadata["License-Expression"] == "MIT"
     assert metadata["Description-Content-Type"] == "text/markdown"
-    assert metadata.get_payload() == (ROOT / "README.md").read_text()
+    assert metadata.get_payload() == (ROOT / "README.md").read_text(encoding="utf-8")
     required = {line.split(">")[0] for line in metadata.get_all("Requires-Dist", [])}
     assert {"torch", "numpy", "scipy"} <= required
 
@@ -73,6 +73,6 @@ def test_the_classifiers_are_the_tested_versions_of_python(metadata: email.messa
     classifiers = metadata.get_all("Classifier", [])
     minors = [int(c.removeprefix(prefix)) for c in classifiers if c.startswith(prefix)]
     assert metadata["Requires-Python"] == f">=3.{min(minors)}"
-    workflow = (ROOT / ".github" / "workflows" / "test.yml").read_text()
+    workflow = (ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8")
     for minor in minors:
         assert f'"3.{minor}"' in workflow
