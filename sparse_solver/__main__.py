@@ -6,6 +6,7 @@ says what to install. The exit status is 1 if a check fails.
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ def describe_machine() -> str:
     rows = {
         "sparse_solver": __version__,
         "torch": torch.__version__ + _describe_gpu(),
-        "threads": f"{torch.get_num_threads()} (physical cores: {_count_cores()})",
+        "threads": f"{torch.get_num_threads()} (cores: {_count_cores()})",
         "NumPy": numpy.__version__,
         "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         **engines(),
@@ -43,8 +44,10 @@ def _describe_gpu() -> str:
 
 
 def _count_cores() -> int:
-    """The physical cores, or the logical ones where those are not known."""
-    return psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+    """The physical cores, as far as this process may use them."""
+    logical = psutil.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
+    return min(psutil.cpu_count(logical=False) or logical, usable)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -92,3 +94,14 @@ def test_idle_cores_and_an_idle_gpu_are_mentioned(monkeypatch: pytest.MonkeyPatc
     gpu, cores = command_line.advise()
     assert "GPU" in gpu
     assert f"torch uses {threads} of {threads + 2} cores" in cores
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinities here")
+def test_cores_that_this_process_may_not_use_do_not_count(run_python: Callable[..., str]) -> None:
+    script = """
+import os
+from sparse_solver.__main__ import _count_cores
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+print(_count_cores())
+"""
+    assert run_python(script).strip() == "1"
