@@ -6,7 +6,7 @@ MKDOCS = NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs
 PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist worksteal
 
 .PHONY: demo examples test static lint types tests without-pardiso clusters benchmark format clean
-.PHONY: stress
+.PHONY: stress dist
 .PHONY: clusters-1 clusters-2 clusters-4
 .PHONY: docs docs-serve gallery
 
@@ -78,6 +78,19 @@ stress: .venv/test-installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-stress.txt
 	$(RUN) -m tests.contract.stress $(ARGUMENTS)
 
+# The wheel and the source distribution, their contents, and the wheel in an empty environment. Its
+# packages have the tested versions; torch comes first, since others would take a CUDA build.
+dist: .venv/test-installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-release.txt
+	rm -rf build dist
+	$(RUN) -m build --quiet
+	$(RUN) -m twine check --strict dist/*
+	$(RUN) -m pytest -q tests/release
+	$(PYTHON) -m venv build/empty
+	build/empty/bin/pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.txt)
+	build/empty/bin/pip install --quiet --disable-pip-version-check -c requirements.txt dist/*.whl
+	cd build/empty && bin/python -I -m sparse_solver
+
 format: .venv/test-installed
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
@@ -98,4 +111,4 @@ format: .venv/test-installed
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

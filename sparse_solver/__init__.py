@@ -25,7 +25,7 @@ from ._solve.pattern import Pattern
 from .errors import *  # noqa: F403 - the errors, which errors.__all__ lists
 from .errors import __all__ as _error_names
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Availability",

@@ -85,7 +85,11 @@ class Availability:
     version : str or None
         The version of the library; None if it is missing or does not report one.
     missing : str or None
-        Why the engine cannot be used and what to install; None if it can be used.
+        Why the engine cannot be used, with the ``pip install`` that helps, if one does on this
+        machine; None if it can be used.
+    instruction_set : str or None
+        The instructions of the code that the library takes on this processor; None if it does not
+        tell.
 
     Examples
     --------
@@ -96,6 +100,7 @@ class Availability:
 
     version: str | None = None
     missing: str | None = None
+    instruction_set: str | None = None
 
     @property
     def installed(self) -> bool:
@@ -103,9 +108,10 @@ class Availability:
         return self.missing is None
 
     def __str__(self) -> str:
-        return (
-            f"not available: {self.missing}" if self.missing else self.version or "unknown version"
-        )
+        if self.missing:
+            return f"not available: {self.missing}"
+        instructions = f", {self.instruction_set} instructions" if self.instruction_set else ""
+        return (self.version or "unknown version") + instructions
 
 
 def availability_of(library: Versioned | str) -> Availability:

@@ -22,9 +22,10 @@ def describe_type(value: object) -> str:
     if isinstance(value, np.ndarray):
         return f"a NumPy array ({name}); convert it with torch.from_numpy"
     if type(value).__module__.startswith("scipy.sparse"):
+        has_values = getattr(value, "format", None) in ("csr", "csc", "coo")
         return (
             f"a SciPy matrix ({name}); P = Pattern.from_scipy(A) takes its places, and "
-            f"torch.from_numpy(A.data) are its values"
+            f"torch.from_numpy({'A' if has_values else 'A.tocsr()'}.data) are its values"
         )
     return f"a {name}"
 

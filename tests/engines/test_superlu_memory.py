@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import platform
 import threading
 
@@ -64,6 +65,7 @@ def test_factors_may_be_released_inside_of_a_garbage_collection() -> None:
     assert x.isfinite().all()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_factors_and_releases(run_python) -> None:  # type: ignore[no-untyped-def] # a fixture
     script = """
 import os, torch, sparse_solver as ss

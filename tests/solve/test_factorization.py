@@ -113,6 +113,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+def test_what_is_loaded_is_checked() -> None:
+    """`torch.load` calls this function with whatever a file holds."""
+    restore, (rows, cols, shape, values, *options) = PATTERN.factorize(P.values).__reduce__()
+    restore(rows, cols, shape, values, *options)
+    with pytest.raises(ss.IndexRangeError):
+        restore(rows + shape[0], cols, shape, values, *options)
+    with pytest.raises(ss.ShapeError):
+        restore(rows, cols, shape, values[1:], *options)
+
+
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("duplicate", [pickled, saved_and_loaded])
 def test_a_loaded_one_factors_when_it_is_first_used(

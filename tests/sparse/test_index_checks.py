@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -21,9 +23,12 @@ from sparse_solver._sparse.index_checks import (
 def test_types_are_described_with_their_conversion() -> None:
     assert describe_type([1]) == "a list"
     assert "torch.from_numpy" in describe_type(np.ones(2))
-    for A in (scipy.sparse.eye_array(2), scipy.sparse.csr_matrix((2, 2))):
-        assert "Pattern.from_scipy" in describe_type(A)
-        assert "torch.from_numpy(A.data)" in describe_type(A)
+    csr = scipy.sparse.csr_array(np.eye(2))
+    for A in (csr, csr.tocsc(), csr.tocoo(), csr.todia(), csr.tobsr(), csr.tolil(), csr.todok()):
+        described = describe_type(A)
+        assert "Pattern.from_scipy(A)" in described
+        values = eval(re.findall(r"torch\.from_numpy\(.*?\.data\)", described)[0])
+        assert ss.Pattern.from_scipy(A).solve(values, torch.ones(2).double()).tolist() == [1, 1]
 
 
 def test_shapes() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
+import re
 import sys
-from ctypes import POINTER, c_char_p, c_int, c_int64, c_void_p
+from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,27 @@ _PARDISO_ARGUMENTS: tuple[Any, ...] = (
 )
 
 
+# What MKL calls the code that runs on every x86-64 processor. It takes this code on processors by
+# other makers than Intel, whatever instructions they have.
+_GENERIC = "Intel(R) Architecture processors"
+
+
+class _Version(Structure):
+    """MKLVersion, where MKL describes itself."""
+
+    _fields_ = (
+        *(("major", c_int), ("minor", c_int), ("update", c_int), ("patch", c_int)),
+        *(("status", c_char_p), ("build", c_char_p)),
+        *(("processor", c_char_p), ("platform", c_char_p)),
+    )
+
+
 class Library:
-    """The functions of libmkl_rt, with their argument types declared."""
+    """The functions of libmkl_rt, with their argument types declared.
+
+    version : the version, as MKL spells it
+    instruction_set : the instructions of the code that MKL takes on this processor
+    """
 
     def __init__(self, path: str):
         self.path = path
@@ -39,6 +60,25 @@ class Library:
         version = ctypes.create_string_buffer(200)
         write_version(version, len(version))
         self.version = version.value.decode().strip()
+        described = _Version()
+        describe = runtime.MKL_Get_Version
+        describe.argtypes, describe.restype = (POINTER(_Version),), None
+        describe(byref(described))
+        self.instruction_set = name_instruction_set(described.processor.decode())
+
+
+def name_instruction_set(processor: str) -> str:
+    """The instructions of what MKL calls its "processor optimization".
+
+    Examples
+    --------
+    >>> name_instruction_set("... Extensions 512 (Intel(R) AVX-512) enabled processors")
+    'AVX-512'
+    """
+    if processor == _GENERIC:
+        return "generic x86-64"
+    name = re.search(r"\(Intel\(R\) ([^()]+)\)", processor)
+    return name[1] if name else processor
 
 
 @cache
@@ -52,8 +92,14 @@ def library() -> Library | str:
         return f"{LIBRARY_VARIABLE}={wanted} cannot be loaded ({problems[0]})"
     if problems:
         return f"libmkl_rt cannot be loaded ({'; '.join(problems)}); reinstall it: pip install mkl"
-    install = "pip install mkl (x86-64 Linux and Windows)"
-    return f"libmkl_rt was not found; {install}, or set {LIBRARY_VARIABLE} to its path"
+    if _has_wheel():
+        return f"libmkl_rt was not found; pip install mkl, or set {LIBRARY_VARIABLE} to its path"
+    return "libmkl_rt was not found; oneMKL is there for x86-64 Linux and Windows only"
+
+
+def _has_wheel() -> bool:
+    """Whether there is a wheel of oneMKL for this machine."""
+    return (sys.platform, platform.machine()) in (("linux", "x86_64"), ("win32", "AMD64"))
 
 
 def _find_paths() -> list[str]:

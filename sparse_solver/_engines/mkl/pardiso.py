@@ -43,7 +43,6 @@ from ..protocol import (
     METHODS,
     Availability,
     Kind,
-    availability_of,
     is_hermitian,
     not_positive_definite,
     pivot_growth_in_doubt,
@@ -333,7 +332,10 @@ class Pardiso:
     ordering, dissects = "nested dissection by oneMKL", True
 
     def availability(self) -> Availability:
-        return availability_of(mkl_library())
+        library = mkl_library()
+        if isinstance(library, str):
+            return Availability(missing=library)
+        return Availability(library.version, instruction_set=library.instruction_set)
 
     def supports(self, kind: Kind, dtype: torch.dtype) -> bool:
         return dtype in DTYPES
