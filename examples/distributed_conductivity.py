@@ -1,4 +1,4 @@
-"""Find the conductivity of the ground from water levels in wells, on several ranks.
+"""Ground water on several ranks: its conductivity, from water levels in wells.
 
     mpiexec -n 2 python examples/distributed_conductivity.py
 

@@ -1,4 +1,4 @@
-"""Learn the edge weights w of a graph Laplacian, A(w) = I + L(w), from a solution x = A(w)⁻¹ b.
+"""Learn the edge weights of a graph: those in A(w) = I + L(w), from a solution x = A(w)⁻¹ b.
 
 First n = 10, where dense torch can check the gradient; then n = 100,000, where a dense A would need
 80 GB; and at last random graphs, whose factors would be nearly dense.
