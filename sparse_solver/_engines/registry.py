@@ -34,6 +34,12 @@ def _superlu() -> Engine:
     return ENGINE
 
 
+def _rslab() -> Engine:
+    from .rslab import ENGINE
+
+    return ENGINE
+
+
 def _lapack() -> Engine:
     from .lapack import ENGINE
 
@@ -70,6 +76,7 @@ _ENGINES: dict[str, Callable[[], Engine]] = {
     "pardiso": _pardiso,
     "qdldl": _qdldl,
     "superlu": _superlu,
+    "rslab": _rslab,
     "lapack": _lapack,
     "supernodal": _supernodal,
     "cudss": _cudss,
