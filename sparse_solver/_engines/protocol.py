@@ -377,7 +377,10 @@ class OrdersRows(Protocol):
 
 @runtime_checkable
 class Compiled(Protocol):
-    """An engine that is compiled when it is first used, which takes far longer than a solve."""
+    """An engine that is compiled when it is first used, which takes far longer than a solve.
+
+    It is chosen by default only where it is compiled already, or where there is no MKL.
+    """
 
     @property
     def is_ready(self) -> bool:
