@@ -168,7 +168,18 @@ def absent(monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:
         monkeypatch.setattr(type(engine), "availability", lambda self, name=name: found[name])
 
 
-@pytest.mark.parametrize("missing", [(), ("pardiso",), ("qdldl",), ("pardiso", "qdldl")], ids=str)
+@pytest.mark.parametrize(
+    "missing",
+    [
+        (),
+        ("pardiso",),
+        ("qdldl",),
+        ("pardiso", "qdldl"),
+        ("pardiso", "rslab"),
+        ("pardiso", "rslab", "supernodal"),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("m", [4, 60])
 def test_every_combination_of_engines_solves(
     monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...], m: int
