@@ -3,7 +3,8 @@
 Both exchange rows within blocks of columns only. A pivot below √ε, in the equilibrated matrix, is
 enlarged to that: otherwise a third of the good indefinite matrices would be refused. Refinement
 removes the error, or solutions show that another factorisation is needed. Where the pattern alone
-does not give a good one, `analyze_values` gives LU with rows that are matched by the values.
+does not give a good one, `analyze_values` gives LU with rows that are matched by the values. Real
+positive definite matrices are factored as LDLᵀ too, whose signs show whether they are.
 
 The threads of rslab do not survive a fork: most calls of a forked child would wait for them for
 ever. A child of a process that has used rslab factors by SuperLU.
@@ -30,7 +31,15 @@ from .._torch.fork_safe_lock import ForkSafeLock
 from .._torch.modes import outside_transforms
 from ..errors import EngineError, SingularMatrixError
 from .free_memory import check_memory
-from .protocol import METHODS, Availability, Factor, Kind, Symbolic, is_hermitian
+from .protocol import (
+    METHODS,
+    Availability,
+    Factor,
+    Kind,
+    Symbolic,
+    is_hermitian,
+    not_positive_definite,
+)
 from .superlu import SuperluSymbolic
 
 # The process that has used rslab first.
@@ -60,7 +69,8 @@ class RslabSymbolic:
     ):
         # Not the structure itself, which remembers this object.
         self._kind, self._dtype, self._triangle = kind, dtype, triangle
-        self._is_matched, self._is_ldlt = match is not None, kind == "symmetric" and match is None
+        is_symmetric = kind in ("symmetric", "spd")
+        self._is_matched, self._is_ldlt = match is not None, is_symmetric and match is None
         matching = " with matching" if self._is_matched else ""
         self.method = METHODS["symmetric" if self._is_ldlt else "general"] + matching
         coverage: Coverage = "upper" if self._is_ldlt else "full"
@@ -95,10 +105,13 @@ class RslabSymbolic:
         data, floor = self._in_columns(values).numpy(), torch.finfo(self._dtype).eps ** 0.5
         threads = torch.get_num_threads()
         found = _call(self._analysis.factor, data, threads=threads, preconditioner=floor)
-        return RslabFactor(found, self.arrangement, values)
+        factor = RslabFactor(found, self.arrangement, values)
+        if self._kind == "spd":
+            factor.check_definite()
+        return factor
 
     def analyze_values(self, matrix: Matrix) -> Symbolic | None:
-        if self._is_matched or _is_forked():
+        if self._is_matched or self._kind == "spd" or _is_forked():
             return None
         given = matrix.structure, self._kind, self._dtype, self._triangle
         return RslabSymbolic(*given, match=matrix)
@@ -117,6 +130,14 @@ class RslabFactor:
         self.negative_eigenvalues: int | None = factor.inertia[1] if is_counted else None
         self._of_child: Factor | None = None
         self._lock = ForkSafeLock()
+
+    def check_definite(self) -> None:
+        """Raise unless the factor is that of a positive definite matrix."""
+        if self.perturbed_pivots:
+            message = "rslab met pivots that are too small to tell their signs"
+            raise SingularMatrixError(message, engine="rslab")
+        if self.negative_eigenvalues:
+            raise not_positive_definite("rslab", METHODS["symmetric"], None)
 
     @property
     def _is_lu(self) -> bool:
@@ -180,8 +201,8 @@ class Rslab:
         return _availability()
 
     def supports(self, kind: Kind, dtype: torch.dtype) -> bool:
-        # Of its pivots, rslab tells signs only, which do not show how definite a matrix is.
-        return kind != "spd" and dtype in DTYPES
+        # LU does not tell the signs of Hermitian matrices, and there is no LDLᴴ.
+        return dtype in DTYPES and not (kind == "spd" and dtype.is_complex)
 
     def analyze(
         self, structure: Structure, kind: Kind, dtype: torch.dtype, triangle: str | None

@@ -50,6 +50,19 @@ def test_it_counts_negative_eigenvalues_of_real_symmetric_matrices() -> None:
     assert factor_of(D.to(torch.complex128), "symmetric").negative_eigenvalues is None
 
 
+def test_a_matrix_that_is_not_positive_definite_is_refused() -> None:
+    D = torch.tensor([[2.0, 1.0], [1.0, 0.4]], dtype=F64).to_sparse()
+    with pytest.raises(ss.NotPositiveDefiniteError):
+        ss.factorize(D, assume="spd", engine="rslab")
+    F = ss.factorize(D, engine="rslab")
+    assert (F.info.assume, F.info.engine) == ("symmetric", "rslab")
+    # Pivots that are too small to tell do not refuse a matrix that is positive definite.
+    small = torch.tensor([[1.0, 1.0], [1.0, 1.0 + 1e-12]], dtype=F64)
+    b = torch.tensor([1.0, 2.0], dtype=F64)
+    x = ss.solve(small.to_sparse(), b, assume="spd", engine="rslab")
+    torch.testing.assert_close(x, torch.linalg.solve(small, b))
+
+
 def test_perturbed_pivots_are_told_and_do_not_count() -> None:
     D = torch.zeros(4, 4, dtype=F64)
     D[0, 0] = 1
