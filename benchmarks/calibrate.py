@@ -1,10 +1,11 @@
 """Every engine timed on patterns of 10² to 10⁶ unknowns, and the choice of `_engines/select.py`.
 
-    python -m benchmarks.calibrate [--quick]
+    python -m benchmarks.calibrate [--quick] [--kind spd|symmetric|general]
 
 A row is one pattern: milliseconds of a numeric factorisation and two solves on an analysed pattern
 (medians over fresh values), the engine that is chosen, and its time divided by that of the best
-engine; first with all engines, and then without the first one, as on machines without MKL.
+engine; first with all engines, and then without the first one, as on machines without MKL. Matrices
+that are not positive definite are a negative multiple of the identity plus the same Laplacian.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sparse_solver._engines.registry import engine_named, installed_on
+from sparse_solver._engines.protocol import Kind
+from sparse_solver._engines.registry import engine_named, installed_on, iterates
 from sparse_solver._engines.select import Choice, envelope_flops, is_close, predicted_flops, select
 from sparse_solver._sparse.matrix import Matrix
 from sparse_solver._sparse.structure import Structure
@@ -31,6 +33,7 @@ MOST_SECONDS = 20.0
 # Other engines than the first are left out beyond this, where they would take minutes.
 MOST_FLOPS = 1e9
 CPU = torch.device("cpu")
+NEGATIVE_SHIFT = -0.3
 
 PATTERNS: dict[str, Callable[[], tuple[Tensor, int]]] = {
     "ring 10²": lambda: ring(100),
@@ -101,19 +104,19 @@ def fresh_values(structure: Structure, shift: float = 1.0, jump: float = 0.0) ->
     return values
 
 
-def milliseconds(symbolic: Any, structure: Structure) -> float:
+def milliseconds(symbolic: Any, structure: Structure, shift: float) -> float:
     """The median over at least three fresh factorisations with two solves each."""
     b = torch.ones(1, structure.shape[0], dtype=torch.float64)
     samples: list[float] = []
     began = time.perf_counter()
     while len(samples) < 3 or (time.perf_counter() - began < 0.3 and len(samples) < 50):
-        values = fresh_values(structure)
+        values = fresh_values(structure, shift)
         start = time.perf_counter()
         factor = symbolic.factor(Matrix(structure, values))
         x, y = factor.substitute(b, False), factor.substitute(b, True)
         samples.append(1e3 * (time.perf_counter() - start))
-        assert torch.allclose(x, b)
-        assert torch.allclose(y, b)
+        assert torch.allclose(shift * x, b)
+        assert torch.allclose(shift * y, b)
         if samples[-1] > 1e3 * MOST_SECONDS / 3:
             break
     return statistics.median(samples)
@@ -128,35 +131,37 @@ class Row(NamedTuple):
     """
 
     name: str
+    kind: Kind
     n: int
     predicted: dict[str, int | None]
     envelope: float
     times: dict[str, float]
 
 
-def measure(name: str, engines: list[str]) -> Row:
+def measure(name: str, engines: list[str], kind: Kind) -> Row:
     torch.manual_seed(0)
     edges, n = PATTERNS[name]()
     structure = laplacian(edges, n)
-    matrix, times = Matrix(structure, fresh_values(structure)), {}
+    shift = 1.0 if kind == "spd" else NEGATIVE_SHIFT
+    matrix, times = Matrix(structure, fresh_values(structure, shift)), {}
     predicted: dict[str, int | None] = {}
     for engine in engines:
         if predicted and predicted_flops(n, predicted[engines[0]] or 0) > MOST_FLOPS:
             break
-        symbolic = engine_named(engine).analyze(structure, "spd", torch.float64, None)
+        symbolic = engine_named(engine).analyze(structure, kind, torch.float64, None)
         predicted[engine] = symbolic.factor_nnz(matrix)
-        times[engine] = milliseconds(symbolic, structure)
-    return Row(name, n, predicted, envelope_flops(structure), times)
+        times[engine] = milliseconds(symbolic, structure, shift)
+    return Row(name, kind, n, predicted, envelope_flops(structure), times)
 
 
 def choose(row: Row, engines: Collection[str]) -> Choice | None:
     """The choice that `_engines.analysis` would make among these engines."""
-    choice = select(row.n, "spd", torch.float64, engines)
+    choice = select(row.n, row.kind, torch.float64, engines)
     nnz = None if choice is None else row.predicted.get(choice.engine)
     if choice is None or not choice.provisional or nnz is None:
         return choice
     envelope = row.envelope if is_close(row.n, nnz) else None
-    return select(row.n, "spd", torch.float64, engines, nnz, envelope)
+    return select(row.n, row.kind, torch.float64, engines, nnz, envelope)
 
 
 def format_row(row: Row, engines: list[str], worst: dict[str, float]) -> str:
@@ -165,7 +170,7 @@ def format_row(row: Row, engines: list[str], worst: dict[str, float]) -> str:
     flops = predicted_flops(row.n, factor_nnz)
     cells = [f"{row.name:<18}{row.n:>9}{factor_nnz:>11}{flops:>9.0e}{row.envelope:>10.0e}"]
     cells += [
-        f"{row.times[name]:>10.2f}" if name in row.times else f"{'–':>10}" for name in engines
+        f"{row.times[name]:>11.2f}" if name in row.times else f"{'–':>11}" for name in engines
     ]
     for case, present in zip(worst, (engines, engines[1:]), strict=True):
         times = {engine: row.times[engine] for engine in present if engine in row.times}
@@ -183,13 +188,15 @@ def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--quick", action="store_true", help="eight patterns instead of all")
-    names = list(QUICK if parser.parse_args().quick else PATTERNS)
-    aside = ("lapack", "supernodal")  # see `small`; and not chosen where the others are
-    engines = [name for name in installed_on(CPU) if name not in aside]
-    rows = [measure(name, engines) for name in tqdm(names)]
+    parser.add_argument("--kind", choices=("spd", "symmetric", "general"), default="spd")
+    options = parser.parse_args()
+    names, kind = list(QUICK if options.quick else PATTERNS), options.kind
+    factoring = (name for name in installed_on(CPU) if name != "lapack" and not iterates(name))
+    engines = [name for name in factoring if engine_named(name).supports(kind, torch.float64)]
+    rows = [measure(name, engines, kind) for name in tqdm(names)]
     worst = {"all engines": 1.0, f"without {engines[0]}": 1.0}
     header = f"{'pattern':<18}{'n':>9}{'factor':>11}{'flops':>9}{'envelope':>10}"
-    header += "".join(f"{name:>10}" for name in engines)
+    header += "".join(f"{name:>11}" for name in engines)
     print(header + "".join(f"   {case}: choice, over the best" for case in worst))
     print(*(format_row(row, engines, worst) for row in rows), sep="\n")
     ratios = ", ".join(f"{case} {ratio:.2f}" for case, ratio in worst.items())

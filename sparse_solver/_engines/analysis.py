@@ -13,7 +13,7 @@ from .._sparse.structure import Structure
 from .._torch.fork_safe_lock import ForkSafeLock
 from .._torch.modes import outside_transforms, synchronize_stream
 from ..errors import EngineUnavailableError
-from .protocol import Kind, Symbolic
+from .protocol import Compiled, Kind, Symbolic
 from .registry import check_engine, direct_engines_on, engine_named, why_missing
 from .select import Choice, envelope_flops, is_close, select
 
@@ -80,13 +80,12 @@ class Analyses:
         names = direct_engines_on(device)
         able = {name for name in names if engine_named(name).supports(kind, dtype)}
         choice = select(n, kind, dtype, able)
+        is_provisional = choice is not None and choice.provisional
+        if choice and is_provisional and isinstance(engine_named(choice.engine), Compiled):
+            # A narrow band shows in the envelope, without anything being compiled.
+            choice = select(n, kind, dtype, able, envelope=structure.remember(envelope_flops))
         if choice is not None and choice.provisional:
-            symbolic = self._analyze(structure, request, choice.engine)
-            factor_nnz = symbolic.factor_nnz(matrix)
-            if factor_nnz is not None:
-                close = is_close(n, factor_nnz)
-                envelope = structure.remember(envelope_flops) if close else None
-                choice = select(n, kind, dtype, able, factor_nnz, envelope)
+            choice = self._predict(matrix, request, able, choice)
         if choice is None:
             missing = why_missing(device)
             message = f"no engine here can factor a {kind} matrix of {dtype} on {device}"
@@ -94,6 +93,26 @@ class Analyses:
         if not choice.provisional:  # else these values could not be factored; others may be
             self._choices[request] = choice
         return choice
+
+    def _predict(
+        self, matrix: Matrix, request: _Request, able: set[str], choice: Choice
+    ) -> Choice | None:
+        """The choice by the fill that the analysis of the chosen engine predicts."""
+        structure, kind, dtype = matrix.structure, request.kind, request.dtype
+        n = structure.shape[0]
+        try:
+            factor_nnz = self._analyze(structure, request, choice.engine).factor_nnz(matrix)
+        except EngineUnavailableError:  # it is installed, but does not run here
+            others = able - {choice.engine}
+            next_one = select(n, kind, dtype, others)
+            if next_one is None or not next_one.provisional:
+                return next_one
+            return self._predict(matrix, request, others, next_one)
+        if factor_nnz is None:
+            return choice
+        close = is_close(n, factor_nnz)
+        envelope = structure.remember(envelope_flops) if close else None
+        return select(n, kind, dtype, able, factor_nnz, envelope)
 
 
 def analyze(matrix: Matrix, kind: Kind, triangle: str | None, engine: str | None) -> Analysis:

@@ -383,7 +383,7 @@ class OrdersRows(Protocol):
 
 @runtime_checkable
 class Compiled(Protocol):
-    """An engine that is compiled when it is first used, which takes far longer than a solve."""
+    """An engine that compiles when it is first used; a default only once it has, or without MKL."""
 
     @property
     def is_ready(self) -> bool:

@@ -34,6 +34,12 @@ def _superlu() -> Engine:
     return ENGINE
 
 
+def _rslab() -> Engine:
+    from .rslab import ENGINE
+
+    return ENGINE
+
+
 def _lapack() -> Engine:
     from .lapack import ENGINE
 
@@ -70,6 +76,7 @@ _ENGINES: dict[str, Callable[[], Engine]] = {
     "pardiso": _pardiso,
     "qdldl": _qdldl,
     "superlu": _superlu,
+    "rslab": _rslab,
     "lapack": _lapack,
     "supernodal": _supernodal,
     "cudss": _cudss,
@@ -109,8 +116,10 @@ def installed_on(device: torch.device) -> list[str]:
 
 
 def direct_engines_on(device: torch.device) -> list[str]:
-    """Those of them that factor, and need not be compiled before."""
-    names = (name for name in installed_on(device) if not iterates(name))
+    """Those of them that factor; where there is PARDISO, nothing else need be compiled for that."""
+    names = [name for name in installed_on(device) if not iterates(name)]
+    if "pardiso" not in names:
+        return names
     engines = ((name, engine_named(name)) for name in names)
     return [name for name, e in engines if not isinstance(e, Compiled) or e.is_ready]
 

@@ -1,11 +1,13 @@
 """Which engine factors a matrix: a pure function of its size, kind, dtype and fill.
 
 Dense LU (LAPACK) is fastest for small general matrices. Simple loops (QDLDL) are fastest while a
-factorisation takes few operations. Blocked loops (PARDISO, SuperLU) pay for every block of columns,
-however small, and are fastest for the rest. The limits were measured by
-``python -m benchmarks.calibrate``; benchmarks/calibrate.txt is its table. The supernodal
-factorisation, which has to be compiled, is taken only where that was done already, and neither
-QDLDL nor PARDISO is installed.
+factorisation takes few operations. Blocked loops (PARDISO, supernodal, rslab, SuperLU) pay for
+every block of columns, however small, and are fastest for the rest. The limits were measured by
+``python -m benchmarks.calibrate``; benchmarks/calibrate.txt is its table.
+
+Where there is no MKL, the supernodal factorisation is taken for positive definite matrices, though
+it has to be compiled, and rslab for others. rslab took 0.1 to 0.9 of SuperLU's time on the patterns
+of that table, but up to 2.3 times as much on long grids that are 4 and 10 nodes wide.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ FIXED_FLOPS, FLOPS_PER_COLUMN = 3e5, 120.0
 # The same per column for the operations in an envelope, where every one is counted, whereas
 # `predicted_flops` is a lower bound.
 ENVELOPE_FLOPS_PER_COLUMN = 700.0
+# The supernodal factorisation, which is called from Python, beats them beyond these operations,
+# also if they are those in an envelope.
+FIXED_FLOPS_FOR_SUPERNODAL, FLOPS_PER_COLUMN_FOR_SUPERNODAL = 1e6, 1300.0
 # SuperLU, which has no separate analysis, beats simple loops only beyond these.
 FIXED_FLOPS_FOR_SUPERLU, FLOPS_PER_COLUMN_FOR_SUPERLU = 5e7, 1500.0
 # Up to this many rows, dense LU is faster than sparse LU, whatever the pattern is; see
@@ -37,6 +42,14 @@ BYTES_PER_FACTOR_ENTRY = 350.0
 BYTES_PER_FLOP_IN_BLOCKS, BYTES_PER_FLOP_IN_LOOPS = 1.6, 8.0
 # The operations on grids, meshes and graphs, relative to the lower bound `predicted_flops`.
 USUAL_FLOPS = 3.0
+
+
+# Why these engines are taken for all matrices of a kind, whatever their patterns.
+_REASONS = {
+    "pardiso": "it takes all matrices, and its analysis serves all values",
+    "rslab": "it is fastest where there is no MKL",
+    "supernodal": "it is fastest where there is no MKL",
+}
 
 
 class Choice(NamedTuple):
@@ -120,15 +133,13 @@ def select(
         return Choice("cudss", "the matrix is on the GPU")
     if kind == "general" and "lapack" in installed and n <= _dense_rows(dtype):
         return Choice("lapack", f"dense LU is fastest up to {_dense_rows(dtype)} rows")
-    blocked = next((name for name in ("pardiso", "superlu") if name in installed), None)
-    only_one = "no other engine that is installed takes this kind of matrix"
     is_real_spd = kind == "spd" and not dtype.is_complex
-    if is_real_spd and "supernodal" in installed and not {"pardiso", "qdldl"} & {*installed}:
-        return Choice("supernodal", "it is compiled already, and no faster engine is installed")
-    if kind != "spd" or dtype.is_complex or "qdldl" not in installed:
-        all_kinds = "it takes all matrices, and its analysis serves all values"
-        reason = all_kinds if blocked == "pardiso" else only_one
-        return None if blocked is None else Choice(blocked, reason)
+    without_mkl = "supernodal" if is_real_spd else "rslab" if kind != "spd" else "superlu"
+    blocks = ("pardiso", without_mkl, "superlu")
+    blocked = next((name for name in blocks if name in installed), None)
+    only_one = "no other engine that is installed takes this kind of matrix"
+    if not is_real_spd or "qdldl" not in installed:
+        return None if blocked is None else Choice(blocked, _REASONS.get(blocked, only_one))
     if blocked is None:
         return Choice("qdldl", only_one)
     return _choose_loops(n, blocked, factor_nnz, envelope)
@@ -140,20 +151,29 @@ def _dense_rows(dtype: torch.dtype) -> int:
 
 def _choose_loops(n: int, blocked: str, factor_nnz: int | None, envelope: float | None) -> Choice:
     """QDLDL or the `blocked` engine for a real positive definite matrix."""
-    limit = FIXED_FLOPS + FLOPS_PER_COLUMN * n
-    if blocked == "superlu":
-        limit = FIXED_FLOPS_FOR_SUPERLU + FLOPS_PER_COLUMN_FOR_SUPERLU * n
+    limit, envelope_limit = _limits(n, blocked)
     flops = predicted_flops(n, n * (n + 1) // 2 if factor_nnz is None else factor_nnz)
     if flops <= limit:
         loops = f"simple loops are fastest below {limit:.0e}"
         return Choice("qdldl", f"little fill: about {flops:.0e} operations, {loops}")
-    if envelope is not None and envelope <= FIXED_FLOPS + ENVELOPE_FLOPS_PER_COLUMN * n:
+    if envelope is not None and envelope <= envelope_limit:
         loops = "simple loops are fastest"
         return Choice("qdldl", f"a narrow band: at most {envelope:.0e} operations, {loops}")
     if factor_nnz is None:
         return Choice(blocked, "its analysis predicts the fill", provisional=True)
     loops = f"blocked loops are fastest above {limit:.0e}"
     return Choice(blocked, f"much fill: about {flops:.0e} operations, {loops}")
+
+
+def _limits(n: int, blocked: str) -> tuple[float, float]:
+    """The operations, and those in an envelope, up to which loops beat the `blocked` engine."""
+    in_envelope = FIXED_FLOPS + ENVELOPE_FLOPS_PER_COLUMN * n
+    if blocked == "superlu":
+        return FIXED_FLOPS_FOR_SUPERLU + FLOPS_PER_COLUMN_FOR_SUPERLU * n, in_envelope
+    if blocked == "supernodal":
+        limit = FIXED_FLOPS_FOR_SUPERNODAL + FLOPS_PER_COLUMN_FOR_SUPERNODAL * n
+        return limit, limit
+    return FIXED_FLOPS + FLOPS_PER_COLUMN * n, in_envelope
 
 
 def is_close(n: int, factor_nnz: int) -> bool:

@@ -364,8 +364,8 @@ def minimize_quadratic(
     --------
     >>> import torch, sparse_solver as ss
     >>> Q = torch.tensor([[1.0, -1, 0, 0], [-1, 2, -1, 0], [0, -1, 2, -1], [0, 0, -1, 1]])
-    >>> C, d = torch.tensor([[0.0, 0, 0, 1]]), torch.tensor([3.0])  # a chain of springs
-    >>> ss.minimize_quadratic(Q.to_sparse(), fixed=torch.tensor([0]), C=C.to_sparse(), d=d)
+    >>> C, d = torch.tensor([[0.0, 0, 0, 1]]).to_sparse(), torch.tensor([3.0])  # springs
+    >>> ss.minimize_quadratic(Q.to_sparse(), fixed=torch.tensor([0]), C=C, d=d).round(decimals=4)
     tensor([0., 1., 2., 3.])
     """
     program, Q_values, C_values = _find_program(Q, fixed, C, triangle)

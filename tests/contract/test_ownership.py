@@ -13,6 +13,8 @@ import sparse_solver as ss
 from sparse_solver._testing import installed_engines
 
 ENGINES = installed_engines("spd")
+# It does not tell its pivots, so that a probe shows whether the factor of a matrix is good.
+WITHOUT_PIVOTS = "rslab"
 
 
 def dense_gradient(P: ss.Pattern, values: Tensor, b: Tensor, x_bar: Tensor) -> Tensor:
@@ -156,7 +158,8 @@ def test_one_factorisation_serves_all_derivatives(engine: str, counts: Counter[s
     solve()  # learns the fill, where that takes a factorisation
     counts.clear()
     solve().sum().backward()
-    assert counts == {"factor": 1, "substitute": 2}
+    probes = int(engine == WITHOUT_PIVOTS)
+    assert counts == {"factor": 1, "substitute": 2 + probes}
 
     counts.clear()
     (first,) = torch.autograd.grad(solve().square().sum(), values, create_graph=True)
@@ -168,7 +171,7 @@ def test_one_factorisation_serves_all_derivatives(engine: str, counts: Counter[s
     for _ in range(100):
         F.solve(b)
     F.solve(b).sum().backward()
-    assert counts == {"factor": 1, "substitute": 102}
+    assert counts == {"factor": 1, "substitute": 102 + probes}
 
     counts.clear()
     torch.func.jvp(
@@ -193,7 +196,7 @@ def test_one_factorisation_serves_all_derivatives(engine: str, counts: Counter[s
         backend="aot_eager",
         fullgraph=True,
     )(values).backward()
-    assert counts == {"factor": 1, "substitute": 2}
+    assert counts == {"factor": 1, "substitute": 2 + probes}
 
 
 def test_the_pattern_is_analysed_once(counts: Counter[str]) -> None:

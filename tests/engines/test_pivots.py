@@ -16,7 +16,7 @@ from sparse_solver._sparse.structure import Structure
 
 ENGINES = direct_engines_on(torch.device("cpu"))
 # Those that perturb pivots, or do not say which rows they exchange.
-SILENT = {"pardiso"}
+SILENT = {"pardiso", "rslab", "supernodal"}
 
 
 def dense_structure(n: int) -> Structure:

@@ -13,6 +13,7 @@ from sparse_solver._engines.select import envelope_flops, is_close, predicted_fl
 from sparse_solver._sparse.structure import Structure
 
 ALL = {"pardiso", "qdldl", "superlu"}
+WITHOUT_MKL = {"qdldl", "superlu", "rslab", "supernodal"}
 F64, C128 = torch.float64, torch.complex128
 
 
@@ -34,13 +35,23 @@ F64, C128 = torch.float64, torch.complex128
         (10**6, "spd", F64, {"superlu"}, None, "superlu"),
         (10**6, "general", F64, {"qdldl", "superlu"}, None, "superlu"),
         (10**6, "spd", F64, {"qdldl"}, None, "qdldl"),
-        # The supernodal engine only where it is ready, and no faster one is installed.
+        # Where there is no MKL.
         (10**4, "spd", F64, {"superlu", "supernodal"}, None, "supernodal"),
         (10**4, "spd", torch.float32, {"supernodal"}, None, "supernodal"),
         (10**4, "spd", C128, {"superlu", "supernodal"}, None, "superlu"),
         (10**4, "symmetric", F64, {"superlu", "supernodal"}, None, "superlu"),
         (10**4, "spd", F64, ALL | {"supernodal"}, 226_000, "pardiso"),
-        (216_000, "spd", F64, {"qdldl", "superlu", "supernodal"}, 10**8, "superlu"),
+        (216_000, "spd", F64, WITHOUT_MKL, 10**8, "supernodal"),
+        (216_000, "spd", torch.float32, WITHOUT_MKL, 10**8, "supernodal"),
+        (10**4, "spd", F64, WITHOUT_MKL, 343_000, "qdldl"),  # a grid of 100²
+        (40_000, "spd", F64, WITHOUT_MKL, 1_560_000, "supernodal"),  # a grid of 200²
+        (150, "spd", F64, WITHOUT_MKL, None, "qdldl"),
+        (216_000, "spd", C128, WITHOUT_MKL, None, "superlu"),
+        (10**4, "general", F64, WITHOUT_MKL, None, "rslab"),
+        (10**4, "symmetric", torch.complex64, WITHOUT_MKL, None, "rslab"),
+        (10**4, "hermitian", C128, WITHOUT_MKL, None, "rslab"),
+        (100, "general", F64, WITHOUT_MKL | {"lapack"}, None, "lapack"),
+        (10**4, "general", F64, ALL | WITHOUT_MKL, None, "pardiso"),
     ],
 )
 def test_the_choice(
@@ -75,6 +86,48 @@ def test_a_narrow_band_is_recognised() -> None:
     assert not is_close(64_000, 12_900_000)
 
 
+def test_a_narrow_band_needs_no_analysis_that_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no MKL, the envelope decides first."""
+    absent(monkeypatch, "pardiso")
+    engine = _engines.engine_named("supernodal")
+    if not ss.engines()["supernodal"].installed:
+        pytest.skip("Numba is not installed")
+    n, analyzed = 2000, []
+    analyze = type(engine).analyze
+    monkeypatch.setattr(
+        type(engine), "analyze", lambda *given: analyzed.append(given) or analyze(*given)
+    )
+    chain = torch.stack((torch.arange(n - 1), torch.arange(1, n)))
+    edges, m = grid(60)
+    found = []
+    for places, size in ((chain, n), (edges, m)):
+        P = ss.Pattern(*laplacian_places(places, size), (size, size))
+        values = laplacian_values(torch.ones(places.shape[1], dtype=F64), size)
+        found.append((P.factorize(values, assume="spd").info.engine, len(analyzed)))
+    # The fill of the grid is predicted by the engine that may be compiled for it.
+    assert found == [("qdldl", 0), ("qdldl", 1)]
+
+
+def test_an_engine_that_cannot_be_loaded_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    absent(monkeypatch, "pardiso")
+    engine = _engines.engine_named("supernodal")
+    if not ss.engines()["supernodal"].installed:
+        pytest.skip("Numba is not installed")
+
+    def fail(*given: object) -> None:
+        raise ss.EngineUnavailableError("Numba does not know this NumPy", engine="supernodal")
+
+    monkeypatch.setattr(type(engine), "analyze", fail)
+    edges, n = grid(60)
+    P = ss.Pattern(*laplacian_places(edges, n), (n, n))
+    values = laplacian_values(torch.ones(edges.shape[1], dtype=F64), n)
+    F = P.factorize(values, assume="spd")
+    assert F.info.engine == "qdldl"
+    torch.testing.assert_close(F.solve(torch.ones(n, dtype=F64)), torch.ones(n, dtype=F64))
+    with pytest.raises(ss.EngineUnavailableError, match="does not know"):
+        P.factorize(values, assume="spd", engine="supernodal")
+
+
 def test_the_envelope_is_counted() -> None:
     # 0–1–2 in a path and 3 alone: two columns of two entries, and two of one
     rows, cols = torch.tensor([[0, 1, 2, 3, 1, 2], [0, 1, 2, 3, 0, 1]])
@@ -83,7 +136,12 @@ def test_the_envelope_is_counted() -> None:
 
 
 def test_a_choice_without_the_fill_is_provisional() -> None:
-    for installed, predicting in ((ALL, "pardiso"), ({"qdldl", "superlu"}, "superlu")):
+    loops_and_superlu = {"qdldl", "superlu"}
+    for installed, predicting in (
+        (ALL, "pardiso"),
+        (loops_and_superlu, "superlu"),
+        (WITHOUT_MKL, "supernodal"),
+    ):
         choice = select(10**6, "spd", F64, installed)
         assert choice is not None
         assert choice.provisional
@@ -110,7 +168,18 @@ def absent(monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:
         monkeypatch.setattr(type(engine), "availability", lambda self, name=name: found[name])
 
 
-@pytest.mark.parametrize("missing", [(), ("pardiso",), ("qdldl",), ("pardiso", "qdldl")], ids=str)
+@pytest.mark.parametrize(
+    "missing",
+    [
+        (),
+        ("pardiso",),
+        ("qdldl",),
+        ("pardiso", "qdldl"),
+        ("pardiso", "rslab"),
+        ("pardiso", "rslab", "supernodal"),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("m", [4, 60])
 def test_every_combination_of_engines_solves(
     monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...], m: int
@@ -126,7 +195,7 @@ def test_every_combination_of_engines_solves(
 
 
 def test_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    absent(monkeypatch, *ALL, "supernodal")
+    absent(monkeypatch, *ALL, *WITHOUT_MKL)
     P = ss.Pattern(torch.arange(2), torch.arange(2), (2, 2))
     values, b = torch.ones(2), torch.ones(2)
     with pytest.raises(ss.EngineUnavailableError, match="pip install pardiso") as caught:
@@ -141,7 +210,7 @@ def test_values_that_cannot_be_factored_do_not_settle_the_choice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """SuperLU finds the fill by factoring; if that fails, the next values decide."""
-    absent(monkeypatch, "pardiso")
+    absent(monkeypatch, "pardiso", "supernodal")
     edges, n = grid(20)
     P = ss.Pattern(*laplacian_places(edges, n), (n, n))
     values = laplacian_values(torch.ones(edges.shape[1], dtype=F64), n)

@@ -23,6 +23,7 @@ NATIVE = {
     "superlu": (None, ("gstrf", "solve")),
     "cg": (None, ("mv",)),
     "supernodal": (supernodal.load, ("factor", "substitute")),
+    "rslab": (None, ("factor", "solve")),
     "lapack": (lambda: lapack.library(False), ("getrf", "getrs", "potrf", "potrs")),
 }
 

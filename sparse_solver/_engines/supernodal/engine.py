@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._sparse.halves import Halves
 from ..._sparse.matrix import Matrix
 from ..._sparse.structure import Structure
 from ..._sparse.triangle import Arrangement
-from ..._sparse.values import to_double
+from ..._sparse.values import is_finite, to_double
+from ...errors import NonFiniteError
 from ..protocol import METHODS, Availability, Kind, is_doubtful
 from .library import INSTALL, is_compiled, load
 
@@ -39,6 +41,15 @@ class SupernodalSymbolic:
         values = matrix.arrange(self.symbolic.arrangement, hermitian=False)
         factor = self._library.SupernodalFactor(self.symbolic, to_double(values).numpy())
         return EngineFactor(factor, values)
+
+    def reorder(self, halves: Halves) -> Halves:
+        return halves
+
+    def factor_upper(self, upper: Tensor, diagonal: Tensor) -> EngineFactor:
+        if not is_finite(upper):
+            raise NonFiniteError("values are not finite", argument="values", index=None)
+        factor = self._library.SupernodalFactor(self.symbolic, to_double(upper).numpy())
+        return EngineFactor(factor, upper)
 
     def analyze_values(self, matrix: Matrix) -> None:
         return None

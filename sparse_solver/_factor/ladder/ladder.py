@@ -2,10 +2,10 @@
 
 Where that is cheaper than to factor, an engine iterates first; see `iterate_or_factor`. The fastest
 factorisation is by an analysis of the pattern alone, which serves all values. Where its factor is
-not good enough, the next ones are, of PARDISO and cuDSS, analyses that use the values to scale the
-matrix and to match rows with columns, and at last LU with partial pivoting of the equilibrated
-matrix, in double precision. A pattern that needed a later method starts with that the next time;
-now and then the first one is tried again.
+not good enough, the next ones are, of PARDISO, rslab and cuDSS, analyses that use the values to
+scale the matrix and to match rows with columns, and at last LU with partial pivoting of the
+equilibrated matrix, in double precision. A pattern that needed a later method starts with that the
+next time; now and then the first one is tried again.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -54,27 +55,45 @@ print(F.info.engine, F.solve(torch.ones(3)).tolist())
     assert run_python(script).splitlines() == ["[]", "supernodal [1.0, 1.0, 1.0]"]
 
 
-def test_it_is_chosen_only_where_it_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_chosen_where_it_is_compiled_or_there_is_no_mkl(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     engine = registry.engine_named("supernodal")
     assert isinstance(engine, Compiled)
     P, values = pattern_of(grid(5, 5))
     P.factorize(values, engine="supernodal")
     assert engine.is_ready
-    for name in ("pardiso", "qdldl"):
-        found = ss.Availability(missing=f"pip install {name}")
-        other = type(registry.engine_named(name))
-        monkeypatch.setattr(other, "availability", lambda self, found=found: found)
-    found = {}
+    pardiso = type(registry.engine_named("pardiso"))
+    has_mkl, missing = ss.Availability(version="2026"), ss.Availability(missing="pip install mkl")
     for is_ready in (False, True):
         monkeypatch.setattr(engine_module, "is_compiled", lambda is_ready=is_ready: is_ready)
-        ss.clear_cache()
-        again = ss.Pattern(P.rows.clone(), P.cols.clone(), P.shape)
-        F = again.factorize(values, assume="spd")
-        found[is_ready] = F.info.engine
+        monkeypatch.setattr(pardiso, "availability", lambda self: has_mkl)
         assert ("supernodal" in registry.direct_engines_on(CPU)) == is_ready
-        assert "supernodal" in registry.installed_on(CPU)
-    assert found == {False: "superlu", True: "supernodal"}
-    assert "no faster engine" in F.info.engine_reason
+        monkeypatch.setattr(pardiso, "availability", lambda self: missing)
+        assert "supernodal" in registry.direct_engines_on(CPU)
+    monkeypatch.setattr(type(registry.engine_named("qdldl")), "availability", lambda self: missing)
+    ss.clear_cache()
+    again = ss.Pattern(P.rows.clone(), P.cols.clone(), P.shape)
+    F = again.factorize(values, assume="spd")
+    assert F.info.engine == "supernodal"
+    assert "no MKL" in F.info.engine_reason
+
+
+def test_both_triangles_are_compared_while_they_are_gathered(counts: Counter[str]) -> None:
+    """The second matrix takes the direct route, whose errors are those of the ladder."""
+    P, values = pattern_of(grid(5, 5))
+    b = torch.ones(25, dtype=torch.float64)
+    x = P.solve(values, b, assume="spd", engine="supernodal")
+    torch.testing.assert_close(P.solve(2 * values, b, assume="spd", engine="supernodal"), x / 2)
+    assert counts["analyze"] == 1
+    for bad in (torch.nan, torch.inf):
+        broken = values.clone()
+        broken[P.rows != P.cols] = bad
+        with pytest.raises(ss.NonFiniteError):
+            P.solve(broken, b, assume="spd", engine="supernodal")
+        torch.testing.assert_close(P.solve(values, b, assume="spd", engine="supernodal"), x)
+    with pytest.raises(ss.NotPositiveDefiniteError):
+        P.solve(-values, b, assume="spd", engine="supernodal")
 
 
 def test_nothing_is_compiled_before_the_kernels_are_loaded(monkeypatch) -> None:
