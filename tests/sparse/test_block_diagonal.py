@@ -169,7 +169,8 @@ def test_a_batch_costs_as_many_factorisations_as_blocks(engine: str, counts: Cou
     P.solve(values, b, assume="spd", engine=engine)
     counts.clear()
     P.solve(values, b, assume="spd", engine=engine).sum().backward()
-    assert counts == {"factor": 3, "substitute": 6}  # 4 + 2 + 1 matrices
+    probes = 3 if engine == "rslab" else 0  # which does not tell its pivots
+    assert counts == {"factor": 3, "substitute": 6 + probes}  # 4 + 2 + 1 matrices
 
 
 def test_vmap_and_jacobians_over_a_batch() -> None:
