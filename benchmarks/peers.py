@@ -243,7 +243,7 @@ class KluJax:
     def __init__(self, problem: Problem):
         if not is_installed(self.needs):
             raise Absent(f"{self.needs} is not installed")
-        if problem.rhs.dim() != 1 or problem.batch:
+        if problem.rhs.dim() != 1 and not problem.batch:
             raise Absent("one right-hand side only")
         import jax
         import klujax
@@ -253,9 +253,12 @@ class KluJax:
         keys, number = np.unique((problem.rows * n + problem.cols).numpy(), return_inverse=True)
         rows, cols = ((keys // n).astype(np.int32), (keys % n).astype(np.int32))
 
-        def loss(values: Any) -> Any:
+        def solve(values: Any, b: Any) -> Any:
             entries = jax.numpy.zeros(len(keys), values.dtype).at[number].add(values)
-            x = klujax.solve(rows, cols, entries, b)
+            return klujax.solve(rows, cols, entries, b)
+
+        def loss(values: Any) -> Any:
+            x = (jax.vmap(solve) if problem.batch else solve)(values, b)
             return (x * x.conj()).real.sum()
 
         self._to_jax, self._gradient = jax.numpy.asarray, jax.jit(jax.grad(loss))

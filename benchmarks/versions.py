@@ -29,7 +29,7 @@ from sparse_solver.__main__ import describe_machine
 
 from .contenders import BARE, Contender, OursFromValues, is_installed
 from .peers import KluJax
-from .problems import Makers, Problem, chain, convection, grid, helmholtz, mesh, saddle_point
+from .problems import Makers, Problem, batch, chain, convection, grid, helmholtz, mesh, saddle_point
 from .small import System, medians
 from .timing import measure
 
@@ -42,6 +42,7 @@ STEPS: dict[str, Makers] = {
     "kinds": [partial(make, 300) for make in (convection, helmholtz, saddle_point)],
     "grid": [partial(grid, side, side) for side in (300, 1000)],
     "mesh": [partial(mesh, 550, 550, k) for k in (3, 32)],
+    "batch": [partial(batch, *sizes) for sizes in ((1024, 7), (256, 14), (64, 20))],
 }
 GENERAL = (14, 50, 118)
 MESHES = ((24, 27), (50, 51))  # of the factorisations that solve: about 640 and 2,560 vertices
