@@ -1,4 +1,5 @@
-# `make demo` and `make test` need Python (3.10 or newer), make and git; everything else goes into .venv.
+# `make demo` and `make test` need make, git, and Python 3.11 or newer, as the pinned packages do;
+# everything else goes into .venv.
 PYTHON ?= python3
 RUN = .venv/bin/python
 MKDOCS = NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs

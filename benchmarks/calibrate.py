@@ -160,7 +160,7 @@ def choose(row: Row, engines: Collection[str]) -> Choice | None:
     nnz = None if choice is None else row.predicted.get(choice.engine)
     if choice is None or not choice.provisional or nnz is None:
         return choice
-    envelope = row.envelope if is_close(row.n, nnz) else None
+    envelope = row.envelope if is_close(row.n, nnz, choice.engine) else None
     return select(row.n, row.kind, torch.float64, engines, nnz, envelope)
 
 

@@ -75,44 +75,39 @@ class Analyses:
         return found
 
     def _choose(self, matrix: Matrix, request: _Request) -> Choice:
-        structure, kind, dtype = matrix.structure, request.kind, request.dtype
-        n, device = structure.shape[0], structure.device
+        kind, dtype, device = request.kind, request.dtype, matrix.structure.device
         names = direct_engines_on(device)
         able = {name for name in names if engine_named(name).supports(kind, dtype)}
-        choice = select(n, kind, dtype, able)
-        is_provisional = choice is not None and choice.provisional
-        if choice and is_provisional and isinstance(engine_named(choice.engine), Compiled):
-            # A narrow band shows in the envelope, without anything being compiled.
-            choice = select(n, kind, dtype, able, envelope=structure.remember(envelope_flops))
-        if choice is not None and choice.provisional:
-            choice = self._predict(matrix, request, able, choice)
-        if choice is None:
-            missing = why_missing(device)
-            message = f"no engine here can factor a {kind} matrix of {dtype} on {device}"
-            raise EngineUnavailableError(f"{message} ({missing})", engine=None, hint=missing)
-        if not choice.provisional:  # else these values could not be factored; others may be
-            self._choices[request] = choice
-        return choice
-
-    def _predict(
-        self, matrix: Matrix, request: _Request, able: set[str], choice: Choice
-    ) -> Choice | None:
-        """The choice by the fill that the analysis of the chosen engine predicts."""
-        structure, kind, dtype = matrix.structure, request.kind, request.dtype
-        n = structure.shape[0]
-        try:
-            factor_nnz = self._analyze(structure, request, choice.engine).factor_nnz(matrix)
-        except EngineUnavailableError:  # it is installed, but does not run here
-            others = able - {choice.engine}
-            next_one = select(n, kind, dtype, others)
-            if next_one is None or not next_one.provisional:
-                return next_one
-            return self._predict(matrix, request, others, next_one)
-        if factor_nnz is None:
+        while (choice := select(matrix.structure.shape[0], kind, dtype, able)) is not None:
+            try:
+                choice = self._settle(matrix, request, able, choice)
+            except EngineUnavailableError:  # it is installed, but does not run here
+                able.discard(choice.engine)
+                continue
+            if not choice.provisional:  # else these values could not be factored; others may be
+                self._choices[request] = choice
             return choice
-        close = is_close(n, factor_nnz)
-        envelope = structure.remember(envelope_flops) if close else None
-        return select(n, kind, dtype, able, factor_nnz, envelope)
+        missing = why_missing(device)
+        message = f"no engine here can factor a {kind} matrix of {dtype} on {device}"
+        raise EngineUnavailableError(f"{message} ({missing})", engine=None, hint=missing)
+
+    def _settle(self, matrix: Matrix, request: _Request, able: set[str], choice: Choice) -> Choice:
+        """The choice once the fill is known, for the engine of which there is an analysis then."""
+        structure = matrix.structure
+        given = structure.shape[0], request.kind, request.dtype, able
+        found: Choice | None = choice
+        if choice.provisional and isinstance(engine_named(choice.engine), Compiled):
+            # A narrow band shows in the envelope, without anything being compiled.
+            found = select(*given, envelope=structure.remember(envelope_flops))
+        if found is not None and found.provisional:
+            factor_nnz = self._analyze(structure, request, found.engine).factor_nnz(matrix)
+            if factor_nnz is not None:
+                close = is_close(given[0], factor_nnz, found.engine)
+                envelope = structure.remember(envelope_flops) if close else None
+                found = select(*given, factor_nnz, envelope)
+        assert found is not None  # since `choice` suits
+        self._analyze(structure, request, found.engine)
+        return found
 
 
 def analyze(matrix: Matrix, kind: Kind, triangle: str | None, engine: str | None) -> Analysis:

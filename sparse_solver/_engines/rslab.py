@@ -31,6 +31,8 @@ from .._torch.fork_safe_lock import ForkSafeLock
 from .._torch.modes import outside_transforms
 from ..errors import EngineError, SingularMatrixError
 from .free_memory import check_memory
+from .mkl.library import Library
+from .mkl.library import library as mkl_library
 from .protocol import (
     METHODS,
     Availability,
@@ -217,7 +219,9 @@ def _availability() -> Availability:
     try:
         import rslab
     except ImportError as error:
-        return Availability(missing=f"{error}; pip install rslab")
+        has_mkl = isinstance(mkl_library(), Library)  # with which nothing is faster by rslab
+        advice = "it is for machines without MKL" if has_mkl else "pip install rslab"
+        return Availability(missing=f"{error}; {advice}")
     if "RLA_LOG" not in os.environ:
         # Its warnings about singular matrices, for which errors are raised here, go to stderr.
         rslab.set_log_level("error")

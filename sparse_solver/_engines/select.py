@@ -47,7 +47,7 @@ USUAL_FLOPS = 3.0
 # Why these engines are taken for all matrices of a kind, whatever their patterns.
 _REASONS = {
     "pardiso": "it takes all matrices, and its analysis serves all values",
-    "rslab": "it is fastest where there is no MKL",
+    "rslab": "it is mostly the fastest one where there is no MKL",
     "supernodal": "it is fastest where there is no MKL",
 }
 
@@ -176,7 +176,7 @@ def _limits(n: int, blocked: str) -> tuple[float, float]:
     return FIXED_FLOPS + FLOPS_PER_COLUMN * n, in_envelope
 
 
-def is_close(n: int, factor_nnz: int) -> bool:
+def is_close(n: int, factor_nnz: int, blocked: str) -> bool:
     """Whether a narrow band might still change the choice, so that `envelope_flops` is needed."""
-    limit = FIXED_FLOPS + FLOPS_PER_COLUMN * n
+    limit, _ = _limits(n, blocked)
     return limit < predicted_flops(n, factor_nnz) <= _NARROW_BAND_RANGE * limit

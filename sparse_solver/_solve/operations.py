@@ -151,7 +151,7 @@ class FactorizationInverse:
             If the matrix is not positive definite.
         EngineUnavailableError
             If the engine that factored has no such half, and Numba, whose factor has one, is not
-            installed: ``pip install sparse-solver[gaussian]``.
+            installed: ``pip install "sparse-solver[gaussian]"``.
         EngineUnsupportedError
             The same for a complex matrix.
         TransformError
@@ -229,7 +229,7 @@ class PatternInverse:
         NotPositiveDefiniteError, NotSymmetricError, SingularMatrixError, NonFiniteError
             If the matrix is not what it must be.
         EngineUnavailableError
-            If Numba is not installed: ``pip install sparse-solver[gaussian]``.
+            If Numba is not installed: ``pip install "sparse-solver[gaussian]"``.
 
         Notes
         -----

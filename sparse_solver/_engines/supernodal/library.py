@@ -7,7 +7,7 @@ from types import ModuleType
 
 from ...errors import EngineUnavailableError
 
-INSTALL = "pip install sparse-solver[gaussian]"
+INSTALL = 'pip install "sparse-solver[gaussian]"'
 
 
 def load() -> ModuleType:

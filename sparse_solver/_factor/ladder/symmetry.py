@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..._engines.analysis import ASKED_FOR
 from ..._engines.protocol import Kind
+from ..._engines.registry import engine_named
 from ..._sparse.matrix import Matrix
 from ..._sparse.structure import Structure, find_empty_line, find_outside
 from ...errors import (
@@ -91,11 +92,12 @@ def choose_kinds(matrix: Matrix, options: Options) -> KindLadder:
     """The kinds to try; raise if the values are not finite, or not what the options assume."""
     n, triangle = matrix.structure.shape[0], options.triangle
     if options.assume == "auto":
-        return find_kinds(
+        found = find_kinds(
             matrix.dtype.is_complex,
             lambda conjugate: None if triangle else find_asymmetry(matrix, conjugate),
             lambda: n == 0 or float(matrix.diagonal.real.min()) > 0,
         )
+        return found if options.engine is None else _leave_out(found, options.engine, matrix.dtype)
     if options.assume == "general":
         return KindLadder(("general",), ASKED_FOR)
     kind = options.kind(matrix.dtype)
@@ -106,6 +108,14 @@ def choose_kinds(matrix: Matrix, options: Options) -> KindLadder:
             row = int(diagonal.argmin())
             raise not_positive_diagonal(row, float(diagonal[row]))
     return KindLadder((kind,), ASKED_FOR)
+
+
+def _leave_out(ladder: KindLadder, engine: str, dtype: torch.dtype) -> KindLadder:
+    """The ladder from the first kind on that the engine supports, if it supports one."""
+    for at, kind in enumerate(ladder.kinds):
+        if engine_named(engine).supports(kind, dtype):
+            return KindLadder(ladder.kinds[at:], ladder.reason)
+    return ladder
 
 
 def find_kinds(

@@ -62,7 +62,7 @@ class GaussianField(ConditionalField):
         At the first use of the precision, if it is not what it must be.
     EngineUnavailableError
         At the first use of a log-determinant or a variance, if Numba is not installed:
-        ``pip install sparse-solver[gaussian]``.
+        ``pip install "sparse-solver[gaussian]"``.
 
     Notes
     -----

@@ -112,7 +112,7 @@ def test_what_to_install(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     found = engine_module._availability.__wrapped__()
     assert not found.installed
     assert missing in found.missing
-    assert "pip install sparse-solver[gaussian]" in found.missing
+    assert 'pip install "sparse-solver[gaussian]"' in found.missing
 
 
 def test_kinds_that_it_does_not_take() -> None:

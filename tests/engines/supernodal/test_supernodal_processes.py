@@ -227,5 +227,5 @@ def test_without_numba_the_error_says_what_to_install(monkeypatch: pytest.Monkey
     P = ss.Pattern(torch.arange(3), torch.arange(3), (3, 3))
     with pytest.raises(ss.EngineUnavailableError) as caught:
         P.logdet(torch.ones(3))
-    assert caught.value.hint == "pip install sparse-solver[gaussian]"
+    assert caught.value.hint == 'pip install "sparse-solver[gaussian]"'
     assert "numba" in str(caught.value)

@@ -18,6 +18,7 @@ from sparse_solver._factor.ladder.symmetry import (
 from sparse_solver._factor.options import Options
 from sparse_solver._sparse.matrix import Matrix
 from sparse_solver._sparse.structure import Structure
+from sparse_solver._testing import installed_engines
 
 
 def coo(dense: torch.Tensor) -> torch.Tensor:
@@ -132,3 +133,14 @@ def test_entries_outside_of_the_triangle_and_empty_lines() -> None:
     with pytest.raises(ss.SingularMatrixError, match="column 1") as empty:
         check_lines(structure, None)
     assert empty.value.row is None
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+@pytest.mark.parametrize("engine", installed_engines("hermitian"))
+def test_an_engine_solves_as_another_kind_what_it_does_not_take_as_positive_definite(
+    engine: str, dtype: torch.dtype
+) -> None:
+    dense = torch.tensor([[2, 1j], [-1j, 3]], dtype=dtype)
+    b = torch.tensor([1, 2j], dtype=dtype)
+    x = ss.solve(dense.to_sparse(), b, engine=engine)
+    torch.testing.assert_close(x, torch.linalg.solve(dense, b))
