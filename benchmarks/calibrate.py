@@ -156,12 +156,17 @@ def measure(name: str, engines: list[str], kind: Kind) -> Row:
 
 def choose(row: Row, engines: Collection[str]) -> Choice | None:
     """The choice that `_engines.analysis` would make among these engines."""
-    choice = select(row.n, row.kind, torch.float64, engines)
-    nnz = None if choice is None else row.predicted.get(choice.engine)
-    if choice is None or not choice.provisional or nnz is None:
+    given = row.n, row.kind, torch.float64, engines
+    choice = select(*given)
+    if choice is None or not choice.provisional:
+        return choice
+    nnz = row.predicted.get(choice.engine)
+    if row.kind != "spd":
+        return select(*given, envelope=row.envelope)
+    if nnz is None:
         return choice
     envelope = row.envelope if is_close(row.n, nnz, choice.engine) else None
-    return select(row.n, row.kind, torch.float64, engines, nnz, envelope)
+    return select(*given, nnz, envelope)
 
 
 def format_row(row: Row, engines: list[str], worst: dict[str, float]) -> str:

@@ -96,8 +96,9 @@ class Analyses:
         structure = matrix.structure
         given = structure.shape[0], request.kind, request.dtype, able
         found: Choice | None = choice
-        if choice.provisional and isinstance(engine_named(choice.engine), Compiled):
-            # A narrow band shows in the envelope, without anything being compiled.
+        is_compiled = isinstance(engine_named(choice.engine), Compiled)
+        if choice.provisional and (is_compiled or request.kind != "spd"):
+            # A narrow band shows in the envelope, without an analysis, and nothing is compiled.
             found = select(*given, envelope=structure.remember(envelope_flops))
         if found is not None and found.provisional:
             factor_nnz = self._analyze(structure, request, found.engine).factor_nnz(matrix)

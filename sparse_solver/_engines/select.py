@@ -6,8 +6,8 @@ every block of columns, however small, and are fastest for the rest. The limits 
 ``python -m benchmarks.calibrate``; benchmarks/calibrate.txt is its table.
 
 Where there is no MKL, the supernodal factorisation is taken for positive definite matrices, though
-it has to be compiled, and rslab for others. rslab took 0.1 to 0.9 of SuperLU's time on the patterns
-of that table, but up to 2.3 times as much on long grids that are 4 and 10 nodes wide.
+it has to be compiled, and rslab for others. rslab takes 0.2 to 1.1 times the time of SuperLU, but
+several times as much on long and narrow bands, which SuperLU factors.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ ENVELOPE_FLOPS_PER_COLUMN = 700.0
 FIXED_FLOPS_FOR_SUPERNODAL, FLOPS_PER_COLUMN_FOR_SUPERNODAL = 1e6, 1300.0
 # SuperLU, which has no separate analysis, beats simple loops only beyond these.
 FIXED_FLOPS_FOR_SUPERLU, FLOPS_PER_COLUMN_FOR_SUPERLU = 5e7, 1500.0
+# SuperLU beats rslab on bands with so many rows, up to so many operations per column in the
+# envelope: 19 times on a ring of 10⁶ nodes, 2 to 3 times on grids that are 4 and 10 nodes wide.
+ROWS_OF_A_LONG_BAND, ROWS_OF_A_LONG_BAND_IF_SYMMETRIC = 2_000, 200_000
+FLOPS_PER_COLUMN_OF_A_NARROW_BAND = 200.0
 # Up to this many rows, dense LU is faster than sparse LU, whatever the pattern is; see
 # ``benchmarks.small``. Complex operations take longer, and OpenBLAS starts threads earlier.
 DENSE_ROWS, DENSE_ROWS_IF_COMPLEX = 128, 96
@@ -55,7 +59,8 @@ _REASONS = {
 class Choice(NamedTuple):
     """An engine, and why it was chosen.
 
-    provisional : whether the choice depends on `factor_nnz`, which this engine predicts
+    provisional : whether the choice depends on `envelope`, or on `factor_nnz`, which this engine
+        predicts
     """
 
     engine: str
@@ -138,6 +143,8 @@ def select(
     blocks = ("pardiso", without_mkl, "superlu")
     blocked = next((name for name in blocks if name in installed), None)
     only_one = "no other engine that is installed takes this kind of matrix"
+    if blocked == "rslab" and "superlu" in installed:
+        return _choose_lu(n, kind, envelope)
     if not is_real_spd or "qdldl" not in installed:
         return None if blocked is None else Choice(blocked, _REASONS.get(blocked, only_one))
     if blocked is None:
@@ -147,6 +154,19 @@ def select(
 
 def _dense_rows(dtype: torch.dtype) -> int:
     return DENSE_ROWS_IF_COMPLEX if dtype.is_complex else DENSE_ROWS
+
+
+def _choose_lu(n: int, kind: Kind, envelope: float | None) -> Choice:
+    """rslab or SuperLU for a matrix that is not positive definite."""
+    is_general = kind == "general"
+    long = ROWS_OF_A_LONG_BAND if is_general else ROWS_OF_A_LONG_BAND_IF_SYMMETRIC
+    if n < long:
+        return Choice("rslab", _REASONS["rslab"])
+    if envelope is None:
+        return Choice("rslab", "the envelope decides", provisional=True)
+    if envelope <= FLOPS_PER_COLUMN_OF_A_NARROW_BAND * n:
+        return Choice("superlu", f"a long and narrow band: at most {envelope:.0e} operations")
+    return Choice("rslab", _REASONS["rslab"])
 
 
 def _choose_loops(n: int, blocked: str, factor_nnz: int | None, envelope: float | None) -> Choice:

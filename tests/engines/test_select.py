@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from problems import grid, laplacian_places, laplacian_values
@@ -47,7 +49,7 @@ F64, C128 = torch.float64, torch.complex128
         (40_000, "spd", F64, WITHOUT_MKL, 1_560_000, "supernodal"),  # a grid of 200²
         (150, "spd", F64, WITHOUT_MKL, None, "qdldl"),
         (216_000, "spd", C128, WITHOUT_MKL, None, "superlu"),
-        (10**4, "general", F64, WITHOUT_MKL, None, "rslab"),
+        (10**3, "general", F64, WITHOUT_MKL, None, "rslab"),
         (10**4, "symmetric", torch.complex64, WITHOUT_MKL, None, "rslab"),
         (10**4, "hermitian", C128, WITHOUT_MKL, None, "rslab"),
         (100, "general", F64, WITHOUT_MKL | {"lapack"}, None, "lapack"),
@@ -84,6 +86,49 @@ def test_a_narrow_band_is_recognised() -> None:
     assert choice.engine == "qdldl"
     assert is_close(n, 480_000, "pardiso")
     assert not is_close(64_000, 12_900_000, "pardiso")
+
+
+@pytest.mark.parametrize(
+    ("n", "kind", "per_column", "expected"),
+    [
+        (10**6, "general", 9.0, "superlu"),  # a ring
+        (10**6, "symmetric", 9.0, "superlu"),
+        (10**4, "general", 30.0, "superlu"),  # a grid of 4 × 2,500
+        (10**4, "general", 400.0, "rslab"),  # a band of width 20
+        (10**6, "hermitian", 1e5, "rslab"),
+    ],
+)
+def test_long_and_narrow_bands_without_mkl(
+    n: int, kind: Any, per_column: float, expected: str
+) -> None:
+    dtype = C128 if kind == "hermitian" else F64
+    first = select(n, kind, dtype, WITHOUT_MKL)
+    assert first is not None
+    assert first.provisional
+    choice = select(n, kind, dtype, WITHOUT_MKL, envelope=per_column * n)
+    assert choice is not None
+    assert choice.engine == expected
+    assert not choice.provisional
+
+
+def test_a_long_band_is_factored_by_superlu_where_there_is_no_mkl(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    absent(monkeypatch, "pardiso")
+    if not ss.engines()["rslab"].installed:
+        pytest.skip("rslab is not installed")
+    n = 3000
+    i = torch.arange(n)
+    chain = torch.cat((i, i[1:])), torch.cat((i, i[:-1]))
+    P = ss.Pattern(*chain, (n, n))
+    values = torch.cat((torch.full((n,), 2.0, dtype=F64), torch.ones(n - 1, dtype=F64)))
+    F = P.factorize(values, assume="general")
+    assert F.info.engine == "superlu"
+    assert "narrow band" in F.info.engine_reason
+    edges, m = grid(60)
+    Q = ss.Pattern(*laplacian_places(edges, m), (m, m))
+    values = laplacian_values(torch.ones(edges.shape[1], dtype=F64), m)
+    assert Q.factorize(values, assume="general").info.engine == "rslab"
 
 
 def test_a_narrow_band_needs_no_analysis_that_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
