@@ -3,7 +3,7 @@
 Dense LU (LAPACK) is fastest for small general matrices. Simple loops (QDLDL) are fastest while a
 factorisation takes few operations. Blocked loops (PARDISO, supernodal, rslab, SuperLU) pay for
 every block of columns, however small, and are fastest for the rest. The limits were measured by
-``python -m benchmarks.calibrate``; benchmarks/calibrate.txt is its table.
+``python -m benchmarks.calibrate``; benchmarks/calibrate.txt has its tables.
 
 Where there is no MKL, the supernodal factorisation is taken for positive definite matrices, though
 it has to be compiled, and rslab for others. rslab takes 0.2 to 1.1 times the time of SuperLU, but
