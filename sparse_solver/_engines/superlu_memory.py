@@ -8,6 +8,7 @@ decompositions, and release them when they are no longer needed.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import threading
 import weakref
@@ -18,6 +19,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+
+def _keep_thread_dictionary() -> None:
+    """Keep the dictionary of this thread, in which SciPy has its table, for ever.
+
+    A forked child releases the dictionaries of all other threads. SciPy's table then leaves an
+    error behind, which makes Python's own preparation of the child fail.
+    """
+    python = ctypes.pythonapi
+    python.PyThreadState_GetDict.restype = ctypes.c_void_p
+    python.Py_IncRef(ctypes.c_void_p(python.PyThreadState_GetDict()))
 
 
 class _Worker:
@@ -33,6 +45,7 @@ class _Worker:
         atexit.register(self._stop)
 
     def _run(self) -> None:
+        _keep_thread_dictionary()
         while (call := self._calls.get()) is not None:
             call()
 

@@ -80,3 +80,19 @@ if pid == 0:
 print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
     assert run_python(script).strip() == "7"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_python_prepares_a_forked_child_completely(run_python) -> None:  # type: ignore[no-untyped-def] # a fixture
+    """An error that SciPy's table leaves behind would stop what follows it in the child."""
+    script = """
+import os, threading, torch, sparse_solver as ss
+A = (torch.eye(5) + torch.diag(torch.ones(4), 1)).double().to_sparse()
+F = ss.factorize(A, assume="general", engine="superlu")
+assert threading.active_count() == 2  # SuperLU has a thread of its own
+pid = os.fork()
+if pid == 0:
+    os._exit(10 + threading.active_count())
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    assert run_python(script).strip() == "11"
