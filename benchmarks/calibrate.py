@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from sparse_solver._engines.protocol import Kind
 from sparse_solver._engines.registry import engine_named, installed_on, iterates
-from sparse_solver._engines.select import Choice, envelope_flops, is_close, predicted_flops, select
+from sparse_solver._engines.select import Choice, envelope_flops, predicted_flops, select, settle
 from sparse_solver._sparse.matrix import Matrix
 from sparse_solver._sparse.structure import Structure
 
@@ -158,15 +158,7 @@ def choose(row: Row, engines: Collection[str]) -> Choice | None:
     """The choice that `_engines.analysis` would make among these engines."""
     given = row.n, row.kind, torch.float64, engines
     choice = select(*given)
-    if choice is None or not choice.provisional:
-        return choice
-    nnz = row.predicted.get(choice.engine)
-    if row.kind != "spd":
-        return select(*given, envelope=row.envelope)
-    if nnz is None:
-        return choice
-    envelope = row.envelope if is_close(row.n, nnz, choice.engine) else None
-    return select(*given, nnz, envelope)
+    return choice and settle(choice, *given, row.predicted.get, lambda: row.envelope)
 
 
 def format_row(row: Row, engines: list[str], worst: dict[str, float]) -> str:

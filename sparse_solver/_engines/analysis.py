@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,9 +14,9 @@ from .._sparse.structure import Structure
 from .._torch.fork_safe_lock import ForkSafeLock
 from .._torch.modes import outside_transforms, synchronize_stream
 from ..errors import EngineUnavailableError
-from .protocol import Compiled, Kind, Symbolic
+from .protocol import Kind, Symbolic
 from .registry import check_engine, direct_engines_on, engine_named, why_missing
-from .select import Choice, envelope_flops, is_close, select
+from .select import Choice, envelope_flops, select, settle
 
 ASKED_FOR = "asked for"  # the reason for what the caller chose
 
@@ -94,19 +95,13 @@ class Analyses:
     def _settle(self, matrix: Matrix, request: _Request, able: set[str], choice: Choice) -> Choice:
         """The choice once the fill is known, for the engine of which there is an analysis then."""
         structure = matrix.structure
+
+        def find_fill(engine: str) -> int | None:
+            return self._analyze(structure, request, engine).factor_nnz(matrix)
+
         given = structure.shape[0], request.kind, request.dtype, able
-        found: Choice | None = choice
-        is_compiled = isinstance(engine_named(choice.engine), Compiled)
-        if choice.provisional and (is_compiled or request.kind != "spd"):
-            # A narrow band shows in the envelope, without an analysis, and nothing is compiled.
-            found = select(*given, envelope=structure.remember(envelope_flops))
-        if found is not None and found.provisional:
-            factor_nnz = self._analyze(structure, request, found.engine).factor_nnz(matrix)
-            if factor_nnz is not None:
-                close = is_close(given[0], factor_nnz, found.engine)
-                envelope = structure.remember(envelope_flops) if close else None
-                found = select(*given, factor_nnz, envelope)
-        assert found is not None  # since `choice` suits
+        find_envelope = partial(structure.remember, envelope_flops)
+        found = settle(choice, *given, find_fill, find_envelope)
         self._analyze(structure, request, found.engine)
         return found
 

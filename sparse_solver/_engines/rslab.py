@@ -70,7 +70,7 @@ class RslabSymbolic:
         match: Matrix | None = None,
     ):
         # Not the structure itself, which remembers this object.
-        self._kind, self._dtype, self._triangle = kind, dtype, triangle
+        self._kind, self._dtype, self._request = kind, dtype, (kind, dtype, triangle)
         is_symmetric = kind in ("symmetric", "spd")
         self._is_matched, self._is_ldlt = match is not None, is_symmetric and match is None
         matching = " with matching" if self._is_matched else ""
@@ -100,8 +100,7 @@ class RslabSymbolic:
 
     def factor(self, matrix: Matrix) -> Factor:
         if _is_forked():
-            given = matrix.structure, self._kind, self._dtype, self._triangle
-            return SuperluSymbolic(*given).factor(matrix)
+            return SuperluSymbolic(matrix.structure, *self._request).factor(matrix)
         check_memory("rslab", self._analysis.factor_nnz, self._dtype)
         values = self._arrange(matrix)
         data, floor = self._in_columns(values).numpy(), torch.finfo(self._dtype).eps ** 0.5
@@ -115,8 +114,7 @@ class RslabSymbolic:
     def analyze_values(self, matrix: Matrix) -> Symbolic | None:
         if self._is_matched or self._kind == "spd" or _is_forked():
             return None
-        given = matrix.structure, self._kind, self._dtype, self._triangle
-        return RslabSymbolic(*given, match=matrix)
+        return RslabSymbolic(matrix.structure, *self._request, match=matrix)
 
 
 class RslabFactor:

@@ -12,7 +12,7 @@ several times as much on long and narrow bands, which SuperLU factors.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import torch
@@ -61,11 +61,14 @@ class Choice(NamedTuple):
 
     provisional : whether the choice depends on `envelope`, or on `factor_nnz`, which this engine
         predicts
+    by_envelope : whether the envelope is to be found first, since it may settle the choice without
+        an analysis
     """
 
     engine: str
     reason: str
     provisional: bool = False
+    by_envelope: bool = False
 
 
 def predicted_flops(n: int, factor_nnz: int) -> float:
@@ -160,11 +163,9 @@ def _choose_lu(n: int, kind: Kind, envelope: float | None) -> Choice:
     """rslab or SuperLU for a matrix that is not positive definite."""
     is_general = kind == "general"
     long = ROWS_OF_A_LONG_BAND if is_general else ROWS_OF_A_LONG_BAND_IF_SYMMETRIC
-    if n < long:
-        return Choice("rslab", _REASONS["rslab"])
-    if envelope is None:
-        return Choice("rslab", "the envelope decides", provisional=True)
-    if envelope <= FLOPS_PER_COLUMN_OF_A_NARROW_BAND * n:
+    if envelope is None and n >= long:
+        return Choice("rslab", "the envelope decides", provisional=True, by_envelope=True)
+    if envelope is not None and envelope <= FLOPS_PER_COLUMN_OF_A_NARROW_BAND * n and n >= long:
         return Choice("superlu", f"a long and narrow band: at most {envelope:.0e} operations")
     return Choice("rslab", _REASONS["rslab"])
 
@@ -180,7 +181,9 @@ def _choose_loops(n: int, blocked: str, factor_nnz: int | None, envelope: float 
         loops = "simple loops are fastest"
         return Choice("qdldl", f"a narrow band: at most {envelope:.0e} operations, {loops}")
     if factor_nnz is None:
-        return Choice(blocked, "its analysis predicts the fill", provisional=True)
+        # Where the analysis has to be compiled, a narrow band is better found without it.
+        first = blocked == "supernodal" and envelope is None
+        return Choice(blocked, "its analysis predicts the fill", True, by_envelope=first)
     loops = f"blocked loops are fastest above {limit:.0e}"
     return Choice(blocked, f"much fill: about {flops:.0e} operations, {loops}")
 
@@ -194,6 +197,33 @@ def _limits(n: int, blocked: str) -> tuple[float, float]:
         limit = FIXED_FLOPS_FOR_SUPERNODAL + FLOPS_PER_COLUMN_FOR_SUPERNODAL * n
         return limit, limit
     return FIXED_FLOPS + FLOPS_PER_COLUMN * n, in_envelope
+
+
+def settle(
+    choice: Choice,
+    n: int,
+    kind: Kind,
+    dtype: torch.dtype,
+    installed: Collection[str],
+    find_fill: Callable[[str], int | None],
+    find_envelope: Callable[[], float],
+) -> Choice:
+    """What becomes of a choice once the envelope and the fill are known, as far as they matter.
+
+    find_fill : predicts the entries of the factor, by the analysis of an engine
+    find_envelope : gives `envelope_flops`
+    """
+    given = n, kind, dtype, installed
+    found: Choice | None = choice
+    if choice.by_envelope:
+        found = select(*given, envelope=find_envelope())
+    if found is not None and found.provisional:
+        factor_nnz = find_fill(found.engine)
+        if factor_nnz is not None:
+            close = is_close(n, factor_nnz, found.engine)
+            found = select(*given, factor_nnz, find_envelope() if close else None)
+    assert found is not None  # since `choice` suits
+    return found
 
 
 def is_close(n: int, factor_nnz: int, blocked: str) -> bool:

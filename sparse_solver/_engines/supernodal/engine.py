@@ -38,7 +38,9 @@ class SupernodalSymbolic:
         return self.nnz
 
     def factor(self, matrix: Matrix) -> EngineFactor:
-        values = matrix.arrange(self.symbolic.arrangement, hermitian=False)
+        return self._factor(matrix.arrange(self.symbolic.arrangement, hermitian=False))
+
+    def _factor(self, values: Tensor) -> EngineFactor:
         factor = self._library.SupernodalFactor(self.symbolic, to_double(values).numpy())
         return EngineFactor(factor, values)
 
@@ -48,8 +50,7 @@ class SupernodalSymbolic:
     def factor_upper(self, upper: Tensor, diagonal: Tensor) -> EngineFactor:
         if not is_finite(upper):
             raise NonFiniteError("values are not finite", argument="values", index=None)
-        factor = self._library.SupernodalFactor(self.symbolic, to_double(upper).numpy())
-        return EngineFactor(factor, upper)
+        return self._factor(upper)
 
     def analyze_values(self, matrix: Matrix) -> None:
         return None
