@@ -7,7 +7,7 @@ MKDOCS = NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs
 PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist worksteal
 
 .PHONY: demo examples test static lint types tests without-pardiso clusters benchmark format clean
-.PHONY: stress dist
+.PHONY: stress dist gpu
 .PHONY: clusters-1 clusters-2 clusters-4
 .PHONY: docs docs-serve gallery
 
@@ -72,6 +72,12 @@ clusters: clusters-1 clusters-2 clusters-4
 clusters-1 clusters-2 clusters-4: clusters-%: .venv/test-installed
 	MPIEXEC_TIMEOUT=900 OMP_NUM_THREADS=1 .venv/bin/mpiexec -n $* $(RUN) -m pytest -q tests/mpi \
 		sparse_solver/distributed
+
+# On a machine with a GPU, by a Python that has torch for CUDA, cuDSS and pytest: PYTHON names it.
+# Nothing is installed; less than ten minutes. `python -m tests.gpu --memcheck` is a test of its own.
+LOG ?= build/gpu
+gpu:
+	$(PYTHON) -m tests.gpu --log $(LOG)
 
 # Ten to twenty minutes; --quick and the names of workloads can be given in ARGUMENTS.
 benchmark: .venv/test-installed

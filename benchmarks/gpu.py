@@ -5,17 +5,20 @@
 A sample is a solve, the loss ‖x‖² and its gradient in the values, between two events of the device,
 with new values each time. In every round each contender runs once, in a new order; answers are
 checked before anything is timed. Medians are printed, and their ratios to the bare calls. Analyses
-are excluded, because they are made once.
+are excluded, because they are made once. The memory is the peak of torch's allocator during the
+first two steps, with the analysis and the factor, in which all contenders but nvmath allocate.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import random
 import statistics
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from math import nan
 from typing import Any
 
 import torch
@@ -29,8 +32,8 @@ from sparse_solver._sparse.block_diagonal import split_batch
 from sparse_solver._sparse.matrix import Matrix
 
 from . import peers
-from .contenders import Ours, Step
-from .problems import Absent, Problem, batch, grid
+from .contenders import Dense, Ours, Step
+from .problems import Absent, Problem, batch, grid, mesh
 
 BARE = "bare cuDSS"
 
@@ -41,7 +44,7 @@ class _Bare(Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, b: Tensor, step: Bare) -> Tensor:
         step.workspace.factor(step.arrange(values))
-        x = step.workspace.substitute(b.reshape(1, -1), False).view_as(b)
+        x = step.substitute(b)
         ctx.step = step
         ctx.save_for_backward(x)
         return x
@@ -49,9 +52,8 @@ class _Bare(Function):
     @staticmethod
     def backward(ctx: Any, x_bar: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override] # of one output
         (x,), step = ctx.saved_tensors, ctx.step
-        lam = step.workspace.substitute(x_bar.reshape(1, -1), False).view_as(x)
-        problem: Problem = step.problem
-        return -lam[..., problem.rows] * x[..., problem.cols], lam, None
+        lam = step.substitute(x_bar)
+        return peers.entries_bar(lam, x, step.problem), lam, None
 
 
 class Bare(Step):
@@ -71,6 +73,13 @@ class Bare(Step):
         symbolic = engine.analyze(self._structure, "spd", problem.rhs.dtype, None)
         assert isinstance(symbolic, CudssSymbolic)
         self._symbolic, self.workspace = symbolic, symbolic.plan().take_workspace()
+
+    def substitute(self, b: Tensor) -> Tensor:
+        """The solutions for b (n,), (n, k) or (batch, n), of which cuDSS takes the columns."""
+        columns = b.dim() == 2 and not self.problem.batch
+        rows = b.T.contiguous() if columns else b.reshape(1, -1)
+        x = self.workspace.substitute(rows, False)
+        return x.T if columns else x.view_as(b)
 
     def arrange(self, values: Tensor) -> Tensor:
         return self._symbolic.arrange(Matrix(self._structure, values.reshape(-1)))
@@ -138,18 +147,22 @@ class TorchSlaCudss(peers.TorchSla):
 
 
 OURS: tuple[type[Step], ...] = (Ours, NonBlocking, OnHost)
-CONTENDERS: tuple[type[Step], ...] = (Bare, *OURS, peers.Cholespy, Nvmath, TorchSlaCudss)
+CONTENDERS: tuple[type[Step], ...] = (
+    Bare, *OURS, Dense, peers.Cholespy, Nvmath, TorchSlaCudss,
+)  # fmt: skip
 
 
 def problems(quick: bool) -> list[Callable[[], Problem]]:
     if quick:
-        return [lambda: grid(100, 100), lambda: grid(12, 12, 12), lambda: batch(64, 20)]
+        small = [lambda: grid(100, 100), lambda: grid(12, 12, 12), lambda: batch(64, 20)]
+        return [*small, lambda: mesh(50, 50, 3, squared=True)]
     return [
         lambda: grid(500, 500),
         lambda: grid(1000, 1000),
         lambda: grid(40, 40, 40),
         lambda: grid(60, 60, 60),
         lambda: batch(4096, 20),
+        lambda: mesh(300, 333, 3, squared=True),
     ]
 
 
@@ -170,7 +183,7 @@ def milliseconds(
 ) -> dict[str, float]:
     gpu = torch.get_device_module(device)
     samples: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
+    for round in range(rounds + 1):
         theta, order = problem.fresh(), list(contenders)
         random.shuffle(order)
         for name in order:
@@ -180,31 +193,43 @@ def milliseconds(
             contenders[name].run(prepared)
             end.record()
             end.synchronize()
-            samples[name].append(start.elapsed_time(end))
+            if round > 0:  # before, an analysis that another contender displaced is made again
+                samples[name].append(start.elapsed_time(end))
     ss.synchronize()
     return {name: statistics.median(times) for name, times in samples.items()}
 
 
-def find_contenders(problem: Problem, report: Callable[[str], object]) -> dict[str, Step]:
-    """The contenders with the gradient of an engine for the CPU; `report` explains the rest."""
-    theta, found = problem.fresh(), {}
+def find_contenders(
+    problem: Problem, device: torch.device, report: Callable[[str], object]
+) -> tuple[dict[str, Step], dict[str, float]]:
+    """The contenders with the gradient of an engine for the CPU, and their peaks of memory in MB.
+
+    `report` explains the rest.
+    """
+    gpu, theta, found, megabytes = torch.get_device_module(device), problem.fresh(), {}, {}
     expected = OnHost(problem).run(theta.clone().requires_grad_()).cpu()
     for make in CONTENDERS:
+        ss.clear_cache()  # each contender makes its own analysis
+        gc.collect()
+        gpu.reset_peak_memory_stats(device)
+        before = gpu.memory_allocated(device)
         try:
             step = make(problem)
             for _ in range(2):  # the first one makes the analysis
                 gradient = step.run(step.fresh(theta)).cpu()
+            ss.synchronize()
         except Exception as error:  # another library may raise anything
             if make in OURS:
                 raise
             report(f"  {make.name}: absent ({type(error).__name__}: {str(error)[:80]})")
             continue
         wrong = float((gradient - expected).abs().max() / expected.abs().max())
+        megabytes[make.name] = (gpu.max_memory_allocated(device) - before) / 1e6
         if wrong < 1e-6:
             found[make.name] = step
         else:
             report(f"  {make.name}: wrong by {wrong:.0e}")
-    return found
+    return found, megabytes
 
 
 def main(arguments: list[str] | None = None, device: torch.device | None = None) -> int:
@@ -223,11 +248,12 @@ def main(arguments: list[str] | None = None, device: torch.device | None = None)
     for make in problems(options.quick):
         problem = on_device(make(), device)
         print(f"{problem.name}, {problem.n} rows")
-        contenders = find_contenders(problem, print)
+        contenders, megabytes = find_contenders(problem, device, print)
         times = milliseconds(problem, contenders, options.rounds, device)
-        unit = times.get(BARE)
         for name, time in sorted(times.items(), key=lambda item: item[1]):
-            print(f"  {name:<34}{time:10.2f} ms" + (f"{time / unit:8.2f} ×" if unit else ""))
+            ratio, more = time / times.get(BARE, nan), megabytes[name] / megabytes.get(BARE, nan)
+            in_memory = f"{megabytes[name]:10.1f} MB{more:8.2f} ×"
+            print(f"  {name:<34}{time:10.2f} ms{ratio:8.2f} ×{in_memory}", flush=True)
     return 0
 
 

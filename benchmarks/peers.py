@@ -40,6 +40,8 @@ class _Splu(Function):
 
 
 def entries_bar(lam: Tensor, x: Tensor, problem: Problem) -> Tensor:
+    if problem.batch:
+        return -lam[:, problem.rows] * x[:, problem.cols].conj()
     product = -lam[problem.rows] * x[problem.cols].conj()
     return product if product.dim() == 1 else product.sum(-1)
 

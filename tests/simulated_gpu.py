@@ -90,6 +90,10 @@ class SimulatedTensor(Tensor):
     def data_ptr(self) -> int:
         return self.host.data_ptr()
 
+    def tolist(self) -> Any:
+        count_synchronisation()
+        return self.host.tolist()
+
     def numpy(self, *, force: bool = False) -> Any:
         raise TypeError(f"can't convert {DEVICE} device type tensor to numpy")
 
@@ -245,6 +249,11 @@ class Module(Backend):
 
     def memory_allocated(self, device: Any = None) -> int:
         return sum(size for _, size, _ in self.allocated.values())
+
+    max_memory_allocated = memory_allocated  # as if all of it were still in use
+
+    def reset_peak_memory_stats(self, device: Any = None) -> None:
+        pass
 
 
 def _factory(operator: Any, *args: Any, **kwargs: Any) -> Any:

@@ -279,14 +279,16 @@ def test_the_example_runs(tmp_path: Path) -> None:
 def test_the_benchmark_of_the_gpu(
     cudss: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    makers = [lambda: problems.grid(6, 6), lambda: problems.batch(4, 3)]
+    meshes = [lambda: problems.mesh(6, 6, 3, squared=True)]
+    makers = [lambda: problems.grid(6, 6), lambda: problems.batch(4, 3), *meshes]
     monkeypatch.setattr(gpu, "problems", lambda quick: makers)
     with warnings.catch_warnings():
         assert gpu.main(["--quick", "--rounds", "1"], simulated_gpu.DEVICE) == 0
     printed = capsys.readouterr().out
     ours = ("sparse_solver", "sparse_solver, non_blocking=", "sparse_solver on the CPU")
-    for name in ("bare cuDSS", *ours):
-        assert len(re.findall(rf"^  {name}.* ms .* ×$", printed, re.MULTILINE)) >= 2, printed
+    for name in ("bare cuDSS", *ours, "dense torch"):
+        row = rf"^  {name}.* ms .* × .* MB .* ×$"
+        assert len(re.findall(row, printed, re.MULTILINE)) >= 3, printed
     assert "nvmath DirectSolver: absent" in printed
 
 
