@@ -60,8 +60,10 @@ class SparseSolverError(Exception):
     """
 
     def __init__(self, message: str = "", **data: Any):
-        # `BaseException.__new__` stores the message; torch.compile cannot trace super().__init__.
-        self.__dict__.update(data)
+        # `BaseException.__new__` stores the message. torch.compile traces this, though neither
+        # super().__init__ nor, in torch 2.11, self.__dict__.update.
+        for name, value in data.items():
+            setattr(self, name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Pickling keeps the data, for instance between a DataLoader's workers and its process.

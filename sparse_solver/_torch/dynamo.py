@@ -19,15 +19,16 @@ def disable_dynamo(function: Callable[P, R]) -> Callable[P, R]:
     Where Dynamo falls back to eager code it would go on to trace the functions called there, and
     it cannot trace native libraries.
     """
-    disabled: list[Callable[..., Any]] = []
+    disabled: Callable[..., Any] | None = None
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        nonlocal disabled
         if "torch._dynamo" not in sys.modules:  # nothing is being traced
             return function(*args, **kwargs)
-        if not disabled:
-            disabled.append(torch.compiler.disable(function))
-        result: R = disabled[0](*args, **kwargs)
+        if disabled is None:
+            disabled = torch.compiler.disable(function)
+        result: R = disabled(*args, **kwargs)
         return result
 
     # The attributes that torch.compiler.disable sets, by which Dynamo knows not to look inside.

@@ -110,9 +110,11 @@ def test_forward_mode_raises_instead_of_returning_zeros(backend: str) -> None:
     def tangent(values: Tensor) -> Tensor:
         return torch.func.jvp(lambda v: PATTERN.solve(v, B), (values,), (values,))[1]
 
-    with pytest.raises(Exception, match="cannot be compiled"):
+    # torch 2.11 quotes the name and the line of the error only.
+    with pytest.raises(Exception, match="cannot be compiled|TransformError"):
         compiled(tangent, backend)(P.values)
-    with pytest.raises(Exception, match="cannot be compiled"):
+    # torch 2.11 quotes the name and the line of the error only.
+    with pytest.raises(Exception, match="cannot be compiled|TransformError"):
         compiled(lambda values: torch.func.jacfwd(lambda v: PATTERN.solve(v, B))(values), backend)(
             P.values
         )
