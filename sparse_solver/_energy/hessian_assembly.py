@@ -47,8 +47,7 @@ class HessianAssembly:
         return (triangle * self.halves).index_select(0, self.expand)
 
 
-# As many as there are structures to be remembered.
-_assemblies: TensorCache[HessianAssembly] = TensorCache(capacity=16)
+_assemblies: TensorCache[HessianAssembly] = TensorCache()
 
 
 def find_assembly(indices: tuple[Tensor, ...], shape: torch.Size) -> HessianAssembly:

@@ -375,8 +375,7 @@ def minimize_quadratic(
     return solve(Q_values, b)
 
 
-# As many as there are structures to be remembered.
-_programs: TensorCache[QuadraticProgram] = TensorCache(capacity=16)
+_programs: TensorCache[QuadraticProgram] = TensorCache()
 
 
 @disable_dynamo

@@ -260,9 +260,7 @@ def row_pointers(rows: Tensor, count: int) -> Tensor:
 # reused while the structure lives: a compiled graph passes index tensors instead of objects.
 _by_storage: weakref.WeakValueDictionary[int, Structure] = weakref.WeakValueDictionary()
 
-# Sixteen patterns cover a multigrid hierarchy or a few alternating meshes. A pattern that was
-# dropped is analysed again when it is used again.
-_structures: TensorCache[Structure] = TensorCache(capacity=16)
+_structures: TensorCache[Structure] = TensorCache()
 
 
 def structure_of(
