@@ -56,12 +56,6 @@ def _find_entries(structure: Structure, triangle: Triangle | None) -> Entries:
     return Entries(slot, upper.nnz, on_diagonal, upper.rows == upper.col)
 
 
-def find_diagonal(structure: Structure) -> Tensor:
-    """(n,) a stored entry at each place of the diagonal; 0 where there is none."""
-    at = torch.nonzero(structure.rows == structure.cols).squeeze(-1)
-    return at.new_zeros(structure.shape[0]).index_copy(0, structure.rows[at], at)
-
-
 def complete(structure: Structure) -> Structure:
     """The structure with the opposite of every entry, missing ones at the end.
 

@@ -12,11 +12,11 @@ from .._solve.operations import register_inverse
 from .._solve.shapes import check_flags, check_rhs, check_values, fold_rhs
 from .._sparse.block_diagonal import count_matrices
 from .._sparse.index_checks import check_square
-from .._sparse.structure import Structure
+from .._sparse.structure import Structure, find_diagonal_entries
 from .._sparse.values import CPU, check_finite, to_double
 from .._torch.dynamo import disable_dynamo
 from ..errors import EngineUnsupportedError, OptionError
-from .entries import complete, find_diagonal, join_blocks
+from .entries import complete, join_blocks
 from .factors import InverseFactors, Matrices
 from .functions import LogDeterminant, SelectedInverse
 from .real_form import real_form_of, to_complex, to_real
@@ -70,7 +70,7 @@ class SymmetricInverse:
         """(..., n) the diagonals of the inverses, which are real."""
         inverses = self.selected_inverse()
         inverses = inverses.real if inverses.is_complex() else inverses
-        at = self._structure.remember(find_diagonal)
+        at = self._structure.remember(find_diagonal_entries)
         if inverses.shape[-1] == 0:  # there are no rows
             return inverses.new_zeros(self._shape[:-1])
         diagonals = inverses.index_select(-1, at.to(inverses.device))
