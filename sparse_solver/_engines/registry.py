@@ -90,12 +90,17 @@ def engine_names() -> tuple[str, ...]:
     return tuple(_ENGINES)
 
 
+def check_name(name: str) -> None:
+    """Raise OptionError unless there is an engine called `name`."""
+    if name not in engine_names():
+        names = ", ".join(map(repr, _ENGINES))
+        raise OptionError(f"engine={name!r}: there is no such engine; the engines are {names}")
+
+
 @cache
 def engine_named(name: str) -> Engine:
     """The engine called `name`, installed or not."""
-    if name not in _ENGINES:
-        names = ", ".join(map(repr, _ENGINES))
-        raise OptionError(f"engine={name!r}: there is no such engine; the engines are {names}")
+    check_name(name)
     return _ENGINES[name]()
 
 
