@@ -36,7 +36,7 @@ class Solve(Function):
         factors = factors_of(token, problem)
         if torch._C._functorch.is_legacy_batchedtensor(rhs):
             return _apply_to_legacy_batch(factors, values, rhs, transpose, strict)
-        if factors.parts is None:
+        if factors.parts is None:  # `apply_inverse` would do it one frame deeper
             factors.prepare(values)
         return factors.apply_inverse(values, rhs, transpose, strict)
 

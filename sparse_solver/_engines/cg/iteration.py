@@ -328,9 +328,7 @@ class _Refinement:
         matrix, x = self._norms.matrix, self._x
         self._iterations += correction.iterations
         better = correction.whole if x is None else x + correction.whole
-        residual = torch.empty_like(better)
-        multiply, *multiplied, to_residual = matrix.product(better, residual)
-        multiply(*multiplied, out=to_residual)
+        residual = matrix.multiply(better, torch.empty_like(better))
         torch.sub(self._b, residual, out=residual)
         error, consistency = self._norms.errors(better, residual)
         if x is None:

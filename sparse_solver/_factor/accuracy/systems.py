@@ -114,8 +114,7 @@ class Systems(Vectors):
 
     def probe(self) -> Tensor:
         """(1, n) scattered numbers."""
-        real = torch.float64
-        return probe_vector(self.n, real, PROBE_MEAN, self._device, self._start)
+        return probe_vector(self.n, torch.float64, PROBE_MEAN, self._device, self._start)
 
     def smallest(self, line: Tensor) -> Tensor:
         """The smallest of (1, n) numbers."""
