@@ -23,7 +23,7 @@ from .._solve.shapes import solve_values
 from .._sparse.kernels import apply
 from .._sparse.values import CPU, to_double
 from ..errors import OptionError
-from .entries import weigh
+from .entries import spread_blocks, sum_blocks, weigh
 from .factors import InverseFactors
 
 # Columns of the inverse that derivatives compute at once.
@@ -45,13 +45,14 @@ class LogDeterminant(Function):
 
     @staticmethod
     def backward(ctx: Any, bar: Tensor) -> Any:  # type: ignore[override] # torch's is (ctx, *grads)
-        (values,) = ctx.saved_tensors
-        return ctx.factors.spread(bar) * _gradient(values, ctx.factors), None
+        (values,), factors = ctx.saved_tensors, ctx.factors
+        return spread_blocks(factors.structure, bar) * _gradient(values, factors), None
 
     @staticmethod
     def jvp(ctx: Any, values_dot: Tensor, _: None) -> Tensor:  # type: ignore[override] # likewise
-        (values,) = ctx.saved_tensors
-        return ctx.factors.sum_blocks(values_dot * _gradient(values, ctx.factors))  # type: ignore[no-any-return] # of torch's context
+        (values,), factors = ctx.saved_tensors, ctx.factors
+        changes = values_dot * _gradient(values, factors)
+        return sum_blocks(factors.structure, changes, factors.blocks)
 
     @staticmethod
     def vmap(

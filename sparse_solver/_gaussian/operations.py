@@ -44,7 +44,7 @@ class SymmetricInverse:
         if is_complex:
             real = real_form_of(self._structure, triangle)
         elif is_batch:
-            real = join_blocks(self._structure)
+            real = self._structure.remember(join_blocks)
         blocks = count_matrices(structure) if is_batch else 1
         matrices = Matrices(real, triangle, self._structure, is_complex, blocks, self.max_solves)
         self._factors = InverseFactors(matrices)
