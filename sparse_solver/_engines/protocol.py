@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from .._sparse.halves import Halves
+from .._sparse.both_triangles import BothTriangles
 from .._sparse.matrix import Matrix
 from .._sparse.structure import Structure
 from .._sparse.triangle import Arrangement
@@ -188,8 +188,8 @@ class Symbolic(Protocol):
 class DirectSymbolic(Protocol):
     """An analysis that takes positive definite matrices whose entries were not looked at."""
 
-    def reorder(self, halves: Halves) -> Halves:
-        """The halves of the structure, in the order in which the values are wanted."""
+    def reorder(self, triangles: BothTriangles) -> BothTriangles:
+        """The triangles of the structure, in the order in which the values are wanted."""
 
     def factor_upper(self, upper: Tensor, diagonal: Tensor) -> Factor:
         """Factor a matrix by its upper triangle, in that order; `diagonal` is part of it.

@@ -19,7 +19,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .._sparse.halves import Halves
+from .._sparse.both_triangles import BothTriangles
 from .._sparse.matrix import Matrix
 from .._sparse.structure import Structure, row_major, row_pointers
 from .._sparse.triangle import Arrangement, arrangement_of
@@ -128,8 +128,8 @@ class QdldlSymbolic:
         upper = values.index_select(0, self.source)
         return QdldlFactor(self, upper, upper.index_select(0, self.at_diagonal))
 
-    def reorder(self, halves: Halves) -> Halves:
-        return halves.reorder(self.source, self.at_diagonal)
+    def reorder(self, triangles: BothTriangles) -> BothTriangles:
+        return triangles.reorder(self.source, self.at_diagonal)
 
     def factor_upper(self, upper: Tensor, diagonal: Tensor) -> QdldlFactor:
         return QdldlFactor(self, upper, diagonal)

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._sparse.halves import Halves
+from ..._sparse.both_triangles import BothTriangles
 from ..._sparse.matrix import Matrix
 from ..._sparse.structure import Structure
 from ..._sparse.triangle import Arrangement, Coverage, arrangement_of
@@ -194,8 +194,8 @@ class PardisoSymbolic:
         self._prefers_careful = True  # badly scaled matrices rarely come alone
         return factor
 
-    def reorder(self, halves: Halves) -> Halves:
-        return halves
+    def reorder(self, triangles: BothTriangles) -> BothTriangles:
+        return triangles
 
     def factor_upper(self, upper: Tensor, diagonal: Tensor) -> PardisoFactor:
         if not is_finite(upper):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..._engines.protocol import DirectSymbolic
-from ..._sparse.halves import agree, halves_of
+from ..._sparse.both_triangles import agree, both_triangles_of
 from ..._sparse.structure import Structure
 from ...errors import SparseSolverError
 from ..accuracy.checked_factor import InverseOperator, Record, SoundFactor
@@ -100,17 +100,17 @@ class CholeskyRoute:
     """
 
     def __init__(self, structure: Structure, symbolic: DirectSymbolic, record: Record, blocks: int):
-        halves = halves_of(structure)
-        assert halves is not None  # since the triangles of the last matrix agreed
+        triangles = both_triangles_of(structure)
+        assert triangles is not None  # since the triangles of the last matrix agreed
         self.blocks, self.symbolic, self._record = blocks, symbolic, replace(record)
-        self._halves = symbolic.reorder(halves)
+        self._triangles = symbolic.reorder(triangles)
         self._vectors = Vectors(structure.shape[0], blocks)
 
     def factor(self, structure: Structure, values: Tensor) -> SoundFactor | None:
-        upper, lower = self._halves.fill(values)
+        upper, lower = self._triangles.fill(values)
         if not agree(upper, lower, conjugate=True):
             return None
-        diagonal = upper.index_select(0, self._halves.at_diagonal)
+        diagonal = upper.index_select(0, self._triangles.at_diagonal)
         if is_well_scaled(diagonal):
             started = time.perf_counter()
             with suppress(SparseSolverError):  # the ladder will raise an error that says more
