@@ -185,7 +185,7 @@ class Symbolic(Protocol):
 
 
 @runtime_checkable
-class DirectSymbolic(Protocol):
+class UpperSymbolic(Protocol):
     """An analysis that takes positive definite matrices whose entries were not looked at."""
 
     def reorder(self, triangles: BothTriangles) -> BothTriangles:
