@@ -28,7 +28,7 @@ from .._sparse.torch_tensors import (
 from ..errors import LayoutError
 from .determinant import PatternDeterminant
 from .factorization import Factorization, make_preconditioner
-from .operations import PatternInverse
+from .inverse import PatternInverse
 from .shapes import check_values, solve_values
 
 

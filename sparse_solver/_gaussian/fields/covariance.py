@@ -15,12 +15,12 @@ from torch import Tensor
 from ..._factor.options import Options
 from ..._factor.problem import Problem
 from ..._solve.factorization import Factorization
-from ..._solve.operations import MAX_SOLVES
+from ..._solve.inverse import MAX_SOLVES
 from ..._sparse.kernels import Places, apply, apply_adjoint
 from ..._sparse.structure import Structure, append_entries
 from ..._torch.modes import is_recorded
 from ...errors import NotPositiveDefiniteError, SingularMatrixError
-from ..operations import SymmetricInverse
+from ..symmetric_inverse import SymmetricInverse
 
 
 class Covariance(Protocol):

@@ -1,4 +1,4 @@
-"""What `Pattern` and `Factorization` offer, for values of any device, batch and structure."""
+"""Log-determinants and inverses for values of any device, batch and structure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from .._factor.options import Options, Triangle
 from .._solve.autograd import refuse_nested_forward_mode, refuse_tracing
 from .._solve.half_solve import Half, solve_half
-from .._solve.operations import register_inverse
+from .._solve.inverse import register_inverse
 from .._solve.shapes import check_flags, check_rhs, check_values, fold_rhs
 from .._sparse.block_diagonal import count_matrices
 from .._sparse.index_checks import check_square
@@ -25,7 +25,7 @@ from .real_form import real_form_of, to_complex, to_real
 class SymmetricInverse:
     """The inverses of positive definite matrices, whose factors are made at the first call.
 
-    See `_solve.operations.Inverse`.
+    See `_solve.inverse.Inverse`.
     """
 
     def __init__(
