@@ -71,7 +71,7 @@ def _cg() -> Engine:
 
 
 # In the order in which `engines()` lists them. A module is imported, and its library loaded, when
-# the engine is first used.
+# the engine is first used: by functions, since torch.compile traces these, but not importlib.
 _ENGINES: dict[str, Callable[[], Engine]] = {
     "pardiso": _pardiso,
     "qdldl": _qdldl,

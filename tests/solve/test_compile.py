@@ -45,6 +45,14 @@ def compiled(
     return torch.compile(function, fullgraph=fullgraph, backend=backend)
 
 
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")
+def test_options_that_look_at_the_engine() -> None:
+    def solve(values: Tensor, b: Tensor) -> Tensor:
+        return PATTERN.solve(values, b, engine="superlu", precision="mixed")
+
+    torch.testing.assert_close(compiled(solve, "eager")(P.values, B), solve(P.values, B))
+
+
 @backends
 @pytest.mark.parametrize("transpose", [False, True])
 def test_both_directions(backend: str, transpose: bool) -> None:

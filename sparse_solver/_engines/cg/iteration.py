@@ -328,7 +328,10 @@ class _Refinement:
         matrix, x = self._norms.matrix, self._x
         self._iterations += correction.iterations
         better = correction.whole if x is None else x + correction.whole
-        residual = matrix.multiply(better, torch.empty_like(better))
+        residual = torch.empty_like(better)
+        # What `SymmetricMatrix.multiply` does, one frame nearer to the native call.
+        multiply, *multiplied, to_residual = matrix.product(better, residual)
+        multiply(*multiplied, out=to_residual)
         torch.sub(self._b, residual, out=residual)
         error, consistency = self._norms.errors(better, residual)
         if x is None:
