@@ -30,18 +30,30 @@ from .factors import InverseFactors
 COLUMNS = 64
 
 
-class LogDeterminant(Function):
+class OfValues(Function):
+    """A Function of the values of matrices and their factors, also of those that vmap adds."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        values, ctx.factors = inputs
+        ctx.save_for_backward(values)
+        ctx.save_for_forward(values)
+
+    @classmethod
+    def vmap(cls, info: Any, in_dims: Any, values: Tensor, factors: Any) -> Any:  # type: ignore[override] # static in torch, which calls it by the class
+        found = cls.apply(fold_values(values, in_dims[0]), factors.batched())
+        lead = values.movedim(in_dims[0], 0).shape[:-1]
+        if isinstance(found, tuple):
+            return tuple(each.view(*lead, each.shape[-1]) for each in found), (0,) * len(found)
+        return found.view(*lead, found.shape[-1]), 0
+
+
+class LogDeterminant(OfValues):
     """(..., blocks) log det of the blocks of A, for `values` (nnz,) or (B, nnz)."""
 
     @staticmethod
     def forward(values: Tensor, factors: InverseFactors) -> Tensor:
         return factors.sum_log_pivots(values).to(values.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        values, ctx.factors = inputs
-        ctx.save_for_backward(values)
-        ctx.save_for_forward(values)
 
     @staticmethod
     def backward(ctx: Any, bar: Tensor) -> Any:  # type: ignore[override] # torch's is (ctx, *grads)
@@ -54,31 +66,18 @@ class LogDeterminant(Function):
         changes = values_dot * _gradient(values, factors)
         return sum_blocks(factors.structure, changes, factors.blocks)
 
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: Any, values: Tensor, factors: InverseFactors
-    ) -> tuple[Tensor, int]:
-        (result,) = apply_to_all(LogDeterminant, values, in_dims[0], factors)
-        return result, 0
-
 
 def _gradient(values: Tensor, factors: InverseFactors) -> Tensor:
     inverse: Tensor = SelectedInverse.apply(values, factors)
     return weigh(inverse, factors.entries.on_diagonal, 2 if factors.is_half else 1)
 
 
-class SelectedInverse(Function):
+class SelectedInverse(OfValues):
     """The entries of A⁻¹ at the stored places, for `values` (nnz,) or (B, nnz)."""
 
     @staticmethod
     def forward(values: Tensor, factors: InverseFactors) -> Tensor:
         return factors.entries.unfold(factors.invert(values)).to(values.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        values, ctx.factors = inputs
-        ctx.save_for_backward(values)
-        ctx.save_for_forward(values)
 
     @staticmethod
     def backward(ctx: Any, bar: Tensor) -> Any:  # type: ignore[override] # torch's is (ctx, *grads)
@@ -94,13 +93,6 @@ class SelectedInverse(Function):
         direction = factors.entries.fold(values_dot, 1 if factors.is_half else 0.5)
         change: Tensor = factors.entries.unfold(PerturbedInverse.apply(values, direction, factors))
         return change
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: Any, values: Tensor, factors: InverseFactors
-    ) -> tuple[Tensor, int]:
-        (result,) = apply_to_all(SelectedInverse, values, in_dims[0], factors)
-        return result, 0
 
 
 class PerturbedInverse(Function):
@@ -156,14 +148,6 @@ def fold_values(values: Tensor, dim: int) -> Tensor:
     """(B, nnz) values of all matrices, where vmap has one more dimension."""
     moved = values.movedim(dim, 0)
     return moved.reshape(moved.shape[:-1].numel(), moved.shape[-1])
-
-
-def apply_to_all(function: type[Function], values: Tensor, dim: int, factors: Any) -> list[Tensor]:
-    """The results of a Function of values and factors for all matrices, where vmap has one more."""
-    found = function.apply(fold_values(values, dim), factors.batched())
-    lead = values.movedim(dim, 0).shape[:-1]
-    results = found if isinstance(found, tuple) else (found,)
-    return [result.view(*lead, result.shape[-1]) for result in results]
 
 
 def unit_rows(low: int, high: int, n: int, dtype: torch.dtype) -> Tensor:
