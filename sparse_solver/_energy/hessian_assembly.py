@@ -25,8 +25,8 @@ class HessianAssembly:
     Hessians are added up in one triangle of the matrix, which is then expanded.
 
     places : for each group (terms · d²,), to which entries of the triangle the Hessians are added
-    weights : of the entries of the triangle: 1 on the diagonal and ½ off it, where the entries ab
-        and ba of a Hessian are added to the same entry
+    weights : factors of the entries of the triangle: 1 on the diagonal and ½ off it, where the
+        entries ab and ba of a Hessian are added to the same entry
     expand : (nnz,) which entry of the triangle each entry of the pattern is
     pattern : the matrix, both triangles, sorted, without duplicates, with the whole diagonal
     """

@@ -121,7 +121,7 @@ def installed_on(device: torch.device) -> list[str]:
 
 
 def direct_engines_on(device: torch.device) -> list[str]:
-    """Those of them that factor; where there is PARDISO, nothing else need be compiled for that."""
+    """The installed engines that factor; beside PARDISO, none that is still to be compiled."""
     names = [name for name in installed_on(device) if not iterates(name)]
     if "pardiso" not in names:
         return names
@@ -130,7 +130,7 @@ def direct_engines_on(device: torch.device) -> list[str]:
 
 
 def iterative_engines_on(device: torch.device) -> list[str]:
-    """Those of them that iterate."""
+    """The installed engines that iterate on this device."""
     return [name for name in installed_on(device) if iterates(name)]
 
 

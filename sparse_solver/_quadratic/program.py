@@ -275,7 +275,7 @@ class QuadraticProgram:
     def _stack_right_hand_sides(
         self, values: Tensor, b: Tensor | None, fixed_values: Tensor | None, d: Tensor | None
     ) -> tuple[dict[str, Tensor], bool]:
-        """See `stack_as_rows`."""
+        """b, fixed_values and d as rows, and whether all were vectors; see `stack_as_rows`."""
         if fixed_values is not None and self._indices.fixed is None:
             raise OptionError("fixed_values were passed, but no fixed=: pass both or neither")
         if d is not None and self._C is None:

@@ -121,9 +121,9 @@ class Recurrence:
         self.iterations += count
 
     def _advance_with(self, precondition: Precondition, count: int) -> None:
-        """The same with an approximate inverse, which need not be symmetric to all digits (Notay).
+        """Make so many iterations with an approximate inverse, symmetric to some digits only.
 
-        That is so if β is −α z · q / ρ, for which the new direction is conjugate to the last one.
+        With β = −α z · q / ρ, the new direction is conjugate to the last one nevertheless (Notay).
         """
         matrix, r, p, q = self.matrix, self.r, self._p, self._q
         for _ in range(count):

@@ -56,7 +56,7 @@ class Vectors:
 class Systems(Vectors):
     """A matrix of n rows with so many `blocks`, to multiply and measure with.
 
-    dtype : of the matrix; residuals and bounds are in double precision
+    dtype : that of the matrix; residuals and bounds are in double precision
     start : the number of the first row, where other processes have the rows before it
     """
 

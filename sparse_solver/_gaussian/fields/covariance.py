@@ -26,8 +26,8 @@ from ..symmetric_inverse import SymmetricInverse
 class Covariance(Protocol):
     """The covariance of a field, and what follows from it.
 
-    dimension : of the subspace that the field is in
-    noise : standard normal numbers that a sample is made of
+    dimension : that of the subspace that the field is in
+    noise : how many standard normal numbers a sample is made of
     """
 
     @property
