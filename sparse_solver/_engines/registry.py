@@ -7,7 +7,6 @@ a line to `_ENGINES`, and, for the engine to be chosen by default, a place in `s
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 
 import torch
 
@@ -97,7 +96,6 @@ def check_name(name: str) -> None:
         raise OptionError(f"engine={name!r}: there is no such engine; the engines are {names}")
 
 
-@cache
 def engine_named(name: str) -> Engine:
     """The engine called `name`, installed or not."""
     check_name(name)

@@ -45,7 +45,6 @@ def compiled(
     return torch.compile(function, fullgraph=fullgraph, backend=backend)
 
 
-@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")
 def test_options_that_look_at_the_engine() -> None:
     def solve(values: Tensor, b: Tensor) -> Tensor:
         return PATTERN.solve(values, b, engine="superlu", precision="mixed")
