@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._solve.pattern import Pattern
 from .._sparse.index_checks import select_indices
-from .._sparse.structure import Structure, append_entries
+from .._sparse.structure import Structure, structure_of
 
 
 class Energy(Protocol):
@@ -112,4 +112,7 @@ def fixed_numbers(fixed: Tensor | None, shape: torch.Size) -> Tensor:
 def with_diagonal(structure: Structure) -> Structure:
     """The structure with the missing entries of the diagonal after its own."""
     missing = torch.nonzero(structure.diagonal < 0).squeeze(-1)
-    return append_entries(structure, missing, missing) if missing.numel() else structure
+    if missing.numel() == 0:
+        return structure
+    rows, cols = (torch.cat((index, missing)) for index in (structure.rows, structure.cols))
+    return structure_of(rows, cols, structure.shape)

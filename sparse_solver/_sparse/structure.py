@@ -211,12 +211,6 @@ def find_diagonal_entries(structure: Structure) -> Tensor:
     return at.new_zeros(structure.shape[0]).index_copy(0, structure.rows[at], at)
 
 
-def append_entries(structure: Structure, rows: Tensor, cols: Tensor) -> Structure:
-    """The structure with more entries after its own, also at places that it has already."""
-    joined = torch.cat((structure.rows, rows)), torch.cat((structure.cols, cols))
-    return structure_of(*joined, structure.shape)
-
-
 def find_empty_line(structure: Structure, triangle: str | None) -> tuple[str, int] | None:
     """The first row or column without a stored entry, which makes the matrix singular."""
     rows = torch.bincount(structure.canonical_rows, minlength=structure.shape[0])

@@ -24,11 +24,11 @@ from torch import Tensor
 from ..._factor.options import Options
 from ..._factor.problem import Problem
 from ..._solve.factorization import Factorization
-from ..._sparse.structure import Structure, append_entries
+from ..._sparse.structure import Structure
 from ..._sparse.values import CPU, to_double
 from ..._torch.modes import is_recorded, is_transformed
 from ...errors import NotPositiveDefiniteError, SingularMatrixError, TransformError
-from .covariance import FreeCovariance, explain_singular, sum_squares
+from .covariance import FreeCovariance, explain_singular, join_structures, sum_squares
 
 # Null vectors are found by this many steps of inverse iteration with Q + δ diag(Q).
 _STEPS, _SHIFT = 3, 1e-6
@@ -127,7 +127,7 @@ class ConstrainedCovariance:
         E = find_anchors(structure, values, self._C.shape[0])
         self._anchors = E.to(values.device)
         added = self._strength.unsqueeze(-1).expand(*values.shape[:-1], E.numel())
-        anchored = append_entries(structure, self._anchors, self._anchors)
+        anchored = join_structures(structure, self._anchors, self._anchors)
         free = FreeCovariance(anchored, torch.cat((values, added), -1))
         _ = free.factorization  # raises unless the anchors are enough
         return free

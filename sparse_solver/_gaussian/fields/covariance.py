@@ -17,7 +17,7 @@ from ..._factor.problem import Problem
 from ..._solve.factorization import Factorization
 from ..._solve.inverse import MAX_SOLVES
 from ..._sparse.kernels import Places, apply, apply_adjoint
-from ..._sparse.structure import Structure, append_entries
+from ..._sparse.structure import Structure, structure_of
 from ..._torch.modes import is_recorded
 from ...errors import NotPositiveDefiniteError, SingularMatrixError
 from ..symmetric_inverse import SymmetricInverse
@@ -102,13 +102,19 @@ class FreeCovariance:
             inverse = self._inverse
         else:  # zeros of Q at these places
             own, zeros = self.structure, self.values.new_zeros(structure.nnz)
-            joined = append_entries(own, structure.rows, structure.cols)
+            joined = join_structures(own, structure.rows, structure.cols)
             zeros = zeros.expand(*self.values.shape[:-1], -1)
             both = torch.cat((self.values, zeros), -1)
             inverse = SymmetricInverse(joined, both, None, MAX_SOLVES)
         with explain_singular():
             entries = inverse.selected_inverse()[..., -structure.nnz :]
         return (values * entries).sum(-1)
+
+
+def join_structures(structure: Structure, rows: Tensor, cols: Tensor) -> Structure:
+    """The structure with more entries behind its own, also at places that it has already."""
+    joined = torch.cat((structure.rows, rows)), torch.cat((structure.cols, cols))
+    return structure_of(*joined, structure.shape)
 
 
 def multiply(

@@ -16,7 +16,7 @@ from ..._torch.modes import copy_to_keep, is_recorded, is_transformed
 from ...errors import DtypeError, OptionError, ShapeError
 from .conditional_field import LOG_2_PI, ConditionalField
 from .constrained_covariance import ConstrainedCovariance
-from .covariance import FreeCovariance, multiply, sum_squares
+from .covariance import Covariance, FreeCovariance, multiply, sum_squares
 from .linear_constraints import LinearConstraints, read_constraints
 
 # With more rows, the covariance matrix, which is dense, is not formed.
@@ -335,11 +335,8 @@ class GaussianField(ConditionalField):
 
     def _prepare(self) -> None:
         self._structure = self.pattern._structure.on(self.values.device)
-        if self._given is None:
-            self._covariance = FreeCovariance(self._structure, self.values)
-        else:
-            C = self._given.C
-            self._covariance = ConstrainedCovariance(self._structure, self.values, C)
+        C = None if self._given is None else self._given.C
+        self._covariance = _make_covariance(self._structure, self.values, C)
 
     def __repr__(self) -> str:
         parts = [f"n={self.event_shape[0]}", f"nnz={self.pattern.nnz}"]
@@ -348,3 +345,9 @@ class GaussianField(ConditionalField):
         if self._given is not None:
             parts.append(f"constraints={len(self._given.C)}")
         return f"GaussianField({', '.join(parts)})"
+
+
+def _make_covariance(structure: Any, values: Tensor, C: Tensor | None) -> Covariance:
+    if C is None:
+        return FreeCovariance(structure, values)
+    return ConstrainedCovariance(structure, values, C)
