@@ -10,8 +10,8 @@ from ._energy.indexed_sum import IndexedSum
 from ._energy.restricted_energy import RestrictedEnergy
 from ._engines.protocol import Availability
 from ._factor.pending_errors import synchronize
-from ._gaussian import operations as _operations  # noqa: F401 - what `Pattern.logdet` calls
 from ._gaussian import slogdet as _slogdet  # noqa: F401 - what `Pattern.slogdet` calls
+from ._gaussian import symmetric_inverse as _inverse  # noqa: F401 - what `Pattern.logdet` calls
 from ._gaussian.fields import divergence as _divergence  # noqa: F401 - which torch.distributions calls
 from ._gaussian.fields.gaussian_field import GaussianField
 from ._optimize.find_root import find_root

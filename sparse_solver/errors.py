@@ -293,7 +293,7 @@ class EngineUnsupportedError(SparseSolverError, NotImplementedError):
 
 
 class EngineError(SparseSolverError, RuntimeError):
-    """A native library failed.
+    """A native library failed, or no method factors the matrix accurately.
 
     Attributes
     ----------
@@ -302,7 +302,8 @@ class EngineError(SparseSolverError, RuntimeError):
     code : int or None
         The error code of the library.
     out_of_memory : bool
-        Whether there was not enough memory. Other failures are defects, to be reported.
+        Whether there was not enough memory. Other failures of a library are defects, to be
+        reported.
     """
 
     engine: str | None = None

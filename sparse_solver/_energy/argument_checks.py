@@ -8,15 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from .._sparse.index_checks import INDEX_DTYPES, check_range, describe_type
-from ..errors import DeviceError, DtypeError, IndexRangeError, LayoutError, ShapeError
+from .._sparse.index_checks import INDEX_DTYPES, check_dense, check_range, describe_type
+from ..errors import DeviceError, DtypeError, IndexRangeError, ShapeError
 from .terms.element_terms import Terms
-
-
-def _describe_tensor(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor of layout {value.layout}"
-    return describe_type(value)
 
 
 def check_indices(indices: Tensor) -> None:
@@ -34,10 +28,7 @@ def check_indices(indices: Tensor) -> None:
 def check_constants(name: str, tree: Any, count: int, device: torch.device) -> None:
     """Raise unless constants are dense tensors (count, ...) on the device of the indices."""
     for leaf in tree_leaves(tree) if tree is not None else ():
-        if not isinstance(leaf, Tensor) or leaf.layout != torch.strided:
-            raise LayoutError(
-                f"{name} holds {_describe_tensor(leaf)}; expected dense torch tensors"
-            )
+        check_dense(f"a constant in {name}", leaf)
         if leaf.dim() == 0 or leaf.shape[0] != count:
             raise ShapeError(f"{name} has shape {tuple(leaf.shape)}; expected ({count}, ...)")
         if leaf.device != device:
@@ -47,8 +38,7 @@ def check_constants(name: str, tree: Any, count: int, device: torch.device) -> N
 
 def check_variables(X: Tensor, terms: tuple[Terms, ...]) -> None:
     """Raise unless X is a dense real tensor on the device of the indices."""
-    if not isinstance(X, Tensor) or X.layout != torch.strided:
-        raise LayoutError(f"X is {_describe_tensor(X)}; expected a dense torch tensor")
+    check_dense("X", X)
     if X.dtype not in (torch.float32, torch.float64):
         raise DtypeError(f"X has dtype {X.dtype}; expected float32 or float64")
     for group in terms:

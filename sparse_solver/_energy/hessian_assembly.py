@@ -25,14 +25,14 @@ class HessianAssembly:
     Hessians are added up in one triangle of the matrix, which is then expanded.
 
     places : for each group (terms · d²,), to which entries of the triangle the Hessians are added
-    halves : of the entries of the triangle: 1 on the diagonal and ½ off it, where the entries ab
-        and ba of a Hessian are added to the same entry
+    weights : factors of the entries of the triangle: 1 on the diagonal and ½ off it, where the
+        entries ab and ba of a Hessian are added to the same entry
     expand : (nnz,) which entry of the triangle each entry of the pattern is
     pattern : the matrix, both triangles, sorted, without duplicates, with the whole diagonal
     """
 
     places: tuple[Tensor, ...]
-    halves: Tensor
+    weights: Tensor
     expand: Tensor
     pattern: Pattern
 
@@ -44,11 +44,10 @@ class HessianAssembly:
 
     def expand_triangle(self, triangle: Tensor) -> Tensor:
         """(nnz,) the values of the pattern."""
-        return (triangle * self.halves).index_select(0, self.expand)
+        return (triangle * self.weights).index_select(0, self.expand)
 
 
-# As many as there are structures to be remembered.
-_assemblies: TensorCache[HessianAssembly] = TensorCache(capacity=16)
+_assemblies: TensorCache[HessianAssembly] = TensorCache()
 
 
 def find_assembly(indices: tuple[Tensor, ...], shape: torch.Size) -> HessianAssembly:
@@ -76,10 +75,10 @@ def _build_assembly(indices: tuple[Tensor, ...], shape: torch.Size) -> HessianAs
     order = row_major(both_rows, both_cols)
     expand = torch.cat((torch.arange(len(rows), device=device), off))[order]
     # float32 represents both factors exactly, and products take the dtype of the Hessians.
-    halves = torch.ones(len(rows), dtype=torch.float32, device=device)
-    halves[off] = 0.5
+    weights = torch.ones(len(rows), dtype=torch.float32, device=device)
+    weights[off] = 0.5
     # The places are the largest of all arrays, hence int32 where that suffices.
     small = torch.int32 if len(rows) < 2**31 else torch.int64
     places = at.to(small).split([*map(len, keys), n])[:-1]
     structure = structure_of(both_rows[order], both_cols[order], (n, n))
-    return HessianAssembly(places, halves, expand, Pattern._of(structure))
+    return HessianAssembly(places, weights, expand, Pattern._of(structure))

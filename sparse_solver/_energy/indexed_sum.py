@@ -203,7 +203,7 @@ class IndexedSum:
         how = projection_of(project)
         self._check(X)
         assembly = self._assembly
-        triangle = X.new_zeros(assembly.halves.numel())
+        triangle = X.new_zeros(assembly.weights.numel())
         for group, chunk, each in self._evaluate(compute_hessians, X):
             each = each if how is None else project_matrices(each, how)
             triangle = assembly.add(group, chunk.start, each, triangle)

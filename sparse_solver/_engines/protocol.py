@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from .._sparse.halves import Halves
+from .._sparse.both_triangles import BothTriangles
 from .._sparse.matrix import Matrix
 from .._sparse.structure import Structure
 from .._sparse.triangle import Arrangement
@@ -126,7 +126,7 @@ class Sizes(Protocol):
 
     nnz : entries of the factor or factors
     flops : floating-point operations of this factorisation
-    memory_bytes : what it keeps
+    memory_bytes : the memory of what the factorisation keeps
     """
 
     @property
@@ -144,7 +144,7 @@ class Factor(Sizes, Protocol):
 
     arrangement, values : a private copy of the matrix that was factored, to form residuals with
     perturbed_pivots : pivots that were too small and were enlarged
-    negative_eigenvalues : of a symmetric or Hermitian matrix
+    negative_eigenvalues : how many a symmetric or Hermitian matrix has
     sound : whether the pivots alone show that all solutions are good: those of a positive definite
         matrix, none of which may be a rounding error of its diagonal entry
     """
@@ -185,11 +185,11 @@ class Symbolic(Protocol):
 
 
 @runtime_checkable
-class DirectSymbolic(Protocol):
+class UpperSymbolic(Protocol):
     """An analysis that takes positive definite matrices whose entries were not looked at."""
 
-    def reorder(self, halves: Halves) -> Halves:
-        """The halves of the structure, in the order in which the values are wanted."""
+    def reorder(self, triangles: BothTriangles) -> BothTriangles:
+        """The triangles of the structure, in the order in which the values are wanted."""
 
     def factor_upper(self, upper: Tensor, diagonal: Tensor) -> Factor:
         """Factor a matrix by its upper triangle, in that order; `diagonal` is part of it.
@@ -265,7 +265,7 @@ class ApproximateInverse(Sizes, Protocol):
     Its sizes are those of what belongs to it, and not to the caller.
 
     method : what it is and what it is used for, in words
-    proof : what it shows about A, which need not be proved to be positive definite then, or None
+    proof : what shows that A is positive definite, which need not be proved then; or None
     is_definite : whether it is known to be positive definite
     """
 
@@ -287,7 +287,7 @@ class Candidate(Protocol):
     """A matrix that may be iterated with, for as long as that is cheaper than to factor it.
 
     iteration_bound : the most iterations of a solve, as far as the values show; else infinity
-    iteration_cost : of one right-hand side, in bytes moved
+    iteration_cost : that of an iteration for one right-hand side, in bytes moved
     is_dominant : whether the values suggest that the matrix can be proved not to be singular
     """
 
@@ -326,7 +326,7 @@ class IterativeSymbolic(Iterative, Protocol):
 class IterativeFactor(Protocol):
     """What the factors of an iterative engine tell in addition.
 
-    iterations : of the latest solve, None before the first one
+    iterations : those of the latest solve; None before the first one
     backward_error : the largest one of the latest solve
     proof : what shows that the matrix is not singular
     """

@@ -19,7 +19,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .._sparse.halves import Halves
+from .._sparse.both_triangles import BothTriangles
 from .._sparse.matrix import Matrix
 from .._sparse.structure import Structure, row_major, row_pointers
 from .._sparse.triangle import Arrangement, arrangement_of
@@ -128,8 +128,8 @@ class QdldlSymbolic:
         upper = values.index_select(0, self.source)
         return QdldlFactor(self, upper, upper.index_select(0, self.at_diagonal))
 
-    def reorder(self, halves: Halves) -> Halves:
-        return halves.reorder(self.source, self.at_diagonal)
+    def reorder(self, triangles: BothTriangles) -> BothTriangles:
+        return triangles.reorder(self.source, self.at_diagonal)
 
     def factor_upper(self, upper: Tensor, diagonal: Tensor) -> QdldlFactor:
         return QdldlFactor(self, upper, diagonal)
@@ -187,7 +187,7 @@ class QdldlFactor:
             *(*symbolic.pattern, reordered.data_ptr(), *L, at_pivots, at_pivots + 8 * n),
             *(*symbolic.tree, at_integers + 24 * n, at_integers, at_pivots + 16 * n),
         )
-        pivots = self._pivots()
+        pivots = self._diagonal_of_D()
         if positive != n:  # -1 if it stopped at a pivot of zero
             bad = ~(pivots > 0) if positive >= 0 else pivots == 0
             row = int(symbolic.order[int(torch.nonzero(bad)[0])])
@@ -197,10 +197,10 @@ class QdldlFactor:
 
     def pivots(self) -> Pivots:
         order = self._symbolic.order.numpy()
-        return read_pivots(self._pivots().numpy(), order, order)
+        return read_pivots(self._diagonal_of_D().numpy(), order, order)
 
-    def _pivots(self) -> Tensor:
-        """(n,) the diagonal of D."""
+    def _diagonal_of_D(self) -> Tensor:
+        """(n,) a view of where the library stores it."""
         below = self._symbolic.nnz - self._symbolic.n
         found: Tensor = self._numbers[below : below + self._symbolic.n]
         return found
@@ -217,12 +217,10 @@ class QdldlFactor:
     def substitute_half(self, rhs: Tensor, adjoint: bool) -> Tensor:
         (order, step), library, n = self._symbolic.gathers, self._symbolic.library, self._symbolic.n
         x = permute_columns(rhs, order).to(torch.float64)
-        roots = self._pivots().rsqrt()  # of the pivots, inverted
+        roots = self._diagonal_of_D().rsqrt()  # inverted
         x = x if adjoint else x * roots
-        substitute, L = (
-            (library.forward if adjoint else library.backward),
-            self._solve_arguments[:4],
-        )
+        substitute = library.forward if adjoint else library.backward
+        L = self._solve_arguments[:4]
         first = x.data_ptr()
         for at in range(first, first + 8 * x.numel(), 8 * n):
             substitute(*L, at)

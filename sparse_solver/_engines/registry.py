@@ -7,7 +7,6 @@ a line to `_ENGINES`, and, for the engine to be chosen by default, a place in `s
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 
 import torch
 
@@ -71,7 +70,7 @@ def _cg() -> Engine:
 
 
 # In the order in which `engines()` lists them. A module is imported, and its library loaded, when
-# the engine is first used.
+# the engine is first used: by functions, since torch.compile traces these, but not importlib.
 _ENGINES: dict[str, Callable[[], Engine]] = {
     "pardiso": _pardiso,
     "qdldl": _qdldl,
@@ -90,12 +89,16 @@ def engine_names() -> tuple[str, ...]:
     return tuple(_ENGINES)
 
 
-@cache
-def engine_named(name: str) -> Engine:
-    """The engine called `name`, installed or not."""
-    if name not in _ENGINES:
+def check_name(name: str) -> None:
+    """Raise OptionError unless there is an engine called `name`."""
+    if name not in engine_names():
         names = ", ".join(map(repr, _ENGINES))
         raise OptionError(f"engine={name!r}: there is no such engine; the engines are {names}")
+
+
+def engine_named(name: str) -> Engine:
+    """The engine called `name`, installed or not."""
+    check_name(name)
     return _ENGINES[name]()
 
 
@@ -116,7 +119,7 @@ def installed_on(device: torch.device) -> list[str]:
 
 
 def direct_engines_on(device: torch.device) -> list[str]:
-    """Those of them that factor; where there is PARDISO, nothing else need be compiled for that."""
+    """The installed engines that factor; beside PARDISO, none that is still to be compiled."""
     names = [name for name in installed_on(device) if not iterates(name)]
     if "pardiso" not in names:
         return names
@@ -125,7 +128,7 @@ def direct_engines_on(device: torch.device) -> list[str]:
 
 
 def iterative_engines_on(device: torch.device) -> list[str]:
-    """Those of them that iterate."""
+    """The installed engines that iterate on this device."""
     return [name for name in installed_on(device) if iterates(name)]
 
 

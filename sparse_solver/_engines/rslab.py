@@ -44,15 +44,17 @@ from .protocol import (
 )
 from .superlu import SuperluSymbolic
 
-# The process that has used rslab first.
-_user: list[int] = []
+_is_used = False  # by this process, or by a parent of it
+_is_forked = False  # since a parent has used it
 
 
-def _is_forked() -> bool:
-    """Whether a parent of this process has used rslab; if none has, this process is about to."""
-    if not _user:
-        _user.append(os.getpid())
-    return _user[0] != os.getpid()
+def _after_fork() -> None:
+    global _is_forked
+    _is_forked = _is_used
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class RslabSymbolic:
@@ -99,7 +101,7 @@ class RslabSymbolic:
         return nnz if self._is_ldlt else (nnz + self._analysis.n) // 2
 
     def factor(self, matrix: Matrix) -> Factor:
-        if _is_forked():
+        if _is_forked:
             return SuperluSymbolic(matrix.structure, *self._request).factor(matrix)
         check_memory("rslab", self._analysis.factor_nnz, self._dtype)
         values = self._arrange(matrix)
@@ -112,7 +114,7 @@ class RslabSymbolic:
         return factor
 
     def analyze_values(self, matrix: Matrix) -> Symbolic | None:
-        if self._is_matched or self._kind == "spd" or _is_forked():
+        if self._is_matched or self._kind == "spd" or _is_forked:
             return None
         return RslabSymbolic(matrix.structure, *self._request, match=matrix)
 
@@ -144,7 +146,7 @@ class RslabFactor:
         return self.arrangement.coverage == "full"
 
     def substitute(self, rhs: Tensor, transpose: bool) -> Tensor:
-        if _is_forked():
+        if _is_forked:
             return self._factor_again().substitute(rhs, transpose)
         b, factor = rhs.numpy(), self._factor
         if transpose and self._is_lu:
@@ -179,6 +181,8 @@ def _analyze(rows: Tensor, cols: Tensor, data: Tensor, n: int, is_ldlt: bool) ->
 
 def _call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """Call rslab, and raise its errors as typed ones."""
+    global _is_used
+    _is_used = True
     try:
         return function(*arguments, **options)
     except MemoryError as error:
@@ -207,7 +211,7 @@ class Rslab:
     def analyze(
         self, structure: Structure, kind: Kind, dtype: torch.dtype, triangle: str | None
     ) -> Symbolic:
-        if _is_forked():
+        if _is_forked:
             return SuperluSymbolic(structure, kind, dtype, triangle)
         return RslabSymbolic(structure, kind, dtype, triangle)
 

@@ -71,7 +71,7 @@ class Choice(NamedTuple):
     by_envelope: bool = False
 
 
-def predicted_flops(n: int, factor_nnz: int) -> float:
+def predicted_flops(n: int, factor_nnz: float) -> float:
     """A lower bound of the operations Σ c_j² of a Cholesky factorisation.
 
     c_j is the number of entries of column j. By Cauchy–Schwarz, Σ c_j² ≥ (Σ c_j)² / n. The bound
@@ -88,7 +88,7 @@ def direct_cost(engine: str, n: int, factor_nnz: float, single: bool) -> float:
     >>> f"{direct_cost('pardiso', 250_000, 8_700_000, single=False):.1e}"
     '4.5e+09'
     """
-    flops = USUAL_FLOPS * factor_nnz**2 / n
+    flops = USUAL_FLOPS * predicted_flops(n, factor_nnz)
     in_blocks = engine in ("pardiso", "supernodal")
     of_flop = BYTES_PER_FLOP_IN_BLOCKS if in_blocks else BYTES_PER_FLOP_IN_LOOPS
     cost = BYTES_PER_FACTOR_ENTRY * factor_nnz + of_flop * flops

@@ -48,8 +48,7 @@ def with_pivots(problem: Problem, is_definite: bool) -> Problem:
     is_definite : whether all of them are known to be positive definite
     """
     options = problem.options
-    assume = options.assume
+    assume = "spd" if is_definite else options.assume
     if assume == "auto":  # what has been found out already is not tried again
         assume = "general" if options.triangle is None else "symmetric"
-    assume = "spd" if is_definite else assume
     return Problem(problem.structure, Options(assume, options.triangle, ROBUST_ENGINE))

@@ -29,10 +29,10 @@ from .._torch.modes import materialize
 from ..errors import NonFiniteError, NotSymmetricError, SparseSolverError
 from .accuracy.checked_factor import BlockInDoubt, InverseOperator
 from .ladder.symmetry import check_symmetry, check_triangle
-from .methods import method_named
 from .non_blocking import factor_non_blocking
 from .pending_errors import raise_finished
 from .problem import Problem
+from .purposes import purpose_named
 
 _WHOLE = slice(0, 1)  # of a batch of one matrix
 
@@ -116,9 +116,9 @@ class Factors:
             return
         self._raise_pending()
         problem, values = self.problem, materialize(values).contiguous()
-        method, options = method_named(problem.method), problem.options
+        purpose, options = purpose_named(problem.purpose), problem.options
         non_blocking = options.non_blocking and problem.structure.device != CPU
-        factor: Callable[..., InverseOperator] = method.factor
+        factor: Callable[..., InverseOperator] = purpose.factor
         if non_blocking:
             factor = factor_non_blocking
         elif problem.preconditioner is not None:
@@ -131,7 +131,7 @@ class Factors:
         except (NonFiniteError, NotSymmetricError) as error:
             if isinstance(error, NonFiniteError) and self._has_blocks(values):
                 raise_non_finite("values", values)  # with the number that the caller knows
-            method.explain(error, problem.structure, _as_batch(values))
+            purpose.explain(error, problem.structure, _as_batch(values))
             raise
         self._parts, self._values = parts, values.clone() if self._compare else None
 

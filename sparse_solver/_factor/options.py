@@ -8,17 +8,13 @@ from typing import Literal, get_args
 import torch
 
 from .._engines.protocol import Kind
-from .._engines.registry import engine_names, iterates
+from .._engines.registry import check_name, iterates
 from .._sparse.values import is_single
 from ..errors import OptionError
 
 Assume = Literal["auto", "spd", "symmetric", "hermitian", "general"]
 Triangle = Literal["lower", "upper"]
 Precision = Literal["full", "mixed"]
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return ", ".join(map(repr, names))
 
 
 @dataclass(frozen=True)
@@ -42,16 +38,12 @@ class Options:
     def check(self, dtype: torch.dtype) -> None:
         """Raise OptionError where an option does not exist, or contradicts another one."""
         if self.assume not in get_args(Assume):
-            raise OptionError(
-                f"assume={self.assume!r}: expected one of {_listed(get_args(Assume))}"
-            )
+            kinds = ", ".join(map(repr, get_args(Assume)))
+            raise OptionError(f"assume={self.assume!r}: expected one of {kinds}")
         if self.triangle is not None and self.triangle not in get_args(Triangle):
             raise OptionError(f"triangle={self.triangle!r}: expected 'lower', 'upper' or None")
-        if self.engine is not None and self.engine not in engine_names():
-            raise OptionError(
-                f"engine={self.engine!r}: there is no such engine; the engines are "
-                f"{_listed(engine_names())}"
-            )
+        if self.engine is not None:
+            check_name(self.engine)
         if not isinstance(self.non_blocking, bool):
             raise OptionError(f"non_blocking={self.non_blocking!r}: expected True or False")
         if self.non_blocking and self.assume == "auto":

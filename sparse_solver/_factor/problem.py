@@ -22,14 +22,14 @@ class Problem:
     """Everything about a linear system besides its values and right-hand sides.
 
     submatrix : the rows and columns that take part in the solve; None for all of them
-    method : the name of the `Method` that factors the matrix; see `methods`
+    purpose : what the matrix is factored for, the name of a `Purpose`
     preconditioner : an approximate inverse to iterate with instead of factoring
     """
 
     structure: Structure
     options: Options
     submatrix: Submatrix | None = None
-    method: str = "solve"
+    purpose: str = "solve"
     preconditioner: Preconditioner | None = None
 
     # What was found out for some dtype; it stays true, since nothing of a problem changes.

@@ -22,17 +22,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from .._factor.lifetime import token_of
 from .._solve.autograd import apply_solve
 from .._sparse.kernels import Places, apply
 from .determinant_factors import DeterminantFactors
 from .entries import spread_blocks, sum_blocks
-from .functions import COLUMNS, apply_to_all, check_solves, unit_rows
+from .functions import COLUMNS, OfValues, check_solves, unit_rows
 
 
-class SignAndLogarithm(Function):
+class SignAndLogarithm(OfValues):
     """(..., blocks) s and l of the blocks of A, for `values` (nnz,) or (B, nnz)."""
 
     @staticmethod
@@ -67,15 +66,8 @@ class SignAndLogarithm(Function):
             return torch.zeros_like(sign), trace
         return torch.complex(-trace.imag * sign.imag, trace.imag * sign.real), trace.real
 
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: Any, values: Tensor, factors: DeterminantFactors
-    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-        sign, logarithm = apply_to_all(SignAndLogarithm, values, in_dims[0], factors)
-        return (sign, logarithm), (0, 0)
 
-
-class InverseEntries(Function):
+class InverseEntries(OfValues):
     """The entries (A⁻¹)_ji at the stored places (i, j), for `values` (nnz,) or (B, nnz)."""
 
     @staticmethod
@@ -87,12 +79,6 @@ class InverseEntries(Function):
         places = _places_of(values, factors)
         (entries,) = _find_entries(values, factors, [places.of(True)])
         return entries
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        values, ctx.factors = inputs
-        ctx.save_for_backward(values)
-        ctx.save_for_forward(values)
 
     @staticmethod
     def backward(ctx: Any, bar: Tensor) -> Any:  # type: ignore[override] # torch's is (ctx, *grads)
@@ -111,13 +97,6 @@ class InverseEntries(Function):
         places = _places_of(values, factors)
         (change,) = _find_entries(values, factors, [places.of(True)], (values_dot, places))
         return -change
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: Any, values: Tensor, factors: DeterminantFactors
-    ) -> tuple[Tensor, int]:
-        (result,) = apply_to_all(InverseEntries, values, in_dims[0], factors)
-        return result, 0
 
 
 def _mirror(numbers: Tensor, places: Places) -> Tensor:

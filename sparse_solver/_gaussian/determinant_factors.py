@@ -20,7 +20,7 @@ from .._factor.problem import Problem
 from .._sparse.block_diagonal import count_matrices
 from .._torch.modes import materialize
 from .factors import can_invert
-from .operations import SymmetricInverse
+from .symmetric_inverse import SymmetricInverse
 
 
 class _Found(NamedTuple):

@@ -56,12 +56,6 @@ def _find_entries(structure: Structure, triangle: Triangle | None) -> Entries:
     return Entries(slot, upper.nnz, on_diagonal, upper.rows == upper.col)
 
 
-def find_diagonal(structure: Structure) -> Tensor:
-    """(n,) a stored entry at each place of the diagonal; 0 where there is none."""
-    at = torch.nonzero(structure.rows == structure.cols).squeeze(-1)
-    return at.new_zeros(structure.shape[0]).index_copy(0, structure.rows[at], at)
-
-
 def complete(structure: Structure) -> Structure:
     """The structure with the opposite of every entry, missing ones at the end.
 
@@ -82,10 +76,6 @@ def _find_complete(structure: Structure) -> Structure | None:
 
 def join_blocks(structure: Structure) -> Structure:
     """The structure of the matrix on whose diagonal the matrices of a batch are."""
-    return structure.remember(_join_blocks)
-
-
-def _join_blocks(structure: Structure) -> Structure:
     # Copies, since a structure is found again by its indices.
     return Structure(structure.rows.clone(), structure.cols.clone(), structure.shape)
 
@@ -94,21 +84,18 @@ def spread_blocks(structure: Structure, of_blocks: Tensor) -> Tensor:
     """(..., nnz) or (..., 1) at the entries of each diagonal block, its number in (..., blocks)."""
     if of_blocks.shape[-1] == 1:
         return of_blocks
-    return of_blocks.index_select(-1, blocks_of_entries(structure, of_blocks.shape[-1]))
+    number = structure.remember(_find_blocks, of_blocks.shape[-1])
+    return of_blocks.index_select(-1, number)
 
 
 def sum_blocks(structure: Structure, stored: Tensor, blocks: int) -> Tensor:
     """(..., blocks) the sums of the numbers (..., nnz) at the entries of each diagonal block."""
     if blocks == 1:
         return stored.sum(-1, keepdim=True)
-    number = blocks_of_entries(structure, blocks)
+    number = structure.remember(_find_blocks, blocks)
     return stored.new_zeros((*stored.shape[:-1], blocks)).index_add(-1, number, stored)
 
 
-def blocks_of_entries(structure: Structure, count: int) -> Tensor:
-    """(nnz,) the diagonal block, of `count` blocks of one size, that each stored entry is in."""
-    return structure.remember(_find_blocks, count)
-
-
 def _find_blocks(structure: Structure, count: int) -> Tensor:
+    """(nnz,) the diagonal block, of `count` blocks of one size, that each stored entry is in."""
     return structure.rows // max(1, structure.shape[0] // max(1, count))

@@ -29,7 +29,7 @@ from ..errors import (
     SingularMatrixError,
     TriangleError,
 )
-from .entries import Entries, entries_of, spread_blocks, sum_blocks, weigh
+from .entries import Entries, entries_of, weigh
 from .real_form import to_complex
 
 # What is wrong with values.
@@ -81,7 +81,7 @@ class InverseFactors:
 
     def __init__(self, matrices: Matrices, compare: bool = False):
         self._matrices, self._compare = matrices, compare
-        self._structure, self._options = matrices.structure, Options("spd", matrices.triangle)
+        self.structure, self._options = matrices.structure, Options("spd", matrices.triangle)
         self.triangle, self.blocks = matrices.triangle, matrices.blocks
         self.max_solves = matrices.max_solves
         self._parts: list[_Part] | None = None
@@ -91,22 +91,22 @@ class InverseFactors:
     @property
     def problem(self) -> Problem:
         """The solves with these matrices."""
-        return Problem(self._structure, self._options)
+        return Problem(self.structure, self._options)
 
     @property
     def entries(self) -> Entries:
         """The stored entries of one matrix."""
-        return entries_of(self._structure, self.triangle)
+        return entries_of(self.structure, self.triangle)
 
     @property
     def n(self) -> int:
         """The rows of one matrix."""
-        return self._structure.shape[0]
+        return self.structure.shape[0]
 
     @property
     def upper_places(self) -> Places:
         """Where the upper entries of one matrix stand."""
-        upper = arrangement_of(self._structure, "upper", self.triangle)
+        upper = arrangement_of(self.structure, "upper", self.triangle)
         return Places(upper.rows, upper.col, "symmetric")
 
     @property
@@ -143,14 +143,6 @@ class InverseFactors:
             flat = determinants.view(-1, self.blocks)
             flat[batch] = pivots.view(batch.stop - batch.start, self.blocks, -1).sum(-1)
         return determinants
-
-    def spread(self, of_blocks: Tensor) -> Tensor:
-        """(..., nnz) or (..., 1) at the entries of each block, the number (..., blocks) of it."""
-        return spread_blocks(self._structure, of_blocks)
-
-    def sum_blocks(self, stored: Tensor) -> Tensor:
-        """(..., blocks) the sums of the numbers (..., nnz) at the entries of each block."""
-        return sum_blocks(self._structure, stored, self.blocks)
 
     def invert(self, values: Tensor) -> Tensor:
         """(..., count) the upper entries of the inverses."""
@@ -215,7 +207,7 @@ class InverseFactors:
         supernodal = load()
         if self._matrices.is_real_form:
             self._check_given(to_complex(matrices))
-        for batch, structure in split_batch(self._structure, len(matrices)):
+        for batch, structure in split_batch(self.structure, len(matrices)):
             matrix = Matrix(structure, matrices[batch].reshape(-1))
             check_triangle(structure, self.triangle)
             choose_kinds(matrix, self._options)

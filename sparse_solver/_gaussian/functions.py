@@ -23,14 +23,32 @@ from .._solve.shapes import solve_values
 from .._sparse.kernels import apply
 from .._sparse.values import CPU, to_double
 from ..errors import OptionError
-from .entries import weigh
+from .entries import spread_blocks, sum_blocks, weigh
 from .factors import InverseFactors
 
 # Columns of the inverse that derivatives compute at once.
 COLUMNS = 64
 
 
-class LogDeterminant(Function):
+class OfValues(Function):
+    """A Function of the values of matrices and their factors, also of those that vmap adds."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        values, ctx.factors = inputs
+        ctx.save_for_backward(values)
+        ctx.save_for_forward(values)
+
+    @classmethod
+    def vmap(cls, info: Any, in_dims: Any, values: Tensor, factors: Any) -> Any:  # type: ignore[override] # static in torch, which calls it by the class
+        found = cls.apply(fold_values(values, in_dims[0]), factors.batched())
+        lead = values.movedim(in_dims[0], 0).shape[:-1]
+        if isinstance(found, tuple):
+            return tuple(each.view(*lead, each.shape[-1]) for each in found), (0,) * len(found)
+        return found.view(*lead, found.shape[-1]), 0
+
+
+class LogDeterminant(OfValues):
     """(..., blocks) log det of the blocks of A, for `values` (nnz,) or (B, nnz)."""
 
     @staticmethod
@@ -38,27 +56,15 @@ class LogDeterminant(Function):
         return factors.sum_log_pivots(values).to(values.dtype)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        values, ctx.factors = inputs
-        ctx.save_for_backward(values)
-        ctx.save_for_forward(values)
-
-    @staticmethod
     def backward(ctx: Any, bar: Tensor) -> Any:  # type: ignore[override] # torch's is (ctx, *grads)
-        (values,) = ctx.saved_tensors
-        return ctx.factors.spread(bar) * _gradient(values, ctx.factors), None
+        (values,), factors = ctx.saved_tensors, ctx.factors
+        return spread_blocks(factors.structure, bar) * _gradient(values, factors), None
 
     @staticmethod
     def jvp(ctx: Any, values_dot: Tensor, _: None) -> Tensor:  # type: ignore[override] # likewise
-        (values,) = ctx.saved_tensors
-        return ctx.factors.sum_blocks(values_dot * _gradient(values, ctx.factors))  # type: ignore[no-any-return] # of torch's context
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: Any, values: Tensor, factors: InverseFactors
-    ) -> tuple[Tensor, int]:
-        (result,) = apply_to_all(LogDeterminant, values, in_dims[0], factors)
-        return result, 0
+        (values,), factors = ctx.saved_tensors, ctx.factors
+        changes = values_dot * _gradient(values, factors)
+        return sum_blocks(factors.structure, changes, factors.blocks)
 
 
 def _gradient(values: Tensor, factors: InverseFactors) -> Tensor:
@@ -66,18 +72,12 @@ def _gradient(values: Tensor, factors: InverseFactors) -> Tensor:
     return weigh(inverse, factors.entries.on_diagonal, 2 if factors.is_half else 1)
 
 
-class SelectedInverse(Function):
+class SelectedInverse(OfValues):
     """The entries of A⁻¹ at the stored places, for `values` (nnz,) or (B, nnz)."""
 
     @staticmethod
     def forward(values: Tensor, factors: InverseFactors) -> Tensor:
         return factors.entries.unfold(factors.invert(values)).to(values.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        values, ctx.factors = inputs
-        ctx.save_for_backward(values)
-        ctx.save_for_forward(values)
 
     @staticmethod
     def backward(ctx: Any, bar: Tensor) -> Any:  # type: ignore[override] # torch's is (ctx, *grads)
@@ -93,13 +93,6 @@ class SelectedInverse(Function):
         direction = factors.entries.fold(values_dot, 1 if factors.is_half else 0.5)
         change: Tensor = factors.entries.unfold(PerturbedInverse.apply(values, direction, factors))
         return change
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: Any, values: Tensor, factors: InverseFactors
-    ) -> tuple[Tensor, int]:
-        (result,) = apply_to_all(SelectedInverse, values, in_dims[0], factors)
-        return result, 0
 
 
 class PerturbedInverse(Function):
@@ -155,14 +148,6 @@ def fold_values(values: Tensor, dim: int) -> Tensor:
     """(B, nnz) values of all matrices, where vmap has one more dimension."""
     moved = values.movedim(dim, 0)
     return moved.reshape(moved.shape[:-1].numel(), moved.shape[-1])
-
-
-def apply_to_all(function: type[Function], values: Tensor, dim: int, factors: Any) -> list[Tensor]:
-    """The results of a Function of values and factors for all matrices, where vmap has one more."""
-    found = function.apply(fold_values(values, dim), factors.batched())
-    lead = values.movedim(dim, 0).shape[:-1]
-    results = found if isinstance(found, tuple) else (found,)
-    return [result.view(*lead, result.shape[-1]) for result in results]
 
 
 def unit_rows(low: int, high: int, n: int, dtype: torch.dtype) -> Tensor:

@@ -13,7 +13,7 @@ from .._solve.shapes import check_values
 from .._sparse.values import CPU, is_single, to_double
 from .determinant import SignAndLogarithm
 from .determinant_factors import DeterminantFactors
-from .operations import check_max_solves
+from .symmetric_inverse import check_max_solves
 
 
 class GeneralDeterminant:

@@ -76,7 +76,7 @@ class Equations:
         return solve_values(self.problem, values, rhs, factors=factors)
 
     def try_inverse(self, values: Tensor, rhs: Tensor, factors: Factors) -> Tensor | None:
-        """The same, or None where no digit of the result would be correct."""
+        """J⁻¹ applied to `rhs`, or None where no digit of the result would be correct."""
         try:
             return self.apply_inverse(values, rhs, factors)
         except SingularMatrixError:

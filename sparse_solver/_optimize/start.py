@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._factor.options import Options
 from .._factor.problem import Problem
-from .._sparse.index_checks import describe_type
+from .._sparse.index_checks import check_dense, describe_type
 from .._sparse.structure import Structure
 from .._sparse.submatrix import remove_rows
 from .._torch.modes import is_transformed
@@ -16,10 +16,7 @@ from ..errors import DeviceError, DtypeError, LayoutError, OptionError, ShapeErr
 
 def check_start(x0: Tensor, parameters: tuple[Tensor, ...]) -> None:
     """Raise unless Newton's method can start at x0, and be differentiated in the parameters."""
-    if not isinstance(x0, Tensor) or x0.layout != torch.strided:
-        is_tensor = isinstance(x0, Tensor)
-        what = f"has layout {x0.layout}" if is_tensor else f"is {describe_type(x0)}"
-        raise LayoutError(f"x0 {what}; expected a dense torch tensor")
+    check_dense("x0", x0)
     for parameter in parameters:
         if not isinstance(parameter, Tensor):
             raise LayoutError(f"params holds {describe_type(parameter)}; expected torch tensors")
@@ -43,10 +40,7 @@ def set_fixed_values(x0: Tensor, fixed: Tensor | None, values: Tensor | None) ->
         return x0
     if fixed is None:
         raise OptionError("fixed_values are given without fixed=, which says where they belong")
-    if not isinstance(values, Tensor) or values.layout != torch.strided:
-        is_tensor = isinstance(values, Tensor)
-        what = f"have layout {values.layout}" if is_tensor else f"are {describe_type(values)}"
-        raise LayoutError(f"fixed_values {what}; expected a dense torch tensor")
+    check_dense("fixed_values", values)
     is_mask = fixed.dtype == torch.bool
     entries = x0.reshape(-1) if is_mask and fixed.shape == x0.shape else x0
     places = torch.nonzero(fixed.reshape(-1)).squeeze(-1) if is_mask else fixed.to(torch.int64)

@@ -28,8 +28,8 @@ from .._factor.accuracy.checked_factor import (
 )
 from .._factor.ladder.ladder import factor_matrix
 from .._factor.ladder.symmetry import Asymmetry, describe_asymmetry
-from .._factor.methods import Method, register_method
 from .._factor.options import Options
+from .._factor.purposes import Purpose, register_purpose
 from .._sparse.matrix import Matrix
 from .._sparse.structure import Structure
 from .._sparse.triangle import Arrangement, arrangement_of
@@ -267,16 +267,16 @@ def _explain_asymmetry(error: NotSymmetricError, dtype: torch.dtype) -> NotSymme
     return NotSymmetricError(message, row=row, col=col, difference=difference)
 
 
-def _build_method(constraints: str) -> Method:
+def _build_purpose(constraints: str) -> Purpose:
     count = int(constraints)
     explain = partial(_explain_values, constraints=count)
-    return Method(partial(factor_kkt, constraints=count), explain)
+    return Purpose(partial(factor_kkt, constraints=count), explain)
 
 
 _NAME = "minimum"
-register_method(_NAME, _build_method)
+register_purpose(_NAME, _build_purpose)
 
 
-def method_name(constraints: int) -> str:
-    """The name of the method that factors a KKT matrix with so many constraints."""
+def purpose_name(constraints: int) -> str:
+    """The name of the purpose of a KKT matrix with so many constraints."""
     return f"{_NAME}:{constraints}"

@@ -27,7 +27,7 @@ from .._torch.dynamo import disable_dynamo
 from .._torch.tensor_cache import TensorCache
 from ..errors import IndexRangeError, OptionError, RedundantConstraintsError, ShapeError
 from .dependent_constraints import check_feasible
-from .kkt import method_name
+from .kkt import purpose_name
 from .kkt_indices import find_indices, join_values
 from .right_hand_sides import broadcast_shapes, stack_as_rows, unstack_rows
 
@@ -216,7 +216,7 @@ class QuadraticProgram:
         options = Options("hermitian" if m else "spd", self._triangle, engine)
         options.check(values.dtype)
         mirror, indices = options.mirror(values.dtype), self._indices.on(values.device)
-        problem = Problem(indices.structure, options, indices.submatrix, method_name(m))
+        problem = Problem(indices.structure, options, indices.submatrix, purpose_name(m))
         fixed = indices.fixed
 
         both, given = torch.cat((right["b"], right["d"]), -1), None
@@ -275,7 +275,7 @@ class QuadraticProgram:
     def _stack_right_hand_sides(
         self, values: Tensor, b: Tensor | None, fixed_values: Tensor | None, d: Tensor | None
     ) -> tuple[dict[str, Tensor], bool]:
-        """See `stack_as_rows`."""
+        """b, fixed_values and d as rows, and whether all were vectors; see `stack_as_rows`."""
         if fixed_values is not None and self._indices.fixed is None:
             raise OptionError("fixed_values were passed, but no fixed=: pass both or neither")
         if d is not None and self._C is None:
@@ -375,8 +375,7 @@ def minimize_quadratic(
     return solve(Q_values, b)
 
 
-# As many as there are structures to be remembered.
-_programs: TensorCache[QuadraticProgram] = TensorCache(capacity=16)
+_programs: TensorCache[QuadraticProgram] = TensorCache()
 
 
 @disable_dynamo

@@ -36,7 +36,7 @@ class Solve(Function):
         factors = factors_of(token, problem)
         if torch._C._functorch.is_legacy_batchedtensor(rhs):
             return _apply_to_legacy_batch(factors, values, rhs, transpose, strict)
-        if factors.parts is None:
+        if factors.parts is None:  # `apply_inverse` would do it one frame deeper
             factors.prepare(values)
         return factors.apply_inverse(values, rhs, transpose, strict)
 
@@ -105,10 +105,7 @@ def solve_eagerly(
     values: Tensor, rhs: Tensor, factors: Factors | None, problem: Problem, transpose: bool
 ) -> Tensor:
     """Solve with the factors of `values`, or with new ones that live as long as the graph."""
-    if is_traced():
-        raise TransformError(
-            "torch.jit.trace and make_fx would record x as a constant; use torch.compile"
-        )
+    refuse_tracing("use torch.compile")
     factors = Factors(problem) if factors is None else factors
     transformed = is_transformed(values, rhs)
     if transformed:

@@ -36,7 +36,7 @@ def _solve(
     engine: str | None,
     non_blocking: bool,
     precision: str,
-    method: str,
+    purpose: str,
     transpose: bool,
     strict: bool,
     token: Tensor,
@@ -45,7 +45,7 @@ def _solve(
     structure = structure_at(rows, cols, (n, n)).on(values.device)
     submatrix = None if removed is None else remove_rows(structure, removed.to(values.device))
     options = Options(assume, triangle, engine, non_blocking, precision)  # type: ignore[arg-type] # operators take str, not Literal
-    factors = factors_of(token, Problem(structure, options, submatrix, method))
+    factors = factors_of(token, Problem(structure, options, submatrix, purpose))
     return factors.apply_inverse(values, rhs, transpose, strict), token_of(factors)
 
 
@@ -98,7 +98,7 @@ def solve_compiled(values: Tensor, rhs: Tensor, problem: Problem, transpose: boo
     structure, options, submatrix = problem.structure, problem.options, problem.submatrix
     removed = None if submatrix is None else submatrix.removed
     given = options.assume, options.triangle, options.engine, options.non_blocking
-    more = options.precision, problem.method
+    more = options.precision, problem.purpose
     x: Tensor = _solve(
         *(values, rhs, structure.rows, structure.cols, removed, *given, *more),
         *(transpose, True, empty_token()),

@@ -15,7 +15,7 @@ from .._factor.options import Assume, Options, Triangle
 from .._factor.problem import Problem
 from .._sparse.structure import Structure
 from .._torch.dynamo import disable_dynamo
-from .operations import MAX_SOLVES
+from .inverse import MAX_SOLVES
 
 
 class SignAndLogdet(NamedTuple):

@@ -25,7 +25,7 @@ from .._torch.modes import copy_to_keep, is_transformed
 from ..errors import DtypeError, OptionError, ShapeError, TransformError
 from .determinant import FactorizationDeterminant
 from .info import Info, collect_info
-from .operations import FactorizationInverse
+from .inverse import FactorizationInverse
 from .shapes import check_values, solve_values
 
 

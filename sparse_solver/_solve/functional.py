@@ -189,8 +189,7 @@ def factorize(
     structure, values = _split(A)
     options = Options(assume, triangle, engine, non_blocking, precision)
     problem = Problem(structure, options, preconditioner=make_preconditioner(preconditioner))
-    factorization: Factorization = Factorization(problem, values)
-    return factorization
+    return Factorization(problem, values)
 
 
 @disable_dynamo

@@ -28,7 +28,7 @@ from .._sparse.torch_tensors import (
 from ..errors import LayoutError
 from .determinant import PatternDeterminant
 from .factorization import Factorization, make_preconditioner
-from .operations import PatternInverse
+from .inverse import PatternInverse
 from .shapes import check_values, solve_values
 
 
@@ -325,8 +325,7 @@ class Pattern(PatternInverse, PatternDeterminant):
         options = Options(assume, triangle, engine, non_blocking, precision)
         inverse = make_preconditioner(preconditioner)
         problem = Problem(self._structure, options, preconditioner=inverse)
-        factorization: Factorization = Factorization(problem, values)
-        return factorization
+        return Factorization(problem, values)
 
     def tensor(self, values: Tensor, *, layout: torch.layout = torch.sparse_coo) -> Tensor:
         """Make the sparse tensor A(values); differentiable in `values`.

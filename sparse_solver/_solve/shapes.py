@@ -10,7 +10,7 @@ from torch import Tensor
 from .._factor.factors import Factors
 from .._factor.problem import Problem
 from .._sparse.block_diagonal import join_batch, unjoin_batch
-from .._sparse.index_checks import describe_type
+from .._sparse.index_checks import check_dense, describe_type
 from .._sparse.structure import Structure
 from .._sparse.values import DTYPES
 from ..errors import DeviceError, DtypeError, LayoutError, OptionError, ShapeError
@@ -25,7 +25,7 @@ def check_values(values: Tensor, nnz: int, name: str = "values") -> None:
         what = f"a tensor of layout {values.layout}" if is_tensor else describe_type(values)
         expected = f"expected a dense torch tensor of shape ({nnz},) or (batch, {nnz})"
         raise LayoutError(f"{name} is {what}; {expected}")
-    _check_dtype("the matrix" if name == "values" else name, values.dtype)
+    check_dtype("the matrix" if name == "values" else name, values.dtype)
     if values.dim() == 0 or values.shape[-1] != nnz:
         shape = tuple(values.shape)
         expected = f"the pattern has {nnz} entries: expected (..., {nnz})"
@@ -34,7 +34,8 @@ def check_values(values: Tensor, nnz: int, name: str = "values") -> None:
         raise DeviceError(f"{name} are on the meta device, which holds no numbers")
 
 
-def _check_dtype(what: str, dtype: torch.dtype) -> None:
+def check_dtype(what: str, dtype: torch.dtype) -> None:
+    """Raise DtypeError unless the package solves with numbers of this dtype."""
     if dtype not in DTYPES:
         expected = "expected float32, float64, complex64 or complex128"
         raise DtypeError(f"{what} has dtype {dtype}; {expected}")
@@ -42,11 +43,8 @@ def _check_dtype(what: str, dtype: torch.dtype) -> None:
 
 def check_rhs(name: str, b: Tensor, values: Tensor) -> None:
     """Raise unless the right-hand side, called `name`, fits the dtype and device of `values`."""
-    if not isinstance(b, Tensor) or b.layout != torch.strided:
-        is_tensor = isinstance(b, Tensor)
-        what = f"has layout {b.layout}" if is_tensor else f"is {describe_type(b)}"
-        raise LayoutError(f"{name} {what}; expected a dense torch tensor")
-    _check_dtype(name, b.dtype)
+    check_dense(name, b)
+    check_dtype(name, b.dtype)
     if b.dtype != values.dtype:
         message = f"the matrix has dtype {values.dtype}, {name} has {b.dtype}"
         raise DtypeError(f"{message}; convert one of them")

@@ -15,8 +15,8 @@ from .structure import Structure, structure_of
 _MAX_ROWS, _MAX_ENTRIES = 2**15, 2**19
 # A GPU needs this many times as much work to be busy.
 _GPU_FACTOR = 64
-# Into so many parts a block-diagonal matrix is split where a block is in doubt. Parts without doubt
-# need not be split again, and where all blocks are in doubt, little is factored in vain.
+# A block-diagonal matrix in which a block is in doubt is split into so many parts. Parts without
+# doubt need not be split again, and where all blocks are in doubt, little is factored in vain.
 _PARTS = 8
 
 

@@ -1,4 +1,4 @@
-"""Validation of shapes, index tensors and selections, and hints for foreign arrays."""
+"""Validation of tensors, shapes, indices and selections, and hints for foreign arrays."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DeviceError, IndexRangeError, ShapeError
+from ..errors import DeviceError, IndexRangeError, LayoutError, ShapeError
 from .structure import Structure, structure_of, structure_of_batch, structure_of_compressed
 
 INDEX_DTYPES = (torch.int32, torch.int64)
@@ -28,6 +28,14 @@ def describe_type(value: object) -> str:
             f"torch.from_numpy({'A' if has_values else 'A.tocsr()'}.data) are its values"
         )
     return f"a {name}"
+
+
+def check_dense(name: str, value: Tensor) -> None:
+    """Raise LayoutError unless the value, called `name`, is a dense torch tensor."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        is_tensor = isinstance(value, Tensor)
+        what = f"has layout {value.layout}" if is_tensor else f"is {describe_type(value)}"
+        raise LayoutError(f"{name} {what}; expected a dense torch tensor")
 
 
 def check_shape(shape: Iterable[int]) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NonFiniteError
-from .halves import agree, halves_of
+from .both_triangles import agree, both_triangles_of
 from .structure import Structure
 from .triangle import Arrangement, arrangement_of
 from .values import largest_modulus, raise_non_finite
@@ -18,7 +18,7 @@ class Matrix:
     def __init__(self, structure: Structure, values: Tensor):
         self.structure, self.values, self.dtype = structure, values, values.dtype
         self._canonical: Tensor | None = None
-        self._halves: tuple[Tensor, Tensor] | None = None
+        self._triangles: tuple[Tensor, Tensor] | None = None
         # The upper triangle, once `match_triangles` has found that the lower one agrees with it.
         self._upper: Tensor | None = None
         self._diagonal: Tensor | None = None
@@ -45,12 +45,12 @@ class Matrix:
         False does not mean that the matrix is not symmetric up to rounding errors. With
         `conjugate`, the lower triangle is compared with the conjugate transpose.
         """
-        halves = halves_of(self.structure) if self.values.numel() else None
-        if halves is None:
+        triangles = both_triangles_of(self.structure) if self.values.numel() else None
+        if triangles is None:
             return False
-        if self._halves is None:
-            self._halves = halves.fill(self.values)
-        self._upper = self._halves[0] if agree(*self._halves, conjugate) else None
+        if self._triangles is None:
+            self._triangles = triangles.fill(self.values)
+        self._upper = self._triangles[0] if agree(*self._triangles, conjugate) else None
         return self._upper is not None
 
     @property

@@ -52,8 +52,7 @@ class Products:
 
     def apply_modulus(self, x: Tensor, transpose: bool) -> Tensor:
         """|A||x| or |A|ᵀ|x|, by which rounding errors are measured."""
-        moduli = self._keep("_moduli", lambda values: to_double(values).abs())
-        return self._product(moduli, to_double(x).abs(), transpose, False)
+        return self._product(self._find_moduli(), to_double(x).abs(), transpose, False)
 
     def line_moduli(self, divisors: Tensor | None, of_columns: bool) -> Tensor:
         """(n,) the largest modulus in each row, or in each column, of a square matrix.
@@ -61,7 +60,7 @@ class Products:
         divisors : (n,) of the rows where the columns are asked for, and of the columns where the
             rows are; None for ones
         """
-        moduli = self._keep("_moduli", lambda values: to_double(values).abs())
+        moduli = self._find_moduli()
         rows, cols = self._arrangement.rows, self._arrangement.col
         along, across = (cols, rows) if of_columns else (rows, cols)
         largest = moduli.new_zeros(self._arrangement.crow.numel() - 1)
@@ -80,7 +79,7 @@ class Products:
         Source: A. R. Curtis, J. K. Reid, "On the automatic scaling of matrices for Gaussian
         elimination", J. Inst. Maths Applics 10, 1972.
         """
-        moduli = self._keep("_moduli", lambda values: to_double(values).abs())
+        moduli = self._find_moduli()
         stored, logarithms = (moduli > 0).double(), torch.where(moduli > 0, moduli, 1).log2()
         ones = moduli.new_ones(1, self._arrangement.crow.numel() - 1)
         rows, cols = torch.zeros_like(ones), torch.zeros_like(ones)
@@ -93,7 +92,12 @@ class Products:
             rows = -(sums[False] + self._product(stored, cols, False, False)) / counts[False]
         return rows[0], cols[0]
 
+    def _find_moduli(self) -> Tensor:
+        """The moduli of the values."""
+        return self._keep("_moduli", lambda values: to_double(values).abs())
+
     def _keep(self, name: str, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `make` gives for the values, kept as the attribute `name` on the CPU."""
         made: Tensor | None = getattr(self, name)
         if made is None:
             made = make(self._values)

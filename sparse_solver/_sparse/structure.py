@@ -205,6 +205,12 @@ def _copy_to(structure: Structure, device: torch.device) -> Structure:
     return Structure(rows, cols, structure.shape, labels, structure.batch_shape)
 
 
+def find_diagonal_entries(structure: Structure) -> Tensor:
+    """(n,) one of the caller's entries at each place of the diagonal; 0 where there is none."""
+    at = torch.nonzero(structure.rows == structure.cols).squeeze(-1)
+    return at.new_zeros(structure.shape[0]).index_copy(0, structure.rows[at], at)
+
+
 def find_empty_line(structure: Structure, triangle: str | None) -> tuple[str, int] | None:
     """The first row or column without a stored entry, which makes the matrix singular."""
     rows = torch.bincount(structure.canonical_rows, minlength=structure.shape[0])
@@ -260,9 +266,7 @@ def row_pointers(rows: Tensor, count: int) -> Tensor:
 # reused while the structure lives: a compiled graph passes index tensors instead of objects.
 _by_storage: weakref.WeakValueDictionary[int, Structure] = weakref.WeakValueDictionary()
 
-# Sixteen patterns cover a multigrid hierarchy or a few alternating meshes. A pattern that was
-# dropped is analysed again when it is used again.
-_structures: TensorCache[Structure] = TensorCache(capacity=16)
+_structures: TensorCache[Structure] = TensorCache()
 
 
 def structure_of(

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .._torch.tensor_cache import TensorCache
 from .structure import Structure
-
-# As many sets of fixed entries of one matrix as patterns are remembered.
-_CAPACITY = 16
 
 
 @dataclass(frozen=True)
@@ -35,17 +33,12 @@ class Submatrix:
 
 def remove_rows(structure: Structure, removed: Tensor) -> Submatrix:
     """Leave out the rows and columns `removed` (k,), which are valid, sorted and distinct."""
-    return structure.remember(_Submatrices).find(structure, removed)
+    return structure.remember(_new_cache).find((), (removed,), partial(_reduce, structure))
 
 
-class _Submatrices:
-    """The submatrices of one structure that were used last."""
-
-    def __init__(self, structure: Structure):
-        self._cache: TensorCache[Submatrix] = TensorCache(_CAPACITY)
-
-    def find(self, structure: Structure, removed: Tensor) -> Submatrix:
-        return self._cache.find((), (removed,), lambda removed: _reduce(structure, removed))
+def _new_cache(structure: Structure) -> TensorCache[Submatrix]:
+    """A cache for the submatrices of one structure that were used last."""
+    return TensorCache()
 
 
 def _reduce(structure: Structure, removed: Tensor) -> Submatrix:

@@ -46,7 +46,10 @@ def is_recorded(*tensors: Tensor) -> bool:
 
 
 def is_unrecorded(*tensors: Tensor) -> bool:
-    """Whether torch only computes: it records no graph and transforms none of these tensors."""
+    """Whether torch only computes: grad mode is off, and no transform has these tensors.
+
+    This is not the opposite of `is_recorded`: with grad mode on, both may be False.
+    """
     return not torch.is_grad_enabled() and not is_transformed(*tensors)
 
 

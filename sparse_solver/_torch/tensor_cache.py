@@ -16,11 +16,15 @@ from .modes import outside_transforms, synchronize_stream
 T = TypeVar("T")
 Check = Callable[..., None]
 
+# Sixteen patterns cover a multigrid hierarchy or a few alternating meshes. What was dropped is
+# computed again when it is used again.
+_CAPACITY = 16
+
 
 class TensorCache(Generic[T]):
     """The results for the index tensors that were used last, at most `capacity` of them."""
 
-    def __init__(self, capacity: int):
+    def __init__(self, capacity: int = _CAPACITY):
         self.capacity = capacity
         self._lock = ForkSafeLock()
         self._entries: OrderedDict[int, tuple[Any, tuple[Tensor, ...], T]] = OrderedDict()

@@ -37,13 +37,12 @@ from .._engines.protocol import Kind
 from ..errors import EngineUnavailableError
 from ._collective import Group
 from ._halo_exchange import Numbering
-from ._mpi import MPI
+from ._mpi import INSTALL, MPI
 
 ENGINE = "cluster"
 _DIAGONAL = 332  # the phase that substitutes with D of LDLᵀ alone
 # Handles of dead factors that are kept for new factorisations: a few alternating patterns.
 _MAX_IDLE = 4
-_INSTALL = 'pip install "sparse-solver[mpi]"'
 
 
 class _Library:
@@ -87,7 +86,7 @@ def _library() -> _Library | str:
     """The loaded library, or the reason why there is none."""
     runtime = mkl_library()
     if isinstance(runtime, str):
-        return f"{runtime} ({_INSTALL})"
+        return f"{runtime} ({INSTALL})"
     try:
         maps = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
@@ -95,15 +94,15 @@ def _library() -> _Library | str:
     names = "/libmpi.so", "/libmpich.so"
     paths = [line.split(maxsplit=5)[5] for line in maps if any(name in line for name in names)]
     if not paths:
-        return f"mpi4py uses an MPI without libmpi.so; MPICH has one ({_INSTALL})"
+        return f"mpi4py uses an MPI without libmpi.so; MPICH has one ({INSTALL})"
     if "Open MPI" in MPI.Get_library_version():
         # Seen with MKL 2026.2 and Open MPI 5.0.
         what = "oneMKL crashes with communicators of Open MPI other than MPI.COMM_WORLD"
-        return f"{what}; use MPICH ({_INSTALL}) or Intel MPI"
+        return f"{what}; use MPICH ({INSTALL}) or Intel MPI"
     try:
         return _Library(Path(runtime.path).resolve().parent, Path(paths[0]))
     except (OSError, AttributeError) as error:
-        return f"oneMKL's solver for clusters cannot be loaded ({error}); {_INSTALL}"
+        return f"oneMKL's solver for clusters cannot be loaded ({error}); {INSTALL}"
 
 
 def check_available() -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from ..errors import EngineUnavailableError
 
+INSTALL = 'pip install "sparse-solver[mpi]"'
+
 try:
     from mpi4py import MPI
 except (ImportError, RuntimeError) as error:  # RuntimeError: there is no MPI library
-    install = 'pip install "sparse-solver[mpi]"'
     raise EngineUnavailableError(
-        f"sparse_solver.distributed needs MPI ({error}); {install} installs mpi4py, and MPICH on "
+        f"sparse_solver.distributed needs MPI ({error}); {INSTALL} installs mpi4py, and MPICH on "
         f"Linux",
         engine="cluster",
-        hint=install,
+        hint=INSTALL,
     ) from error
 
-__all__ = ["MPI"]
+__all__ = ["INSTALL", "MPI"]

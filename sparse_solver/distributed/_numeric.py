@@ -1,6 +1,6 @@
 """One distributed matrix, factored and checked.
 
-The core's ladder of kinds and its checks are used, with numbers that all ranks have reduced
+The ladder of kinds and the checks are those of `_factor`, with numbers that all ranks have reduced
 together, so that all of them take the same decisions.
 """
 
@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from .._engines.analysis import ASKED_FOR
-from .._engines.protocol import METHODS, Kind, is_doubtful, not_positive_definite
-from .._engines.protocol import Factor as CoreFactor
+from .._engines.protocol import METHODS, Factor, Kind, is_doubtful, not_positive_definite
 from .._factor.accuracy.checked_factor import CheckedFactor, EmptyFactor, Record, Rung
 from .._factor.accuracy.systems import Systems
 from .._factor.ladder.starting_method import Start
@@ -135,7 +134,7 @@ def choose_approaches(kind: Kind, dtype: torch.dtype) -> tuple[Approach, ...]:
     return (kind, False), last
 
 
-class Factor:
+class DistributedFactor:
     """A factor that is distributed over all ranks; see `_engines.protocol.Factor`.
 
     number : the number of the pattern
@@ -301,10 +300,10 @@ class DistributedMatrix:
             found = Asymmetry(*place, float(difference[worst]))
         return next((one for one in comm.allgather(found) if one is not None), None)
 
-    def factor(self, approach: Approach, fresh: bool) -> Factor:
+    def factor(self, approach: Approach, fresh: bool) -> DistributedFactor:
         """Factor by one approach, with a `fresh` analysis or an earlier one."""
         given = self.rows, self._number, approach, self.canonical, self._largest, self._lowest
-        return Factor(*given, fresh)
+        return DistributedFactor(*given, fresh)
 
 
 class DistributedLadder:
@@ -344,7 +343,7 @@ class DistributedLadder:
             return Rung(*made, is_last=not self._tries)
         return None
 
-    def _attempt(self, approach: Approach, fresh: bool) -> Factor | None:
+    def _attempt(self, approach: Approach, fresh: bool) -> DistributedFactor | None:
         record = self._record
         try:
             factor = self._matrix.factor(approach, fresh)
@@ -363,7 +362,7 @@ class DistributedLadder:
         self._start.keep(None if rung.symbolic == first else rung.symbolic)
         self._record.method, self._record.method_reason = rung.method, reason
 
-    def systems(self, factor: CoreFactor) -> DistributedSystems:
+    def systems(self, factor: Factor) -> DistributedSystems:
         """The systems that this factor, and every other one, solves."""
         if self._systems is None:
             matrix = self._matrix

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .._sparse.index_checks import describe_type
-from .._sparse.values import CPU, DTYPES
+from .._solve.shapes import check_dtype
+from .._sparse.index_checks import check_dense
+from .._sparse.values import CPU
 from .._torch.dynamo import disable_dynamo
 from .._torch.modes import is_recorded, is_transformed, materialize
-from ..errors import DeviceError, DtypeError, LayoutError, TransformError
+from ..errors import DeviceError, TransformError
 from ._collective import Group
 from ._mpi import MPI
 
@@ -126,13 +127,8 @@ def _apply(
     """Apply the function after the ranks have agreed."""
 
     def check() -> None:
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-            is_tensor = isinstance(tensor, Tensor)
-            what = f"of layout {tensor.layout}" if is_tensor else describe_type(tensor)
-            raise LayoutError(f"the tensor is {what}; expected a dense torch tensor")
-        if tensor.dtype not in DTYPES:
-            expected = "float32, float64, complex64 or complex128"
-            raise DtypeError(f"the tensor has dtype {tensor.dtype}; expected {expected}")
+        check_dense("the tensor", tensor)
+        check_dtype("the tensor", tensor.dtype)
         if tensor.device != CPU:
             where = f"the tensor is on {tensor.device}"
             raise DeviceError(f"{where}; ranks exchange tensors on the CPU: pass tensor.cpu()")

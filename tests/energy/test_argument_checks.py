@@ -22,7 +22,7 @@ import sparse_solver as ss
         ({"indices": torch.tensor([[0, 7]])}, ss.IndexRangeError, "index 7"),
         ({"indices": torch.tensor([[-1, 0]])}, ss.IndexRangeError, "index -1"),
         ({"per_term": torch.ones(2)}, ss.ShapeError, r"per_term has shape \(2,\)"),
-        ({"per_term": 3.0}, ss.LayoutError, "per_term holds a float"),
+        ({"per_term": 3.0}, ss.LayoutError, "a constant in per_term is a float"),
         ({"per_variable": torch.ones(2)}, ss.ShapeError, r"per_variable has shape \(2,\)"),
         ({"per_variable": torch.tensor(2.0)}, ss.ShapeError, "per_variable"),
         ({"chunk_size": 0}, ss.OptionError, "chunk_size=0"),

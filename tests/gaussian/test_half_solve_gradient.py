@@ -192,7 +192,7 @@ def test_batches_with_different_patterns() -> None:
     D = torch.stack([torch.from_numpy(A.toarray()) for A in (chain(5), star(5), dense_block(5))])
     mask = D.tril() != 0
     structure = ss.factorize((D * mask).to_sparse(), triangle="lower")._problem.structure
-    from sparse_solver._gaussian.operations import SymmetricInverse
+    from sparse_solver._gaussian.symmetric_inverse import SymmetricInverse
 
     def solve(values: Tensor, b: Tensor) -> Tensor:
         return SymmetricInverse(structure, values, "lower", 0).solve_factor(b)

@@ -10,7 +10,7 @@ from gaussian.gaussian_cases import chain, grid, laplacian, random_graph, star
 from torch import Tensor
 
 import sparse_solver as ss
-from sparse_solver._gaussian.operations import SymmetricInverse
+from sparse_solver._gaussian.symmetric_inverse import SymmetricInverse
 
 N = 12
 

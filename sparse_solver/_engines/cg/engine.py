@@ -29,7 +29,7 @@ class CgSymbolic:
     method = METHOD
     is_iterative = True
 
-    def __init__(self, structure: Structure, dtype: torch.dtype, triangle: str | None):
+    def __init__(self, structure: Structure, triangle: str | None):
         arrangement = self.arrangement = arrangement_of(structure, "full", triangle)
         self.blocks = structure.block[1]
         fits = max(arrangement.nnz, structure.shape[0]) <= torch.iinfo(torch.int32).max
@@ -73,7 +73,7 @@ class Cg:
     def analyze(
         self, structure: Structure, kind: Kind, dtype: torch.dtype, triangle: str | None
     ) -> CgSymbolic:
-        return CgSymbolic(structure, dtype, triangle)
+        return CgSymbolic(structure, triangle)
 
 
 ENGINE = Cg()

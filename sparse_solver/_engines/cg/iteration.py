@@ -121,9 +121,9 @@ class Recurrence:
         self.iterations += count
 
     def _advance_with(self, precondition: Precondition, count: int) -> None:
-        """The same with an approximate inverse, which need not be symmetric to all digits (Notay).
+        """Make so many iterations with an approximate inverse, symmetric to some digits only.
 
-        That is so if β is −α z · q / ρ, for which the new direction is conjugate to the last one.
+        With β = −α z · q / ρ, the new direction is conjugate to the last one nevertheless (Notay).
         """
         matrix, r, p, q = self.matrix, self.r, self._p, self._q
         for _ in range(count):
@@ -329,6 +329,7 @@ class _Refinement:
         self._iterations += correction.iterations
         better = correction.whole if x is None else x + correction.whole
         residual = torch.empty_like(better)
+        # What `SymmetricMatrix.multiply` does, one frame nearer to the native call.
         multiply, *multiplied, to_residual = matrix.product(better, residual)
         multiply(*multiplied, out=to_residual)
         torch.sub(self._b, residual, out=residual)

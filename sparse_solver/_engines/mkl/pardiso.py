@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._sparse.halves import Halves
+from ..._sparse.both_triangles import BothTriangles
 from ..._sparse.matrix import Matrix
 from ..._sparse.structure import Structure
 from ..._sparse.triangle import Arrangement, Coverage, arrangement_of
@@ -99,8 +99,8 @@ class PardisoSymbolic:
         # Not the structure itself, which remembers this object.
         self._library, self.kind, self._dtype, self._triangle = library, kind, dtype, triangle
         self._n, self.careful = structure.shape[0], careful
-        self._method: Kind = "general" if lu else kind
-        coverage: Coverage = "full" if self._method == "general" else "upper"
+        self._factored_as: Kind = "general" if lu else kind
+        coverage: Coverage = "full" if self._factored_as == "general" else "upper"
         self.arrangement = arrangement_of(structure, coverage, triangle)
         self._analyzed_values = None if match is None else self._arrange(match)
         self._probes: Tensor | None = None
@@ -108,7 +108,7 @@ class PardisoSymbolic:
         self._prefers_careful = False
         self.nnz: int | None = None
         self._lock = ForkSafeLock(reentrant=True)
-        self.method = METHODS[self._method] + (" with scaling and matching" if match else "")
+        self.method = METHODS[self._factored_as] + (" with scaling and matching" if match else "")
         self._improves, self._is_small = True, False
         self._handles = [self._analyze()]
 
@@ -123,8 +123,9 @@ class PardisoSymbolic:
         return handle
 
     def _analyze_with(self, improved: bool) -> Handle:
-        matching, mtype = self._analyzed_values is not None, matrix_type(self._method, self._dtype)
-        iparm = _parameters(self._method, self._dtype, matching, self.careful, improved)
+        matching = self._analyzed_values is not None
+        mtype = matrix_type(self._factored_as, self._dtype)
+        iparm = _parameters(self._factored_as, self._dtype, matching, self.careful, improved)
         given = self._library, mtype, self.arrangement, self._n, iparm
         handle = Handle(Settings(*given, self._threads()))
         self.nnz = handle.analyze(self._analyzed_values)
@@ -136,7 +137,7 @@ class PardisoSymbolic:
         MKL 2026.2 solves transposed Hermitian systems wrongly with it.
         """
         is_right = self._improves and self._analyzed_values is None and not self.careful
-        is_right &= not self._dtype.is_complex or self._method == "symmetric"
+        is_right &= not self._dtype.is_complex or self._factored_as == "symmetric"
         return is_right and self._n >= _MANY_ROWS and most_threads() > 1
 
     def _threads(self) -> int:
@@ -144,7 +145,7 @@ class PardisoSymbolic:
         return 1 if self._is_small else most_threads()
 
     def _has_little_fill(self) -> bool:
-        factors = 2 if self._method == "general" else 1
+        factors = 2 if self._factored_as == "general" else 1
         return self.nnz is not None and self.nnz <= factors * _LITTLE_FILL * self._n
 
     def factor_nnz(self, matrix: Matrix) -> int | None:
@@ -194,8 +195,8 @@ class PardisoSymbolic:
         self._prefers_careful = True  # badly scaled matrices rarely come alone
         return factor
 
-    def reorder(self, halves: Halves) -> Halves:
-        return halves
+    def reorder(self, triangles: BothTriangles) -> BothTriangles:
+        return triangles
 
     def factor_upper(self, upper: Tensor, diagonal: Tensor) -> PardisoFactor:
         if not is_finite(upper):
@@ -207,13 +208,13 @@ class PardisoSymbolic:
         return factor
 
     def analyze_values(self, matrix: Matrix) -> PardisoSymbolic | None:
-        known, is_lu = self._analyzed_values, self._method == "general"
+        known, is_lu = self._analyzed_values, self._factored_as == "general"
         if self.kind == "spd":
             return None
         is_new = known is None or not torch.equal(self._arrange(matrix), known)
         if not is_new and is_lu:
             return None
-        if is_new and self._method == "symmetric" and not self._dtype.is_complex:
+        if is_new and self._factored_as == "symmetric" and not self._dtype.is_complex:
             try:
                 return self._analyze_again(matrix.structure, match=matrix)
             except EngineError:  # seen where entries have very different sizes

@@ -109,7 +109,7 @@ def _eliminate(s, tree, panels, updates, values, blas, info):
 
 @compile_inner
 def _eliminate_together(s, tree, panels, updates, values, blas, info, sync, team, phase):
-    """The same with all threads, block by block; return the number of the next wait."""
+    """Assemble and eliminate one front with all threads, block by block; return the next wait."""
     thread, threads = team
     w, m = sizes_of(s, tree)
     r = m - w

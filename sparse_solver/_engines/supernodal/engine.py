@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._sparse.halves import Halves
+from ..._sparse.both_triangles import BothTriangles
 from ..._sparse.matrix import Matrix
 from ..._sparse.structure import Structure
 from ..._sparse.triangle import Arrangement
@@ -44,8 +44,8 @@ class SupernodalSymbolic:
         factor = self._library.SupernodalFactor(self.symbolic, to_double(values).numpy())
         return EngineFactor(factor, values)
 
-    def reorder(self, halves: Halves) -> Halves:
-        return halves
+    def reorder(self, triangles: BothTriangles) -> BothTriangles:
+        return triangles
 
     def factor_upper(self, upper: Tensor, diagonal: Tensor) -> EngineFactor:
         if not is_finite(upper):

@@ -152,7 +152,7 @@ def _invert_together(s, tree, panels, inverse, work, updates, blas, info, sync, 
 
 @compile_inner
 def invert_front(s, tree, panels, inverse, work, updates, blas, info):
-    """The same by one thread."""
+    """The columns (m, w) of the inverse for one front, by one thread."""
     w, m = sizes_of(s, tree)
     if m <= SMALL_FRONT:
         at, size = tree.nodes[s, UPDATE], (m - w) ** 2
@@ -198,6 +198,7 @@ def pass_to_children(s, tree, inverse, updates, team):
 
 @compile_inner
 def take_entries(s, tree, inverse, result):
+    """Copy the entries of the matrix that are in one front to the result."""
     for e in range(tree.nodes[s, ENTRIES], tree.nodes[s + 1, ENTRIES]):
         result[tree.entries[0, e]] = inverse[tree.entries[1, e] - tree.nodes[s, PANEL]]
 

@@ -164,6 +164,7 @@ def mirror(numbers, w, m):
 
 @compile_inner
 def sizes_of(s, tree):
+    """The columns w of a supernode, and the rows m of its front."""
     w = tree.nodes[s + 1, FIRST] - tree.nodes[s, FIRST]
     return w, tree.nodes[s + 1, ROWS] - tree.nodes[s, ROWS]
 
@@ -214,5 +215,6 @@ def add_children(s, tree, panels, updates, low, high):
 
 @compile_inner
 def add_entries(s, tree, panels, values):
+    """Add the entries of the matrix that are in one front to its panel."""
     for e in range(tree.nodes[s, ENTRIES], tree.nodes[s + 1, ENTRIES]):
         panels[tree.entries[1, e]] += values[tree.entries[0, e]]

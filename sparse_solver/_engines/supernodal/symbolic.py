@@ -30,7 +30,6 @@ class Symbolic:
 
     arrangement : the upper triangle, in whose order the values are
     order : (n,) the row at each step of the elimination
-    ordering : how the order was found, in words
     tree : the supernodes
     pivots_at : (n,) where the diagonal of the factor is in the panels
     factor_nnz : the entries of the factor, with the zeros that merged supernodes have
@@ -42,7 +41,6 @@ class Symbolic:
 
     arrangement: Arrangement
     order: _Array
-    ordering: str
     tree: Tree
     pivots_at: _Array
     factor_nnz: int
@@ -71,7 +69,7 @@ def analyze(structure: Structure, triangle: str | None) -> Symbolic:
 def _analyze(structure: Structure, triangle: str | None) -> Symbolic:
     arrangement, key = arrangement_of(structure, "upper", triangle), digest()
     places = arrangement.rows.numpy(), arrangement.col.numpy()
-    found, ordering = order_rows(structure, triangle)
+    found, _ = order_rows(structure, triangle)
     order, width, counts, parent = _find_supernodes(found.numpy(), *places)
     starts, source, below = _sort_entries(order, *places)
     first, row_at, panel_at = _pointers(width), _pointers(counts), _pointers(width * counts)
@@ -92,7 +90,6 @@ def _analyze(structure: Structure, triangle: str | None) -> Symbolic:
     return Symbolic(
         arrangement,
         order,
-        ordering,
         Tree(np.stack(nodes, axis=1), rows, in_parent, children, entries, tasks, top),
         _find_pivots(width, counts, panel_at),
         factor_nnz=int((width * counts - width * (width - 1) // 2).sum()),

@@ -127,7 +127,7 @@ class BlockInDoubt(Exception):
 class Rung:
     """A factor of the matrix, and how it was made.
 
-    method, engine : in words, and by name
+    method, engine : the method in words, and the name of the engine
     symbolic : the analysis, to use it again
     sound : whether the pivots alone show that all solutions are good
     may_perturb_less : whether the next rung may enlarge fewer pivots, at the price of an analysis

@@ -56,7 +56,7 @@ class Vectors:
 class Systems(Vectors):
     """A matrix of n rows with so many `blocks`, to multiply and measure with.
 
-    dtype : of the matrix; residuals and bounds are in double precision
+    dtype : that of the matrix; residuals and bounds are in double precision
     start : the number of the first row, where other processes have the rows before it
     """
 
@@ -114,8 +114,7 @@ class Systems(Vectors):
 
     def probe(self) -> Tensor:
         """(1, n) scattered numbers."""
-        real = torch.float64
-        return probe_vector(self.n, real, PROBE_MEAN, self._device, self._start)
+        return probe_vector(self.n, torch.float64, PROBE_MEAN, self._device, self._start)
 
     def smallest(self, line: Tensor) -> Tensor:
         """The smallest of (1, n) numbers."""

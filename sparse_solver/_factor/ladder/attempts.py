@@ -8,7 +8,7 @@ from ..._engines.protocol import Kind
 from ..._engines.registry import iterates
 from ..._sparse.matrix import Matrix
 from ..options import Options
-from .direct import is_well_scaled
+from .fast_path import is_well_scaled
 from .mixed_precision import analyze_in_single
 from .preconditioner import Preconditioner
 

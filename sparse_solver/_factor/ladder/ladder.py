@@ -23,11 +23,11 @@ from ..._engines.equilibrated_lu import ROBUST_ENGINE, EquilibratedSymbolic
 from ..._engines.iterate_or_factor import may_iterate
 from ..._engines.protocol import (
     DenseSymbolic,
-    DirectSymbolic,
     Factor,
     Iterative,
     Kind,
     Symbolic,
+    UpperSymbolic,
     is_hermitian,
 )
 from ..._sparse.matrix import Matrix
@@ -46,8 +46,8 @@ from ..accuracy.singular import explain_structure
 from ..accuracy.systems import Systems
 from ..options import Options
 from .attempts import find_attempt, is_final
-from .dense_route import DenseRoute
-from .direct import CholeskyRoute, Direct, is_well_scaled
+from .dense_path import DensePath
+from .fast_path import CholeskyPath, FastPaths, is_well_scaled
 from .preconditioner import Preconditioner
 from .starting_method import Start
 from .symmetry import choose_kinds
@@ -65,23 +65,24 @@ def factor_matrix(
     options: Options,
     blocks: int = 1,
     preconditioner: Preconditioner | None = None,
-    directly: bool = True,
+    may_be_fast: bool = True,
 ) -> InverseOperator:
     """Factor the matrix with these contiguous values (nnz,) and `blocks` equal diagonal blocks.
 
-    directly : whether the direct way may be taken; else all kinds and methods follow in turn, from
-        the fastest on
+    may_be_fast : whether the fast path may be taken; else all kinds and methods follow in turn,
+        from the fastest on
     preconditioner : iterate with it, if the matrix is positive definite, instead of factoring
 
     Raises an error where there is no factorisation, or BlockInDoubt.
     """
-    direct = _direct_of(structure, options, values.dtype)
-    route = direct.find_route(blocks) if directly and _has_route(options, preconditioner) else None
-    if route is not None:
-        factor = route.factor(structure, values)
+    fast_paths = _fast_paths_of(structure, options, values.dtype)
+    may_be_fast = may_be_fast and _has_fast_path(options, preconditioner)
+    path = fast_paths.find(blocks) if may_be_fast else None
+    if path is not None:
+        factor = path.factor(structure, values)
         if factor is not None:
             return factor
-        direct.route = None
+        fast_paths.path = None
     matrix = Matrix(structure, values)
     ladder = choose_kinds(matrix, options)
     record = Record(ladder.kinds[0], ladder.reason)
@@ -95,21 +96,21 @@ def factor_matrix(
             record.kind, record.kind_reason = kind, ladder.reason
             methods = MethodLadder(matrix, options, record, blocks, preconditioner)
             first = None
-            with methods.attempt("factorization_seconds"):
+            with methods.try_method("factorization_seconds"):
                 first = methods.method.factor(matrix)
             checked = CheckedFactor(record, methods, methods.climb(first))
-            methods.open_route(checked)
+            methods.open_fast_path(checked)
             return checked
     raise AssertionError("the last attempt returns or raises")
 
 
-def _has_route(options: Options, preconditioner: Preconditioner | None) -> bool:
-    """Whether matrices are factored in their own precision, so that a route can be open."""
+def _has_fast_path(options: Options, preconditioner: Preconditioner | None) -> bool:
+    """Whether matrices are factored in their own precision, so that a fast path can be open."""
     return preconditioner is None and options.precision == "full"
 
 
-def _direct_of(structure: Structure, options: Options, dtype: torch.dtype) -> Direct:
-    return structure.remember(Direct, options.assume, options.triangle, options.engine, dtype)
+def _fast_paths_of(structure: Structure, options: Options, dtype: torch.dtype) -> FastPaths:
+    return structure.remember(FastPaths, options.assume, options.triangle, options.engine, dtype)
 
 
 class MethodLadder:
@@ -127,11 +128,11 @@ class MethodLadder:
         self._systems: Systems | None = None
         self.failure: SparseSolverError | None = None
         self.obstacle: str | None = None
-        self._has_route = _has_route(options, preconditioner)
+        self._has_fast_path = _has_fast_path(options, preconditioner)
         request = record.kind, matrix.dtype, options.triangle, options.engine, options.precision
         # A preconditioner that was not good enough says nothing about the next one.
         is_new = preconditioner is not None
-        self._start = Start() if is_new else matrix.structure.remember(_find_start, *request)
+        self._start = Start() if is_new else matrix.structure.remember(_new_start, *request)
         kept: _Method | None = self._start.find()
         attempt = None
         if kept is None:
@@ -159,7 +160,7 @@ class MethodLadder:
         """The factor by the present method or, without one, by the next method that gives one."""
         while factor is None and (method := self._find_next()) is not None:
             self.method = method
-            with self.attempt("factorization_seconds"):
+            with self.try_method("factorization_seconds"):
                 factor = method.factor(self._matrix)
         if factor is None:
             return None
@@ -179,7 +180,7 @@ class MethodLadder:
         present = self.method
         if present is self._attempt:
             self._attempt = None
-            with self.attempt("analysis_seconds"):
+            with self.try_method("analysis_seconds"):
                 self._attempt = present.analyze_values(matrix)
             if self._attempt is not None:
                 return self._attempt
@@ -189,7 +190,7 @@ class MethodLadder:
             return None  # an engine that iterates was asked for by name, instead of a factorisation
         if not isinstance(present, InDouble):
             self._is_matched, better = True, None
-            with self.attempt("analysis_seconds"):
+            with self.try_method("analysis_seconds"):
                 better = present.analyze_values(matrix)
             if better is not None:
                 return better
@@ -199,8 +200,8 @@ class MethodLadder:
         return EquilibratedSymbolic(matrix.structure, kind, matrix.dtype, options.triangle)
 
     @contextmanager
-    def attempt(self, clock: str) -> Iterator[None]:
-        """Measure the time of an attempt, and suppress errors that let the next method follow."""
+    def try_method(self, clock: str) -> Iterator[None]:
+        """Time what a method does, and suppress the errors after which the next one follows."""
         started = time.perf_counter()
         try:
             yield
@@ -230,24 +231,24 @@ class MethodLadder:
             # Another factor may be needed, and the caller may overwrite the values.
             self._matrix = Matrix(self._matrix.structure, self._matrix.values.clone())
 
-    def open_route(self, checked: CheckedFactor) -> None:
-        """Factor the next matrices of the pattern directly, if this one was beyond doubt."""
+    def open_fast_path(self, checked: CheckedFactor) -> None:
+        """Take the fast path for the next matrices, if this one was beyond doubt."""
         symbolic, judge, record = self._analysis.symbolic, checked.judge, self._record
         matrix, options = self._matrix, self._options
-        is_plain = self._has_route and self.method is symbolic
+        is_plain = self._has_fast_path and self.method is symbolic
         if not (is_plain and judge.is_beyond_doubt):
             return
-        direct = _direct_of(matrix.structure, options, matrix.dtype)
-        if judge.sound and matrix.is_mirrored and isinstance(symbolic, DirectSymbolic):
+        fast_paths = _fast_paths_of(matrix.structure, options, matrix.dtype)
+        if judge.sound and matrix.is_mirrored and isinstance(symbolic, UpperSymbolic):
             arguments = matrix.structure, symbolic, record, self._blocks
             may_change = may_iterate(matrix.structure, options.triangle)
             is_provisional = options.engine is None and may_change
-            direct.open(symbolic, partial(CholeskyRoute, *arguments), is_provisional)
+            fast_paths.open(symbolic, partial(CholeskyPath, *arguments), is_provisional)
         elif record.kind == "general" and isinstance(symbolic, DenseSymbolic):
             find_symmetry = options.assume == "auto"
-            fallback = partial(factor_matrix, options=options, directly=False)
+            fallback = partial(factor_matrix, options=options, may_be_fast=False)
             given = matrix.structure, symbolic, find_symmetry, record, fallback
-            direct.open(symbolic, partial(DenseRoute, *given))
+            fast_paths.open(symbolic, partial(DensePath, *given))
 
     def systems(self, factor: Factor) -> Systems:
         """The systems that this factor, and every other one, solves."""
@@ -262,7 +263,7 @@ class MethodLadder:
         return explain_structure(self._matrix.structure, self._options.triangle)
 
 
-def _find_start(structure: Structure, *request: object) -> Start:
+def _new_start(structure: Structure, *request: object) -> Start:
     return Start()
 
 

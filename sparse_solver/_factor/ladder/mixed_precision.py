@@ -55,7 +55,7 @@ class _Rounded(NamedTuple):
 class MixedSymbolic:
     """The analysis of one matrix, to factor it in single precision.
 
-    symbolic : of the rounded matrix
+    symbolic : the analysis of the rounded matrix
     candidate : the matrix in double precision, to iterate with; None if that is not possible
     """
 

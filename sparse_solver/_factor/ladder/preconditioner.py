@@ -20,7 +20,7 @@ class Preconditioner:
     """
 
     method = "conjugate gradients preconditioned by a factorisation"
-    # It is the caller's, and is not of this matrix.
+    # The factor is the caller's, and is not of the matrix that is solved with.
     proof: str | None = None
     nnz: int | None = None
     flops: int | None = None

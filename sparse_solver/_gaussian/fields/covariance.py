@@ -15,19 +15,19 @@ from torch import Tensor
 from ..._factor.options import Options
 from ..._factor.problem import Problem
 from ..._solve.factorization import Factorization
-from ..._solve.operations import MAX_SOLVES
+from ..._solve.inverse import MAX_SOLVES
 from ..._sparse.kernels import Places, apply, apply_adjoint
 from ..._sparse.structure import Structure, structure_of
 from ..._torch.modes import is_recorded
 from ...errors import NotPositiveDefiniteError, SingularMatrixError
-from ..operations import SymmetricInverse
+from ..symmetric_inverse import SymmetricInverse
 
 
 class Covariance(Protocol):
     """The covariance of a field, and what follows from it.
 
-    dimension : of the subspace that the field is in
-    noise : standard normal numbers that a sample is made of
+    dimension : that of the subspace that the field is in
+    noise : how many standard normal numbers a sample is made of
     """
 
     @property

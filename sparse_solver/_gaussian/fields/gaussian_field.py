@@ -19,7 +19,7 @@ from .constrained_covariance import ConstrainedCovariance
 from .covariance import Covariance, FreeCovariance, multiply, sum_squares
 from .linear_constraints import LinearConstraints, read_constraints
 
-# Rows from which on the covariance matrix, which is dense, is not formed.
+# With more rows, the covariance matrix, which is dense, is not formed.
 _MOST_ROWS = 4096
 _NO_SHAPE = torch.Size()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,9 +17,6 @@ from ..._torch.modes import is_transformed
 from ..._torch.tensor_cache import TensorCache
 from ...errors import LayoutError, OptionError, ShapeError
 from .covariance import multiply
-
-# As many sets of observations of one field as patterns are remembered.
-_CAPACITY = 16
 
 
 class _Merged(NamedTuple):
@@ -79,10 +77,11 @@ class Observations:
 
     def add_to(self, structure: Structure, values: Tensor) -> tuple[Structure, Tensor]:
         """The structure and the values of Q + Hᵀ R H."""
-        found = structure.remember(_Merges).find(structure, self._structure)
+        own, cache = self._structure, structure.remember(_new_cache)
+        found = cache.find(own.shape, (own.rows, own.cols), partial(_merge, structure))
         H, weights = self._values, self.precision
         left, right = H.index_select(-1, found.left), H.index_select(-1, found.right)
-        rows = self._structure.rows.index_select(0, found.left)
+        rows = own.rows.index_select(0, found.left)
         products = left * right * weights.index_select(-1, rows)
         batch = torch.broadcast_shapes(values.shape[:-1], products.shape[:-1])
         parts = values.expand(*batch, -1), products.expand(*batch, -1)
@@ -111,18 +110,13 @@ def _read_precision(given: Any, y: Tensor) -> Tensor:
     return precision
 
 
-class _Merges:
-    """The structures of one precision with the observations that were used last."""
-
-    def __init__(self, structure: Structure):
-        self._cache: TensorCache[_Merged] = TensorCache(_CAPACITY)
-
-    def find(self, structure: Structure, H: Structure) -> _Merged:
-        key, indices = H.shape, (H.rows, H.cols)
-        return self._cache.find(key, indices, lambda rows, cols: _merge(structure, rows, cols))
+def _new_cache(structure: Structure) -> TensorCache[_Merged]:
+    """A cache for the structures of one precision with the observations that were used last."""
+    return TensorCache()
 
 
 def _merge(structure: Structure, rows: Tensor, cols: Tensor) -> _Merged:
+    """The structure of Q + Hᵀ R H for an H whose entries are at these places."""
     order = torch.sort(rows, stable=True)[1]
     in_row = torch.bincount(rows)
     starts = torch.cumsum(in_row, 0) - in_row

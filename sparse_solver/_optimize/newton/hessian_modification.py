@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..._energy.psd_projection import Projection
 from ..._factor.factors import Factors
-from ..._sparse.structure import Structure
+from ..._sparse.structure import find_diagonal_entries
 from ..._sparse.values import probe_vector
 from ...errors import NotPositiveDefiniteError, SingularMatrixError
 from ..equations import Equations
@@ -140,7 +140,7 @@ class HessianModifier:
         """The direction by this Hessian plus `shift` times the identity; None if not definite."""
         problem, hessian = self.equations.problem, values
         if shift:
-            diagonal = problem.structure.remember(_find_diagonal_entries)
+            diagonal = problem.structure.remember(find_diagonal_entries)
             values = values.index_add(0, diagonal, values.new_full((g.numel(),), shift))
         factors = Factors(problem)
         self.factorizations += 1
@@ -170,11 +170,3 @@ class HessianModifier:
         structure = self.equations.problem.structure
         largest = float(structure.diagonal_of(structure.canonical(values)).abs().max())
         return math.sqrt(torch.finfo(values.dtype).eps) * (largest if largest > 0 else 1.0)
-
-
-def _find_diagonal_entries(structure: Structure) -> Tensor:
-    """(n,) an entry at (i, i) for each i; all are stored."""
-    at = torch.nonzero(structure.rows == structure.cols).squeeze(-1)
-    entries = torch.empty(structure.shape[0], dtype=torch.int64, device=at.device)
-    entries[structure.rows[at]] = at
-    return entries

@@ -1,7 +1,6 @@
-"""Both triangles of a symmetric matrix side by side, so that one comparison tells whether it is.
+"""Both triangles of a matrix side by side, so that one comparison tells whether it is symmetric.
 
-The first half of an array is the upper triangle, in an engine's order, and the second half has the
-opposite of each of its entries.
+The upper triangle, in an engine's order, is followed by the opposite of each of its entries.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from .values import new_numbers, select_numbers
 
 
 @dataclass(frozen=True)
-class Halves:
-    """Where the caller's values go in an array of two halves.
+class BothTriangles:
+    """Where the caller's values go in an array of both triangles.
 
-    nnz : the entries of one half
-    at_diagonal : (n,) the places of the diagonal entries in a half
+    nnz : the entries of one triangle
+    at_diagonal : (n,) the places of the diagonal entries in a triangle
     slot : (nnz of the caller,) the place of each value, where places hold several values, which are
-        summed, or none; diagonal entries go to the first half only. None if `source` serves.
+        summed, or none; diagonal entries go to the upper triangle only. None if `source` serves.
     source : (2 nnz,) the value for each place
     """
 
@@ -44,19 +43,19 @@ class Halves:
         lower.scatter_(0, self.at_diagonal, upper.index_select(0, self.at_diagonal))
         return upper, lower
 
-    def reorder(self, order: Tensor, at_diagonal: Tensor) -> Halves:
-        """The halves in which entry k is entry ``order[k]`` of these."""
+    def reorder(self, order: Tensor, at_diagonal: Tensor) -> BothTriangles:
+        """The triangles in which entry k is entry ``order[k]`` of these."""
         if self.source is not None:
-            source = torch.cat([half[order] for half in self.source.split(self.nnz)])
-            return Halves(self.nnz, at_diagonal, None, source)
+            source = torch.cat([part[order] for part in self.source.split(self.nnz)])
+            return BothTriangles(self.nnz, at_diagonal, None, source)
         assert self.slot is not None
         place = torch.empty(2, self.nnz, dtype=torch.int64, device=order.device)
         place[:, order] = torch.arange(2 * self.nnz, device=order.device).view(2, -1)
-        return Halves(self.nnz, at_diagonal, place.view(-1)[self.slot], None)
+        return BothTriangles(self.nnz, at_diagonal, place.view(-1)[self.slot], None)
 
 
 def agree(upper: Tensor, lower: Tensor, conjugate: bool) -> bool:
-    """Whether each entry of the lower half is that of the upper one, or its conjugate.
+    """Whether each entry of the lower triangle is the opposite one, or its conjugate.
 
     Entries that are not numbers do not agree.
     """
@@ -64,12 +63,12 @@ def agree(upper: Tensor, lower: Tensor, conjugate: bool) -> bool:
     return torch.equal(upper, opposite)
 
 
-def halves_of(structure: Structure) -> Halves | None:
-    """The halves of a square structure, by rows; None where an entry has no opposite."""
-    return structure.remember(_find_halves)
+def both_triangles_of(structure: Structure) -> BothTriangles | None:
+    """The triangles of a square structure, by rows; None where an entry has no opposite."""
+    return structure.remember(_find_triangles)
 
 
-def _find_halves(structure: Structure) -> Halves | None:
+def _find_triangles(structure: Structure) -> BothTriangles | None:
     opposite = structure.transpose_map
     if bool((opposite < 0).any()):
         return None
@@ -82,7 +81,7 @@ def _find_halves(structure: Structure) -> Halves | None:
     slot[source[place]] = place  # last: diagonal entries are their own opposites
     if structure.has_duplicates or arrangement.has_gaps:
         slot = slot if structure.position is None else slot[structure.position]
-        return Halves(nnz, at_diagonal, slot, None)
+        return BothTriangles(nnz, at_diagonal, slot, None)
     both = torch.cat((source, opposite[source]))
     both = both if structure.entry_of is None else structure.entry_of[both]
-    return Halves(nnz, at_diagonal, None, both)
+    return BothTriangles(nnz, at_diagonal, None, both)

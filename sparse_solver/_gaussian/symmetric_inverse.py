@@ -1,4 +1,4 @@
-"""What `Pattern` and `Factorization` offer, for values of any device, batch and structure."""
+"""Log-determinants and inverses for values of any device, batch and structure."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from torch import Tensor
 from .._factor.options import Options, Triangle
 from .._solve.autograd import refuse_nested_forward_mode, refuse_tracing
 from .._solve.half_solve import Half, solve_half
-from .._solve.operations import register_inverse
+from .._solve.inverse import register_inverse
 from .._solve.shapes import check_flags, check_rhs, check_values, fold_rhs
 from .._sparse.block_diagonal import count_matrices
 from .._sparse.index_checks import check_square
-from .._sparse.structure import Structure
+from .._sparse.structure import Structure, find_diagonal_entries
 from .._sparse.values import CPU, check_finite, to_double
 from .._torch.dynamo import disable_dynamo
 from ..errors import EngineUnsupportedError, OptionError
-from .entries import complete, find_diagonal, join_blocks
+from .entries import complete, join_blocks
 from .factors import InverseFactors, Matrices
 from .functions import LogDeterminant, SelectedInverse
 from .real_form import real_form_of, to_complex, to_real
@@ -25,7 +25,7 @@ from .real_form import real_form_of, to_complex, to_real
 class SymmetricInverse:
     """The inverses of positive definite matrices, whose factors are made at the first call.
 
-    See `_solve.operations.Inverse`.
+    See `_solve.inverse.Inverse`.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class SymmetricInverse:
         if is_complex:
             real = real_form_of(self._structure, triangle)
         elif is_batch:
-            real = join_blocks(self._structure)
+            real = self._structure.remember(join_blocks)
         blocks = count_matrices(structure) if is_batch else 1
         matrices = Matrices(real, triangle, self._structure, is_complex, blocks, self.max_solves)
         self._factors = InverseFactors(matrices)
@@ -70,7 +70,7 @@ class SymmetricInverse:
         """(..., n) the diagonals of the inverses, which are real."""
         inverses = self.selected_inverse()
         inverses = inverses.real if inverses.is_complex() else inverses
-        at = self._structure.remember(find_diagonal)
+        at = self._structure.remember(find_diagonal_entries)
         if inverses.shape[-1] == 0:  # there are no rows
             return inverses.new_zeros(self._shape[:-1])
         diagonals = inverses.index_select(-1, at.to(inverses.device))

@@ -1,7 +1,7 @@
-"""The ways to factor a matrix, by name: a compiled graph can hold a name, but not an object.
+"""What matrices are factored for, by name: a compiled graph can hold a name, but not an object.
 
-Rooms above this one register their own, so that the solve need not know what they require of a
-matrix.
+Rooms above this one register their own purposes, so that the solve need not know what they require
+of a matrix.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def _explain_nothing(error: SparseSolverError, structure: Structure, matrices: T
 
 
 @dataclass(frozen=True)
-class Method:
-    """A way to factor a matrix.
+class Purpose:
+    """What a matrix is factored for, which may require more of it than a solve does.
 
     factor : factors a matrix; called as `factor_matrix` is
     explain : raises a better error for `matrices` (batch, nnz) that are not finite or not
@@ -34,14 +34,15 @@ class Method:
     explain: Callable[[SparseSolverError, Structure, Tensor], None] = _explain_nothing
 
 
-_methods: dict[str, Callable[[str], Method]] = {"solve": lambda _: Method()}
+_purposes: dict[str, Callable[[str], Purpose]] = {"solve": lambda _: Purpose()}
 
 
-def register_method(name: str, build: Callable[[str], Method]) -> None:
-    """Let `method_named` give ``build(argument)`` for "name:argument"."""
-    _methods[name] = build
+def register_purpose(name: str, build: Callable[[str], Purpose]) -> None:
+    """Let `purpose_named` give ``build(argument)`` for "name:argument"."""
+    _purposes[name] = build
 
 
-def method_named(name: str) -> Method:
+def purpose_named(name: str) -> Purpose:
+    """The purpose called "name" or "name:argument"."""
     name, _, argument = name.partition(":")
-    return _methods[name](argument)
+    return _purposes[name](argument)

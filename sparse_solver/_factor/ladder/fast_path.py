@@ -1,6 +1,6 @@
-"""The direct way to factor: with a matrix like the last one, nothing is checked twice.
+"""The fast path: with a matrix like the last one of its pattern, nothing is checked twice.
 
-A pattern whose last matrix was beyond doubt is factored by a `Route`, which makes in a few
+A pattern whose last matrix was beyond doubt is factored by a `FastPath`, which makes in a few
 operations all the checks that such a matrix has to pass. Where it does not pass them, `ladder`
 finds out why, and what to do.
 """
@@ -16,8 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..._engines.protocol import DirectSymbolic
-from ..._sparse.halves import agree, halves_of
+from ..._engines.protocol import UpperSymbolic
+from ..._sparse.both_triangles import agree, both_triangles_of
 from ..._sparse.structure import Structure
 from ...errors import SparseSolverError
 from ..accuracy.checked_factor import InverseOperator, Record, SoundFactor
@@ -27,7 +27,7 @@ from .starting_method import Start
 from .symmetry import check_lines, check_triangle
 
 
-class Route(Protocol):
+class FastPath(Protocol):
     """A way to factor matrices that are beyond doubt.
 
     symbolic : the analysis
@@ -43,13 +43,13 @@ class Route(Protocol):
         """The factor of the matrix with these values; None if there may be any doubt about it."""
 
 
-class Direct:
-    """The route for one pattern, one dtype and one choice of options.
+class FastPaths:
+    """The fast path for one pattern, one dtype and one choice of options.
 
     Raises an error if the pattern alone shows that no matrix can be solved with.
 
-    route : None after a matrix that was not beyond doubt
-    known : the last route
+    path : None after a matrix that was not beyond doubt
+    known : the last path
     """
 
     def __init__(
@@ -62,35 +62,35 @@ class Direct:
     ):
         check_triangle(structure, triangle)
         check_lines(structure, triangle)
-        self.route: Route | None = None
-        self.known: Route | None = None
-        # When to leave a provisional route; None if the route is not provisional.
+        self.path: FastPath | None = None
+        self.known: FastPath | None = None
+        # When to leave a provisional path; None if the path is not provisional.
         self._review: Start | None = None
 
     def open(
-        self, symbolic: object, make: Callable[[], Route], is_provisional: bool = False
+        self, symbolic: object, make: Callable[[], FastPath], is_provisional: bool = False
     ) -> None:
-        """Take the route with this analysis, which is made unless it is known.
+        """Take the path with this analysis, which is made unless it is known.
 
         A provisional one is left now and then, since other values may have a faster way.
         """
         if self.known is None or self.known.symbolic is not symbolic:
             self.known = make()
-        self.route = self.known
+        self.path = self.known
         if is_provisional:
             self._review = self._review or Start()
-            self._review.keep(self.route)
+            self._review.keep(self.path)
 
-    def find_route(self, blocks: int) -> Route | None:
-        """The route for so many blocks, if there is one to take."""
-        route = self.route
-        if route is None or route.blocks != blocks:
+    def find(self, blocks: int) -> FastPath | None:
+        """The path for so many blocks, if there is one to take."""
+        path = self.path
+        if path is None or path.blocks != blocks:
             return None
-        return route if self._review is None or self._review.find() is not None else None
+        return path if self._review is None or self._review.find() is not None else None
 
 
-class CholeskyRoute:
-    """The route for positive definite matrices.
+class CholeskyPath:
+    """The path for positive definite matrices.
 
     An exact comparison of both triangles while they are gathered, and pivots that are not small
     beside the diagonal, show all that the solve has to know: symmetric, finite, positive definite,
@@ -99,18 +99,18 @@ class CholeskyRoute:
     record : how the last factor came about
     """
 
-    def __init__(self, structure: Structure, symbolic: DirectSymbolic, record: Record, blocks: int):
-        halves = halves_of(structure)
-        assert halves is not None  # since the triangles of the last matrix agreed
+    def __init__(self, structure: Structure, symbolic: UpperSymbolic, record: Record, blocks: int):
+        triangles = both_triangles_of(structure)
+        assert triangles is not None  # since the triangles of the last matrix agreed
         self.blocks, self.symbolic, self._record = blocks, symbolic, replace(record)
-        self._halves = symbolic.reorder(halves)
+        self._triangles = symbolic.reorder(triangles)
         self._vectors = Vectors(structure.shape[0], blocks)
 
     def factor(self, structure: Structure, values: Tensor) -> SoundFactor | None:
-        upper, lower = self._halves.fill(values)
+        upper, lower = self._triangles.fill(values)
         if not agree(upper, lower, conjugate=True):
             return None
-        diagonal = upper.index_select(0, self._halves.at_diagonal)
+        diagonal = upper.index_select(0, self._triangles.at_diagonal)
         if is_well_scaled(diagonal):
             started = time.perf_counter()
             with suppress(SparseSolverError):  # the ladder will raise an error that says more

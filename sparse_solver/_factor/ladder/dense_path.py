@@ -1,4 +1,4 @@
-"""The direct way to factor small general matrices: dense LU, judged in a few dense products.
+"""The fast path for small general matrices: dense LU, judged in a few dense products.
 
 The rules are those of `judge`: an accurate solution of the probe that does not grow so much that
 half of the digits might be lost. They are written in NumPy here, whose operations with small arrays
@@ -33,8 +33,8 @@ _MOST_STEPS = 2
 Fallback = Callable[[Structure, Tensor], InverseOperator]
 
 
-class DenseRoute:
-    """The route for general matrices by dense LU.
+class DensePath:
+    """The path for general matrices, by dense LU.
 
     symbolic : the analysis
     find_symmetry : whether a matrix that may be symmetric is to take another way

@@ -1,4 +1,4 @@
-"""The direct way to factor: it must show everything that the ladder of methods would show."""
+"""The fast path: it must show everything that the ladder of methods would show."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 import sparse_solver as ss
 from sparse_solver import _testing
-from sparse_solver._factor.ladder.direct import is_well_scaled
-from sparse_solver._factor.ladder.ladder import _direct_of
+from sparse_solver._factor.ladder.fast_path import is_well_scaled
+from sparse_solver._factor.ladder.ladder import _fast_paths_of
 from sparse_solver._factor.options import Options
 
 ENGINES = [name for name in _testing.installed_engines("spd") if name in ("pardiso", "qdldl")]
@@ -39,12 +39,12 @@ def anchored(dtype: torch.dtype = torch.float64, shift: float = 0.5) -> Tensor:
 
 def is_open(values: Tensor, assume: str, engine: str) -> bool:
     options = Options(assume, None, engine)  # type: ignore[arg-type] # tests pass plain strings
-    return _direct_of(P._structure, options, values.dtype).route is not None
+    return _fast_paths_of(P._structure, options, values.dtype).path is not None
 
 
 def close(values: Tensor, assume: str, engine: str) -> None:
     options = Options(assume, None, engine)  # type: ignore[arg-type] # tests pass plain strings
-    _direct_of(P._structure, options, values.dtype).route = None
+    _fast_paths_of(P._structure, options, values.dtype).path = None
 
 
 def change(**places: float) -> Callable[[Tensor], Tensor]:
@@ -100,7 +100,7 @@ def outcome(values: Tensor, b: Tensor, assume: str, engine: str) -> Tensor | str
 @pytest.mark.parametrize("dtype", REAL, ids=str)
 @pytest.mark.parametrize("assume", ["spd", "auto"])
 @pytest.mark.parametrize("what", CHANGES)
-def test_the_direct_way_ends_as_the_ladder_does(
+def test_the_fast_path_ends_as_the_ladder_does(
     engine: str, dtype: torch.dtype, assume: str, what: str
 ) -> None:
     if assume == "auto" and engine == "qdldl":
@@ -212,7 +212,7 @@ def test_the_caller_may_overwrite_the_values(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_threads_share_the_direct_way(engine: str) -> None:
+def test_threads_share_the_fast_path(engine: str) -> None:
     b = torch.ones(N, dtype=torch.float64)
 
     def solve(k: int) -> bool:

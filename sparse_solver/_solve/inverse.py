@@ -1,6 +1,7 @@
-"""Operations that a room above this one computes, and that `Pattern` and `Factorization` offer.
+"""Log-determinants, inverses and half solves, which a room above this one computes.
 
-That room registers a class, so that this one need not import it.
+`Pattern` and `Factorization` offer them. That room registers a class, so that this one need not
+import it.
 """
 
 from __future__ import annotations

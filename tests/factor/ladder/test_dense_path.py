@@ -1,4 +1,4 @@
-"""The direct way for small general matrices: it must show all that the ladder would show."""
+"""The fast path for small general matrices: it must show all that the ladder would show."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 import sparse_solver as ss
 from sparse_solver import _testing
-from sparse_solver._factor.ladder.dense_route import SoundDenseFactor
-from sparse_solver._factor.ladder.ladder import _direct_of
+from sparse_solver._factor.ladder.dense_path import SoundDenseFactor
+from sparse_solver._factor.ladder.ladder import _fast_paths_of
 from sparse_solver._factor.options import Options
 
 N = 12
@@ -87,12 +87,12 @@ def entries(A: Tensor) -> Tensor:
     return A[ROWS, COLS].contiguous()
 
 
-def set_route(dtype: torch.dtype, assume: str, closed: bool) -> bool:
-    """Close the route, and say whether it was open."""
-    direct = _direct_of(P._structure, Options(assume), dtype)  # type: ignore[arg-type] # a plain string
-    was_open = direct.route is not None
+def set_path(dtype: torch.dtype, assume: str, closed: bool) -> bool:
+    """Close the path, and say whether it was open."""
+    fast_paths = _fast_paths_of(P._structure, Options(assume), dtype)  # type: ignore[arg-type] # a plain string
+    was_open = fast_paths.path is not None
     if closed:
-        direct.route = None
+        fast_paths.path = None
     return was_open
 
 
@@ -107,18 +107,18 @@ def outcome(values: Tensor, b: Tensor, assume: str, adjoint: bool) -> Tensor | s
 @pytest.mark.parametrize("assume", ["general", "auto"])
 @pytest.mark.parametrize("adjoint", [False, True])
 @pytest.mark.parametrize("what", CHANGES)
-def test_the_direct_way_ends_as_the_ladder_does(
+def test_the_fast_path_ends_as_the_ladder_does(
     dtype: torch.dtype, assume: str, adjoint: bool, what: str
 ) -> None:
     b = torch.arange(1, 2 * N + 1, dtype=torch.float64).reshape(N, 2).to(dtype)
     first = entries(good(dtype))
     values = entries(CHANGES[what](good(dtype)))
-    set_route(dtype, assume, closed=True)
+    set_path(dtype, assume, closed=True)
     expected = outcome(values, b, assume, adjoint)
-    set_route(dtype, assume, closed=True)
+    set_path(dtype, assume, closed=True)
     for _ in range(40):  # a pattern that needed another method starts with that for a while
         P.solve(first, b, assume=assume)  # type: ignore[arg-type] # a plain string
-    assert set_route(dtype, assume, closed=False)
+    assert set_path(dtype, assume, closed=False)
     found = outcome(values, b, assume, adjoint)
     if isinstance(expected, str):
         assert found == expected
@@ -202,7 +202,7 @@ def test_duplicates_are_summed(dtype: torch.dtype) -> None:
     assert torch.autograd.gradcheck(twice.solve, (parts, b))
 
 
-def test_threads_share_the_direct_way() -> None:
+def test_threads_share_the_fast_path() -> None:
     b = torch.ones(N, dtype=torch.float64)
 
     def solve(k: int) -> bool:
