@@ -112,23 +112,25 @@ def test_one_triangle_and_lazy_conjugates(kind: str, triangle: str) -> None:
     )
 
 
+# torch 2.11 quotes the name and the line of the error only.
+REFUSED = r"cannot be compiled|TransformError"
+
+
 @backends
 def test_forward_mode_raises_instead_of_returning_zeros(backend: str) -> None:
     def tangent(values: Tensor) -> Tensor:
         return torch.func.jvp(lambda v: PATTERN.solve(v, B), (values,), (values,))[1]
 
-    # torch 2.11 quotes the name and the line of the error only.
-    with pytest.raises(Exception, match=r"cannot be compiled|TransformError"):
+    with pytest.raises(Exception, match=REFUSED):
         compiled(tangent, backend)(P.values)
-    # torch 2.11 quotes the name and the line of the error only.
-    with pytest.raises(Exception, match=r"cannot be compiled|TransformError"):
+    with pytest.raises(Exception, match=REFUSED):
         compiled(lambda values: torch.func.jacfwd(lambda v: PATTERN.solve(v, B))(values), backend)(
             P.values
         )
 
     solve = compiled(lambda values: PATTERN.solve(values, B), backend)
     solve(P.values)
-    with forward_ad.dual_level(), pytest.raises(Exception, match="cannot be compiled"):
+    with forward_ad.dual_level(), pytest.raises(Exception, match=REFUSED):
         solve(forward_ad.make_dual(P.values, P.values))
 
 
