@@ -37,6 +37,8 @@ LIBRARY_VARIABLE = "SPARSE_SOLVER_CUDSS"
 _MAJOR = 1
 # With this library, analyses use all cores of the host.
 _THREADING_LAYER = "libcudss_mtlayer_gomp.so.1"
+# What libcudss needs of CUDA, and the packages with it; those for CUDA 12 have its name at the end.
+_NEEDED = {"libcublas.so": "nvidia-cublas", "libnvrtc.so": "nvidia-cuda-nvrtc"}
 
 
 class Phase(IntEnum):
@@ -214,8 +216,9 @@ def library() -> Library | str:
         return "this torch was built without CUDA"
     if not torch.cuda.is_available():
         return "torch finds no CUDA device"
-    wanted = os.environ.get(LIBRARY_VARIABLE)
-    package = f"nvidia-cudss-cu{cuda.split('.')[0]}"
+    wanted, major = os.environ.get(LIBRARY_VARIABLE), cuda.split(".")[0]
+    package = f"nvidia-cudss-cu{major}"
+    _load_needed(major)
     files = find_package_files(package, lambda name: name.startswith("libcudss.so"))
     loaded, problems = load([wanted] if wanted else find_candidates(files, "cudss"))
     if loaded is not None:
@@ -228,11 +231,27 @@ def library() -> Library | str:
     return f"libcudss was not found; {remedy}"
 
 
+def _load_needed(major: str) -> None:
+    """Load what libcudss needs of CUDA `major`, so that it is found wherever it is installed.
+
+    libcudss searches in its own folder, and torch and its packages may be installed in another one.
+    """
+    for library, package in _NEEDED.items():
+        name = f"{library}.{major}"
+        paths = [name]  # what torch has loaded already, or the system finds
+        for installed in (f"{package}-cu{major}", package):
+            paths += find_package_files(installed, name.__eq__)
+        load_first(paths, ctypes.CDLL)
+
+
 def load(paths: list[str]) -> tuple[Library | None, list[str]]:
     """The first library that can be loaded, with its threading layer; else the problem of each."""
 
     def load_one(path: str) -> Library:
-        beside = Path(path).with_name(_THREADING_LAYER)
-        return Library(ctypes.CDLL(path), str(beside) if beside.exists() else None)
+        layer = str(Path(path).with_name(_THREADING_LAYER))
+        # cuDSS unloads it with each handle, while its threads may be running. So it is loaded here
+        # as well, for good.
+        is_loaded = load_first([layer], ctypes.CDLL)[0] is not None
+        return Library(ctypes.CDLL(path), layer if is_loaded else None)
 
     return load_first(paths, load_one, (OSError, AttributeError, EngineError))
