@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from cudss_cases import (
     solve_non_blocking,
     vector,
 )
-from problems import problem, rhs
+from problems import TOLERANCE, problem, rhs
 from simulated_cudss import Cudss
 
 import sparse_solver as ss
@@ -34,13 +35,17 @@ def _late(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulated_gpu.Module, "finished", False)
 
 
+CASES = [(kind, torch.float64) for kind in ("spd", "symmetric", "general")]
+CASES += [("spd", torch.float32), ("hermitian", torch.complex64), ("general", torch.complex64)]
+
+
 @pytest.mark.usefixtures("_late")
-@pytest.mark.parametrize("kind", ["spd", "symmetric", "general"])
-def test_the_host_does_not_wait(cudss: Cudss, kind: str) -> None:
-    p = problem(kind, torch.float64).to(DEVICE)
-    b, P = vector(p.n, 2).requires_grad_(), pattern(p)
+@pytest.mark.parametrize(("kind", "dtype"), CASES, ids=str)
+def test_the_host_does_not_wait(cudss: Cudss, kind: str, dtype: torch.dtype) -> None:
+    p = problem(kind, dtype).to(DEVICE)
+    b, P = rhs(p.n, 2, dtype=dtype).to(DEVICE).requires_grad_(), pattern(p)
     # The first solve makes the analysis and the index maps.
-    torch.autograd.grad(solve_non_blocking(p, p.values, b, P).sum(), b)
+    torch.autograd.grad(solve_non_blocking(p, p.values, b, P), b, torch.ones_like(b))
     before = simulated_gpu.synchronisations()
     values = (2 * p.values).requires_grad_()
     x = solve_non_blocking(p, values, b, P)
@@ -48,13 +53,14 @@ def test_the_host_does_not_wait(cudss: Cudss, kind: str) -> None:
     y = solve_non_blocking(p, values.detach(), b.detach(), P, transpose=True)
     assert simulated_gpu.synchronisations() == before
     ss.synchronize()
+    close = partial(torch.testing.assert_close, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
     dense = 2 * p.dense.cpu()
-    torch.testing.assert_close(x.detach().cpu(), torch.linalg.solve(dense, b.detach().cpu()))
-    torch.testing.assert_close(y.cpu(), torch.linalg.solve(dense.mT, b.detach().cpu()))
+    close(x.detach().cpu(), torch.linalg.solve(dense, b.detach().cpu()))
+    close(y.cpu(), torch.linalg.solve(dense.mT, b.detach().cpu()))
     expected = pattern(p).solve(values, b, assume=p.kind, engine="superlu")  # type: ignore[arg-type] # a str
     others = torch.autograd.grad(expected, (values, b), torch.ones_like(x))
     for mine, other in zip(bars, others, strict=True):
-        torch.testing.assert_close(mine.cpu(), other.cpu())
+        close(mine.cpu(), other.cpu())
 
 
 @pytest.mark.usefixtures("_late")
