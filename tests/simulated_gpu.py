@@ -226,6 +226,7 @@ class Module(Backend):
 
     Stream, Event = Stream, Event
     finished = True  # what events report
+    capturing = False  # whether a CUDA graph records what is submitted
     allocated: dict[int, tuple[Any, int, int]] = {}
     out_of_memory = False
     _current = threading.local()
@@ -241,6 +242,9 @@ class Module(Backend):
             yield
         finally:
             self._current.stream = before
+
+    def is_current_stream_capturing(self) -> bool:
+        return self.capturing
 
     @contextlib.contextmanager
     def device(self, device: Any) -> Iterator[None]:

@@ -198,14 +198,21 @@ class Library:
         self.call("ConfigSet", config, name, byref(number), sizeof(number))
 
 
-def error_of(status: int, name: str, reason: str = "") -> EngineError | EngineUnsupportedError:
-    """The exception for a status of the function cudss`name`."""
+def error_of(
+    status: int, name: str, reason: str = "", ran_out: bool = False
+) -> EngineError | EngineUnsupportedError:
+    """The exception for a status of the function cudss`name`.
+
+    reason, ran_out : what the functions that allocate for cuDSS reported, and whether they had no
+        memory, whatever status cuDSS makes of that
+    """
     called = STATUSES[status] if status < len(STATUSES) else "unknown status"
     message = f"cuDSS failed in cudss{name} with status {status} ({called})"
     message += f": {reason}" if reason else ""
-    if status == NOT_SUPPORTED:
+    ran_out = ran_out or status == ALLOC_FAILED
+    if status == NOT_SUPPORTED and not ran_out:
         return EngineUnsupportedError(message, engine="cudss")
-    return EngineError(message, engine="cudss", code=status, out_of_memory=status == ALLOC_FAILED)
+    return EngineError(message, engine="cudss", code=status, out_of_memory=ran_out)
 
 
 @cache

@@ -173,6 +173,24 @@ def test_no_memory_for_a_matching_is_not_a_singular_matrix(cudss: Cudss) -> None
     assert caught.value.out_of_memory
 
 
+@pytest.mark.parametrize("is_factored", [False, True])
+def test_a_graph_does_not_record_factors(
+    cudss: Cudss, monkeypatch: pytest.MonkeyPatch, is_factored: bool
+) -> None:
+    """Its replays would use the memory of a factor that may be gone."""
+    P, b = pattern(SPD), vector(SPD.n)
+    F = P.factorize(SPD.values, assume="spd", non_blocking=True)
+    F.solve(b)
+    phases = len(cudss.phases)
+    monkeypatch.setattr(simulated_gpu.Module, "capturing", True)
+    with pytest.raises(ss.EngineUnsupportedError, match="CUDA graph"):
+        F.solve(b) if is_factored else solve_non_blocking(SPD, SPD.values, b, P)
+    assert len(cudss.phases) == phases
+    monkeypatch.setattr(simulated_gpu.Module, "capturing", False)
+    check_solution(SPD, solve_non_blocking(SPD, SPD.values, b, P))
+    ss.synchronize()
+
+
 def test_a_status_for_a_pivot_is_raised_later_too(cudss: Cudss) -> None:
     cudss.fails_early = True
     assert solve_non_blocking(SPD, indefinite(0.3), vector(SPD.n)).cpu().isnan().all()
