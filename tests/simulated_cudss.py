@@ -228,6 +228,8 @@ class Cudss:
         return self._create(place, DataObject(self.objects[handle]))
 
     def _DataDestroy(self, handle: int, data: int) -> int:
+        if not simulated_gpu.Module.finished:
+            self.violations.append("data are destroyed while the device works with them")
         stream, memory = self.objects[handle].stream, self.objects[handle].memory
         for address, size in self.objects[data].memory:
             if memory.device_free(None, address, size, stream):

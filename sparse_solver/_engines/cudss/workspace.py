@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from ctypes import byref, c_int, c_size_t, c_void_p, sizeof
 from typing import Any, TypeVar
 
@@ -270,8 +271,15 @@ class Workspace:
         return self._library.create("MatrixCreateDn", *sizes, vectors.data_ptr(), *types)
 
     def destroy(self) -> None:
-        """Release everything; called under the lock."""
+        """Release everything, when the device has finished its work with it; under the lock.
+
+        cuDSS was reported to fail where its data are destroyed while the device uses them.
+        """
         with self._gpu.device(self._device):
+            with suppress(Exception):  # of a device that is gone
+                finished = self._gpu.Event()
+                finished.record(self._handle.stream)
+                finished.synchronize()
             for matrix in (*self._vectors, self._matrix):
                 if matrix:
                     self._library.try_call("MatrixDestroy", matrix)

@@ -21,7 +21,7 @@ from cudss_cases import (
     vector,
 )
 from problems import TOLERANCE, problem, rhs
-from simulated_cudss import Cudss
+from simulated_cudss import Cudss, DataObject
 
 import sparse_solver as ss
 from sparse_solver._engines.cudss import library as native
@@ -61,6 +61,19 @@ def test_the_host_does_not_wait(cudss: Cudss, kind: str, dtype: torch.dtype) -> 
     others = torch.autograd.grad(expected, (values, b), torch.ones_like(x))
     for mine, other in zip(bars, others, strict=True):
         close(mine.cpu(), other.cpu())
+
+
+@pytest.mark.usefixtures("_late")
+def test_a_workspace_is_released_when_the_device_has_finished(cudss: Cudss) -> None:
+    """Of two factors, one leaves its workspace for the next factorisation."""
+    P, b = pattern(SPD), vector(SPD.n)
+    factors = [P.factorize(k * SPD.values, assume="spd", non_blocking=True) for k in (1, 2)]
+    for factor in factors:
+        factor.solve(b)
+    assert cudss.live(DataObject) == 2
+    del factor, factors
+    assert cudss.live(DataObject) == 1
+    assert not cudss.violations
 
 
 @pytest.mark.usefixtures("_late")
