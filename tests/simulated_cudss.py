@@ -1,8 +1,10 @@
 """cuDSS for the simulated GPU: the functions of its C interface, written after its documentation.
 
-They compute with NumPy what the library computes on the device, and check their arguments as it
-does. Misuse that no status can report is recorded in `violations`, for example what would let
-memory of one stream be used on another. Pivots are never exchanged, which is worse than cuDSS.
+They compute with NumPy what the library computes on the device, and check their arguments and the
+order of calls as it does. Misuse that no status can report is recorded in `violations`, for example
+what would let memory of one stream be used on another, or what is known to give wrong results: a
+handle for two dtypes (CUDSS-1019), several right-hand sides for a uniform batch. Pivots are never
+exchanged, which is worse than cuDSS.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ from sparse_solver._engines.cudss.library import Config, Data, Phase
 
 Array = NDArray[Any]
 OK, NOT_INITIALIZED, ALLOC_FAILED, INVALID_VALUE, NOT_SUPPORTED, EXECUTION_FAILED = range(6)
+# The functions of a handle, which belongs to the device that was current when it was made.
+OF_HANDLES = ("Create", "Destroy", "SetStream", "DataCreate", "DataDestroy", "DataSet", "DataGet")
+OF_HANDLES += ("SetThreadingLayer", "SetDeviceMemHandler", "Execute")
 DTYPES = {0: np.float32, 1: np.float64, 4: np.complex64, 5: np.complex128}
 DEFAULTS: dict[Config, float] = {
     Config.MATCHING_ALG: 6,
@@ -66,8 +71,9 @@ class Csr:
 
 
 class Dense:
-    def __init__(self, rows: int, columns: int, values: int, dtype: Any):
-        self.rows, self.columns, self.values, self.dtype = rows, columns, values, dtype
+    def __init__(self, rows: int, columns: int, values: int, value_type: int):
+        self.rows, self.columns, self.values = rows, columns, values
+        self.value_type, self.dtype = value_type, DTYPES[value_type]
 
     def of(self, at: int) -> Array:
         """(columns, rows), the vectors of the system number `at`."""
@@ -123,6 +129,7 @@ class Cudss:
     refuse : the status of a phase, given its number among those of its kind
     made_before_failing : [the number of vectors that are described before one cannot be]
     fails_early : whether a pivot that is not positive ends a factorisation with a status
+    out_of_memory : the status of a call for which the allocator has no memory
     factored : the values of each factorisation, and its limit to the memory of the device
     matched : the values of each analysis that used them
     """
@@ -136,7 +143,7 @@ class Cudss:
         self.fail: dict[str, int] = {}
         self.refuse: Callable[[Phase, int], int] = lambda phase, number: OK
         self.made_before_failing: list[int] = []
-        self.fails_early = False
+        self.fails_early, self.out_of_memory = False, ALLOC_FAILED
         self.factored: list[tuple[Array, float]] = []
         self.matched: list[Array] = []
         self._numbers = itertools.count(1000)
@@ -152,6 +159,8 @@ class Cudss:
                 self.violations.append(f"{name} was called while another call was going on")
                 return EXECUTION_FAILED
             try:
+                if name in OF_HANDLES and not simulated_gpu.module.is_current():
+                    self.violations.append(f"{name} was called for a device that is not current")
                 if name in self.fail:
                     return self.fail.pop(name)
                 return method(*given)
@@ -219,6 +228,8 @@ class Cudss:
         return self._create(place, DataObject(self.objects[handle]))
 
     def _DataDestroy(self, handle: int, data: int) -> int:
+        if not simulated_gpu.Module.finished:
+            self.violations.append("data are destroyed while the device works with them")
         stream, memory = self.objects[handle].stream, self.objects[handle].memory
         for address, size in self.objects[data].memory:
             if memory.device_free(None, address, size, stream):
@@ -226,6 +237,8 @@ class Cudss:
         return self._destroy(data)
 
     def _DataSet(self, handle: int, data: int, which: int, value: int, size: int) -> int:
+        if not self.objects[data].analysed:
+            return NOT_INITIALIZED
         if which != Data.INFO or size != 4:
             return NOT_SUPPORTED
         self.objects[data].info = cast(value, POINTER(c_int))[0]
@@ -237,8 +250,12 @@ class Cudss:
         simulated_gpu.count_synchronisation()
         kind = native.DATA_TYPES[Data(which)]
         state: DataObject = self.objects[data]
+        if not state.analysed:
+            return NOT_INITIALIZED
+        if not any(one is state.config for one in self.objects.values()):
+            self.violations.append("data are read after their configuration was destroyed")
         batch = state.config[Config.UBATCH_SIZE] > 1
-        if size != ctypes.sizeof(kind):
+        if size != ctypes.sizeof(kind) or (which in (2, 3) and not state.factors):
             return INVALID_VALUE
         place, factors = cast(value, POINTER(c_int)), state.factors
         if which == Data.INFO:
@@ -298,9 +315,11 @@ class Cudss:
             if self.made_before_failing[0] < 0:
                 self.made_before_failing[0] = 0
                 return EXECUTION_FAILED
-        return self._create(place, Dense(rows, columns, values, DTYPES[value_type]))
+        return self._create(place, Dense(rows, columns, values, value_type))
 
-    def _MatrixSetValues(self, matrix: int, values: int) -> int:
+    def _MatrixSetValues(self, matrix: int, values: int | None) -> int:
+        if not values:
+            return INVALID_VALUE
         self.objects[matrix].values = values
         return OK
 
@@ -330,6 +349,11 @@ class Cudss:
             self.violations.append("data belong to another handle")
         if not isinstance(A, Csr) or A.n != b.rows or (x.rows, x.columns) != (b.rows, b.columns):
             return INVALID_VALUE
+        if not (A.value_type == x.value_type == b.value_type):
+            return NOT_SUPPORTED
+        if state.handle.value_type not in (None, A.value_type):
+            self.violations.append("a handle serves two dtypes")
+        state.handle.value_type = A.value_type
         if (count > 1) + bool(deterministic) + bool(hybrid) > 1:
             return NOT_SUPPORTED
         if count > 1 and matching not in (0, 6):
@@ -340,7 +364,7 @@ class Cudss:
             if matching == native.MATCHING_MAX_DIAG_PRODUCT:
                 self.matched.append(A.dense(0))
                 state.order = _matching(A.dense(0))
-            return state.allocate(A.nnz * 4)
+            return self._allocate(state, A.nnz * 4)
         if not state.analysed or state.analysed[Config.DETERMINISTIC_MODE] != deterministic:
             return INVALID_VALUE
         if phase == Phase.SOLVE:
@@ -361,7 +385,10 @@ class Cudss:
             return EXECUTION_FAILED
         if phase == Phase.REFACTORIZATION:
             return OK
-        return state.allocate(A.n * A.n * np.dtype(A.dtype).itemsize * count)
+        return self._allocate(state, A.n * A.n * np.dtype(A.dtype).itemsize * count)
+
+    def _allocate(self, state: DataObject, size: int) -> int:
+        return OK if state.allocate(size) else self.out_of_memory
 
     def _solve(self, state: Any, settings: dict[Config, float], x: Dense, b: Dense) -> int:
         transpose = settings[Config.SOLVE_MODE] == native.SOLVE_TRANSPOSE
@@ -369,6 +396,8 @@ class Cudss:
             return NOT_SUPPORTED
         if transpose and state.mtype in (2, 4):
             return NOT_SUPPORTED
+        if len(state.factors) > 1 and b.columns > 1:
+            self.violations.append("a uniform batch is solved for several right-hand sides")
         for at, factored in enumerate(state.factors):
             x.of(at)[:] = factored.solve(b.of(at).T, transpose and state.mtype == 0).T
         return OK
@@ -377,6 +406,7 @@ class Cudss:
 class Handle:
     stream: int | None = None
     threading_layer: bytes | None = None
+    value_type: int | None = None
     memory: native.DeviceMemHandler
 
 
@@ -393,14 +423,14 @@ class DataObject:
         self.memory: list[tuple[int, int]] = []
         self.factors: list[Factored] = []
 
-    def allocate(self, size: int) -> int:
+    def allocate(self, size: int) -> bool:
         place, handle = c_void_p(), self.handle
         address = ctypes.byref(place)
         if handle.memory.device_alloc(None, address, c_size_t(size), handle.stream):
-            return ALLOC_FAILED
+            return False
         assert place.value is not None
         self.memory.append((place.value, size))
-        return OK
+        return True
 
 
 def _matching(A: Array) -> Array:

@@ -1,9 +1,10 @@
 """A simulated GPU: tensors on a device of their own, with their numbers in the memory of the host.
 
 `torch.device("gpu")` behaves as CUDA does where it matters here. Operators and numpy() refuse
-tensors of other devices, reads of a number by the host are counted (`synchronisations`), and
-`torch.get_device_module` has streams, events and an allocator that keeps accounts. The simulation
-cannot show what real kernels do.
+tensors of other devices, and `torch.get_device_module` has streams, events and an allocator that
+keeps accounts. What makes the host wait is counted (`synchronisations`): reads of a number, results
+whose size depends on the data, and copies between host and device, in both directions, as by
+`torch.cuda.set_sync_debug_mode`. The simulation cannot show what real kernels do.
 
 Older versions of torch have no devices made in Python; then `MISSING` says so, and `require` skips
 tests.
@@ -37,9 +38,16 @@ _READS = (
     "aten::_local_scalar_dense",
     "aten::equal",
     "aten::nonzero",
-    "aten::unique_dim",
     "aten::is_nonzero",
+    "aten::masked_select",
+    "aten::bincount",
+    "aten::repeat_interleave",
+    "aten::_unique2",
+    "aten::unique_dim",
+    "aten::unique_consecutive",
+    "aten::_coalesce",
 )
+_INDEXING = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_")
 _synchronisations = 0
 
 
@@ -113,6 +121,19 @@ def _wrapped(host: Any) -> Any:
     return SimulatedTensor(host)
 
 
+def _waits(name: str, args: Any, kwargs: dict[str, Any], stays: bool) -> bool:
+    """Whether the host waits for the device in this operator, of which an argument is there."""
+    if name in _COPIES:
+        source = next(a for a in reversed(args) if isinstance(a, Tensor))
+        arrives = stays and not isinstance(source, SimulatedTensor)
+        non_blocking = kwargs.get("non_blocking", args[2] if len(args) > 2 else False)
+        return (arrives or not stays) and not non_blocking
+    if name in _INDEXING:  # a mask has to be read to know how many numbers it chooses
+        masks = [i for i in args[1] if isinstance(i, Tensor) and i.dtype == torch.bool]
+        return bool(masks) and (name == "aten::index" or args[2].numel() > 1)
+    return name in _READS
+
+
 def _leaves(things: Any) -> Iterator[Any]:
     """The arguments, and the elements of those that are lists."""
     for thing in things:
@@ -151,9 +172,7 @@ def _run(operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     stays = bool(simulated) if device is None else _on_device(device)
     if name == "aten::copy_":
         stays = isinstance(args[0], SimulatedTensor)
-    if simulated and (
-        name in _READS or (name in _COPIES and not stays and not kwargs.get("non_blocking"))
-    ):
+    if (simulated or stays) and _waits(name, args, kwargs, stays):
         count_synchronisation()
     kwargs = {
         key: _mapped(unwrapped, value) for key, value in kwargs.items() if key != "pin_memory"
@@ -207,6 +226,7 @@ class Module(Backend):
 
     Stream, Event = Stream, Event
     finished = True  # what events report
+    capturing = False  # whether a CUDA graph records what is submitted
     allocated: dict[int, tuple[Any, int, int]] = {}
     out_of_memory = False
     _current = threading.local()
@@ -223,9 +243,21 @@ class Module(Backend):
         finally:
             self._current.stream = before
 
+    def is_current_stream_capturing(self) -> bool:
+        return self.capturing
+
     @contextlib.contextmanager
     def device(self, device: Any) -> Iterator[None]:
-        yield
+        before = self.is_current()
+        self._current.is_current = True
+        try:
+            yield
+        finally:
+            self._current.is_current = before
+
+    def is_current(self) -> bool:
+        """Whether this device was chosen; without that, another one is the current device."""
+        return getattr(self._current, "is_current", False)
 
     def caching_allocator_alloc(self, size: int, device: Any = None, stream: Any = None) -> int:
         if self.out_of_memory:

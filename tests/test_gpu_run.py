@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,10 @@ def test_nothing_is_tested_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> 
 def test_every_group_finds_its_tests() -> None:
     names = [word for group in GROUPS for word in group.tests if word.startswith("tests/")]
     assert all((gpu_run.ROOT / name).exists() for name in names)
+    (contract,) = (group for group in GROUPS if group.name == "contract")
+    line = [sys.executable, "-m", "pytest", "--collect-only", "-q", *contract.tests]
+    listed = subprocess.run(line, cwd=gpu_run.ROOT, capture_output=True, text=True).stdout
+    assert "[cudss-cuda-float64-spd" in listed
     assert GROUPS[0].tests[0] == "-x"
     assert not any("-x" in group.tests for group in GROUPS[1:])
 

@@ -23,8 +23,13 @@ from ..errors import TransformError
 from .adjoint import adjoint
 from .autograd import fold
 
+# A CUDA graph must not record a solve; older versions of torch cannot be told so.
+_TAGS: dict[str, Any] = {}
+if hasattr(torch.Tag, "cudagraph_unsafe"):
+    _TAGS["tags"] = [torch.Tag.cudagraph_unsafe]
 
-@torch.library.custom_op("sparse_solver::solve", mutates_args=())
+
+@torch.library.custom_op("sparse_solver::solve", mutates_args=(), **_TAGS)
 def _solve(
     values: Tensor,
     rhs: Tensor,

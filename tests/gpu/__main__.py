@@ -56,7 +56,7 @@ def has_xdist() -> bool:
 GROUPS = (
     Group("basics", 150, ("-x", "tests/gpu/test_gpu_basics.py")),
     Group("solve and build", 150, ("tests/gpu", "--ignore=tests/gpu/test_gpu_basics.py")),
-    Group("contract", 240, ("tests/contract/test_engines.py", "-k", "-cuda-"), workers=8),
+    Group("contract", 240, ("tests/contract/test_engines.py", "-k=-cuda-"), workers=8),
     Group("simulation", 120, ("tests/engines/cudss", "tests/contract/test_devices.py"), workers=4),
     Group("speed", 120, command=(sys.executable, "-m", "benchmarks.gpu", "--quick")),
 )

@@ -32,6 +32,11 @@ inductor = pytest.param(
 backends = pytest.mark.parametrize("backend", ["eager", "aot_eager", inductor])
 
 
+@pytest.mark.skipif(not hasattr(torch.Tag, "cudagraph_unsafe"), reason="torch has no such tag")
+def test_cuda_graphs_leave_it_out() -> None:
+    assert torch.Tag.cudagraph_unsafe in torch.ops.sparse_solver.solve.default.tags
+
+
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:
     torch._dynamo.reset()

@@ -66,12 +66,13 @@ class DeviceMemory:
 
     counter : a list with the bytes in use by the workspace that is being called, or None
     problem : the message of the last error, which cannot be raised through a C library
+    ran_out : whether there was no memory
     """
 
     def __init__(self, gpu: Any, device: torch.device):
         self.gpu, self.device = gpu, device
         self.counter: list[int] | None = None
-        self.problem = ""
+        self.problem, self.ran_out = "", False
         self._live: dict[int, tuple[int, list[int] | None]] = {}
         # cuDSS calls these functions as long as the handle lives, so they must be kept.
         name = b"torch caching allocator"
@@ -85,7 +86,7 @@ class DeviceMemory:
             self._live[address] = size, self.counter
             place[0] = address
         except BaseException as error:
-            self.problem = str(error)
+            self.problem, self.ran_out = str(error), True
             return 1
         return 0
 

@@ -37,6 +37,8 @@ LIBRARY_VARIABLE = "SPARSE_SOLVER_CUDSS"
 _MAJOR = 1
 # With this library, analyses use all cores of the host.
 _THREADING_LAYER = "libcudss_mtlayer_gomp.so.1"
+# What libcudss needs of CUDA, and the packages with it; those for CUDA 12 have its name at the end.
+_NEEDED = {"libcublas.so": "nvidia-cublas", "libnvrtc.so": "nvidia-cuda-nvrtc"}
 
 
 class Phase(IntEnum):
@@ -196,14 +198,21 @@ class Library:
         self.call("ConfigSet", config, name, byref(number), sizeof(number))
 
 
-def error_of(status: int, name: str, reason: str = "") -> EngineError | EngineUnsupportedError:
-    """The exception for a status of the function cudss`name`."""
+def error_of(
+    status: int, name: str, reason: str = "", ran_out: bool = False
+) -> EngineError | EngineUnsupportedError:
+    """The exception for a status of the function cudss`name`.
+
+    reason, ran_out : what the functions that allocate for cuDSS reported, and whether they had no
+        memory, whatever status cuDSS makes of that
+    """
     called = STATUSES[status] if status < len(STATUSES) else "unknown status"
     message = f"cuDSS failed in cudss{name} with status {status} ({called})"
     message += f": {reason}" if reason else ""
-    if status == NOT_SUPPORTED:
+    ran_out = ran_out or status == ALLOC_FAILED
+    if status == NOT_SUPPORTED and not ran_out:
         return EngineUnsupportedError(message, engine="cudss")
-    return EngineError(message, engine="cudss", code=status, out_of_memory=status == ALLOC_FAILED)
+    return EngineError(message, engine="cudss", code=status, out_of_memory=ran_out)
 
 
 @cache
@@ -214,8 +223,9 @@ def library() -> Library | str:
         return "this torch was built without CUDA"
     if not torch.cuda.is_available():
         return "torch finds no CUDA device"
-    wanted = os.environ.get(LIBRARY_VARIABLE)
-    package = f"nvidia-cudss-cu{cuda.split('.')[0]}"
+    wanted, major = os.environ.get(LIBRARY_VARIABLE), cuda.split(".")[0]
+    package = f"nvidia-cudss-cu{major}"
+    _load_needed(major)
     files = find_package_files(package, lambda name: name.startswith("libcudss.so"))
     loaded, problems = load([wanted] if wanted else find_candidates(files, "cudss"))
     if loaded is not None:
@@ -228,11 +238,27 @@ def library() -> Library | str:
     return f"libcudss was not found; {remedy}"
 
 
+def _load_needed(major: str) -> None:
+    """Load what libcudss needs of CUDA `major`, so that it is found wherever it is installed.
+
+    libcudss searches in its own folder, and torch and its packages may be installed in another one.
+    """
+    for library, package in _NEEDED.items():
+        name = f"{library}.{major}"
+        paths = [name]  # what torch has loaded already, or the system finds
+        for installed in (f"{package}-cu{major}", package):
+            paths += find_package_files(installed, name.__eq__)
+        load_first(paths, ctypes.CDLL)
+
+
 def load(paths: list[str]) -> tuple[Library | None, list[str]]:
     """The first library that can be loaded, with its threading layer; else the problem of each."""
 
     def load_one(path: str) -> Library:
-        beside = Path(path).with_name(_THREADING_LAYER)
-        return Library(ctypes.CDLL(path), str(beside) if beside.exists() else None)
+        layer = str(Path(path).with_name(_THREADING_LAYER))
+        # cuDSS unloads it with each handle, while its threads may be running. So it is loaded here
+        # as well, for good.
+        is_loaded = load_first([layer], ctypes.CDLL)[0] is not None
+        return Library(ctypes.CDLL(path), layer if is_loaded else None)
 
     return load_first(paths, load_one, (OSError, AttributeError, EngineError))

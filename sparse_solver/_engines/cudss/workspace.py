@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from ctypes import byref, c_int, c_size_t, c_void_p, sizeof
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from ..._sparse.triangle import Arrangement
 from ..._torch.modes import outside_transforms, record_current_stream, synchronize_stream
-from ...errors import EngineError
+from ...errors import EngineError, EngineUnsupportedError
 from ..idle_memory import RecentlyUsed
 from . import library as native
 from .handle import Handle, discard, exclusive
@@ -238,6 +239,12 @@ class Workspace:
         """Submit a phase between the work of the current stream so far and its later work."""
         current = self._gpu.current_stream(self._device)
         stream, memory = self._handle.stream, self._handle.memory
+        if self._gpu.is_current_stream_capturing():
+            raise EngineUnsupportedError(
+                "cuDSS does not solve in a CUDA graph, since a replay might write to memory that "
+                "its factor has returned meanwhile; solve outside of the capture",
+                engine="cudss",
+            )
         for vector in self._vectors:
             self._library.try_call("MatrixDestroy", vector)
         self._vectors = ()
@@ -245,7 +252,7 @@ class Workspace:
             self._vectors += (self._describe(vectors),)
         if current != stream:
             stream.wait_stream(current)
-        memory.counter, memory.problem = self._bytes, ""
+        memory.counter, memory.problem, memory.ran_out = self._bytes, "", False
         arguments = self._config, self._data, self._matrix, *self._vectors
         try:
             status = self._library.try_call("Execute", self._handle.pointer, phase, *arguments)
@@ -254,7 +261,8 @@ class Workspace:
         if current != stream:
             current.wait_stream(stream)
         if status:
-            raise error_of(status, f"Execute, {phase.name.lower()},", memory.problem)
+            called = f"Execute, {phase.name.lower()},"
+            raise error_of(status, called, memory.problem, memory.ran_out)
 
     def _describe(self, vectors: Tensor) -> c_void_p:
         """The n-by-k matrix whose columns are the rows of contiguous `vectors`; for one system."""
@@ -263,8 +271,15 @@ class Workspace:
         return self._library.create("MatrixCreateDn", *sizes, vectors.data_ptr(), *types)
 
     def destroy(self) -> None:
-        """Release everything; called under the lock."""
+        """Release everything, when the device has finished its work with it; under the lock.
+
+        cuDSS was reported to fail where its data are destroyed while the device uses them.
+        """
         with self._gpu.device(self._device):
+            with suppress(Exception):  # of a device that is gone
+                finished = self._gpu.Event()
+                finished.record(self._handle.stream)
+                finished.synchronize()
             for matrix in (*self._vectors, self._matrix):
                 if matrix:
                     self._library.try_call("MatrixDestroy", matrix)

@@ -14,6 +14,7 @@ from simulated_cudss import Csr, Cudss, DataObject, Handle
 
 import sparse_solver as ss
 from sparse_solver._engines.cudss import handle as _handle
+from sparse_solver._engines.cudss import library as native
 from sparse_solver._engines.registry import engine_named
 
 
@@ -94,6 +95,28 @@ def test_an_error_says_that_memory_ran_out(cudss: Cudss, monkeypatch: pytest.Mon
         pattern(SPD).factorize(SPD.values)
     monkeypatch.setattr(simulated_gpu.Module, "out_of_memory", False)
     check_solution(SPD, pattern(SPD).solve(SPD.values, vector(SPD.n)))
+
+
+@pytest.mark.parametrize("non_blocking", [False, True])
+@pytest.mark.parametrize("status", [native.NOT_SUPPORTED, 5])
+def test_memory_may_run_out_whatever_the_status_is(
+    cudss: Cudss, monkeypatch: pytest.MonkeyPatch, status: int, non_blocking: bool
+) -> None:
+    cudss.out_of_memory = status
+    P = pattern(SPD)
+    kept = P.factorize(SPD.values, assume="spd")
+    allocate, refused = simulated_gpu.module.caching_allocator_alloc, iter(range(1))
+
+    def refuse(*arguments: Any) -> int:
+        for _ in refused:
+            raise torch.OutOfMemoryError("no memory")
+        return allocate(*arguments)
+
+    monkeypatch.setattr(simulated_gpu.module, "caching_allocator_alloc", refuse)
+    x = P.solve(2 * SPD.values, vector(SPD.n), assume="spd", non_blocking=non_blocking)
+    check_solution(SPD, x, 2)  # after idle memory was released
+    check_solution(SPD, kept.solve(vector(SPD.n)))
+    ss.synchronize()
 
 
 FUNCTIONS = ["Create", "SetDeviceMemHandler", "ConfigCreate", "ConfigSet", "DataCreate", "Execute"]

@@ -6,7 +6,9 @@ import ctypes
 import importlib.metadata
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -98,6 +100,57 @@ def test_the_reason_says_what_is_missing() -> None:
     library, problems = native.load(["/nowhere/libcudss.so.1"])
     assert library is None
     assert "cannot open" in problems[0]
+
+
+def opener(opened: list[str], missing: tuple[str, ...]) -> Callable[[str], Any]:
+    """`ctypes.CDLL` for files that do not exist; it fails for those whose paths begin so."""
+
+    def open_library(path: str) -> Any:
+        if path.startswith(missing):
+            raise OSError(f"{path}: cannot open shared object file")
+        opened.append(path)
+        return Cudss() if "libcudss.so" in path else object()
+
+    return open_library
+
+
+@pytest.mark.parametrize(("major", "suffix"), [("12", "-cu12"), ("13", "")])
+def test_the_libraries_of_cuda_may_be_in_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, major: str, suffix: str
+) -> None:
+    """cuDSS searches beside itself, and the packages of torch may be elsewhere."""
+    names = {"libcublas": "nvidia-cublas", "libnvrtc": "nvidia-cuda-nvrtc"}
+    for library, package in names.items():
+        project = f"{package}{suffix}"
+        info = tmp_path / f"{project.replace('-', '_')}-{major}.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Name: {project}\nVersion: {major}.0\n")
+        (info / "RECORD").write_text(f"nvidia/{library}-builtins.so.{major},,\n")
+        with (info / "RECORD").open("a") as record:
+            record.write(f"nvidia/{library}.so.{major},,\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    opened: list[str] = []
+    monkeypatch.setattr(ctypes, "CDLL", opener(opened, missing=("lib",)))
+    native._load_needed(major)
+    assert opened == [str(tmp_path / f"nvidia/{library}.so.{major}") for library in names]
+    opened.clear()
+    monkeypatch.setattr(ctypes, "CDLL", opener(opened, missing=()))
+    native._load_needed(major)  # rather what is loaded already
+    assert opened == [f"{library}.so.{major}" for library in names]
+
+
+def test_the_threading_layer_is_kept_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDSS closes it whenever a handle is destroyed, even while its threads run."""
+    path, layer = "/somewhere/libcudss.so.1", "/somewhere/libcudss_mtlayer_gomp.so.1"
+    opened: list[str] = []
+    monkeypatch.setattr(ctypes, "CDLL", opener(opened, missing=()))
+    library, _ = native.load([path])
+    assert library is not None
+    assert (library.threading_layer, sorted(opened)) == (layer, [path, layer])
+    monkeypatch.setattr(ctypes, "CDLL", opener(opened, missing=(layer,)))
+    library, _ = native.load([path])  # OpenMP may be missing
+    assert library is not None
+    assert library.threading_layer is None
 
 
 def test_a_matrix_on_the_cpu_is_refused() -> None:

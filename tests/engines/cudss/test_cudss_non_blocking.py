@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,8 +20,8 @@ from cudss_cases import (
     solve_non_blocking,
     vector,
 )
-from problems import problem, rhs
-from simulated_cudss import Cudss
+from problems import TOLERANCE, problem, rhs
+from simulated_cudss import Cudss, DataObject
 
 import sparse_solver as ss
 from sparse_solver._engines.cudss import library as native
@@ -34,13 +35,17 @@ def _late(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulated_gpu.Module, "finished", False)
 
 
+CASES = [(kind, torch.float64) for kind in ("spd", "symmetric", "general")]
+CASES += [("spd", torch.float32), ("hermitian", torch.complex64), ("general", torch.complex64)]
+
+
 @pytest.mark.usefixtures("_late")
-@pytest.mark.parametrize("kind", ["spd", "symmetric", "general"])
-def test_the_host_does_not_wait(cudss: Cudss, kind: str) -> None:
-    p = problem(kind, torch.float64).to(DEVICE)
-    b, P = vector(p.n, 2).requires_grad_(), pattern(p)
+@pytest.mark.parametrize(("kind", "dtype"), CASES, ids=str)
+def test_the_host_does_not_wait(cudss: Cudss, kind: str, dtype: torch.dtype) -> None:
+    p = problem(kind, dtype).to(DEVICE)
+    b, P = rhs(p.n, 2, dtype=dtype).to(DEVICE).requires_grad_(), pattern(p)
     # The first solve makes the analysis and the index maps.
-    torch.autograd.grad(solve_non_blocking(p, p.values, b, P).sum(), b)
+    torch.autograd.grad(solve_non_blocking(p, p.values, b, P), b, torch.ones_like(b))
     before = simulated_gpu.synchronisations()
     values = (2 * p.values).requires_grad_()
     x = solve_non_blocking(p, values, b, P)
@@ -48,13 +53,27 @@ def test_the_host_does_not_wait(cudss: Cudss, kind: str) -> None:
     y = solve_non_blocking(p, values.detach(), b.detach(), P, transpose=True)
     assert simulated_gpu.synchronisations() == before
     ss.synchronize()
+    close = partial(torch.testing.assert_close, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
     dense = 2 * p.dense.cpu()
-    torch.testing.assert_close(x.detach().cpu(), torch.linalg.solve(dense, b.detach().cpu()))
-    torch.testing.assert_close(y.cpu(), torch.linalg.solve(dense.mT, b.detach().cpu()))
+    close(x.detach().cpu(), torch.linalg.solve(dense, b.detach().cpu()))
+    close(y.cpu(), torch.linalg.solve(dense.mT, b.detach().cpu()))
     expected = pattern(p).solve(values, b, assume=p.kind, engine="superlu")  # type: ignore[arg-type] # a str
     others = torch.autograd.grad(expected, (values, b), torch.ones_like(x))
     for mine, other in zip(bars, others, strict=True):
-        torch.testing.assert_close(mine.cpu(), other.cpu())
+        close(mine.cpu(), other.cpu())
+
+
+@pytest.mark.usefixtures("_late")
+def test_a_workspace_is_released_when_the_device_has_finished(cudss: Cudss) -> None:
+    """Of two factors, one leaves its workspace for the next factorisation."""
+    P, b = pattern(SPD), vector(SPD.n)
+    factors = [P.factorize(k * SPD.values, assume="spd", non_blocking=True) for k in (1, 2)]
+    for factor in factors:
+        factor.solve(b)
+    assert cudss.live(DataObject) == 2
+    del factor, factors
+    assert cudss.live(DataObject) == 1
+    assert not cudss.violations
 
 
 @pytest.mark.usefixtures("_late")
@@ -165,6 +184,24 @@ def test_no_memory_for_a_matching_is_not_a_singular_matrix(cudss: Cudss) -> None
     with pytest.raises(ss.EngineError, match="ALLOC_FAILED") as caught:
         solve_non_blocking(GENERAL, GENERAL.values, vector(GENERAL.n))
     assert caught.value.out_of_memory
+
+
+@pytest.mark.parametrize("is_factored", [False, True])
+def test_a_graph_does_not_record_factors(
+    cudss: Cudss, monkeypatch: pytest.MonkeyPatch, is_factored: bool
+) -> None:
+    """Its replays would use the memory of a factor that may be gone."""
+    P, b = pattern(SPD), vector(SPD.n)
+    F = P.factorize(SPD.values, assume="spd", non_blocking=True)
+    F.solve(b)
+    phases = len(cudss.phases)
+    monkeypatch.setattr(simulated_gpu.Module, "capturing", True)
+    with pytest.raises(ss.EngineUnsupportedError, match="CUDA graph"):
+        F.solve(b) if is_factored else solve_non_blocking(SPD, SPD.values, b, P)
+    assert len(cudss.phases) == phases
+    monkeypatch.setattr(simulated_gpu.Module, "capturing", False)
+    check_solution(SPD, solve_non_blocking(SPD, SPD.values, b, P))
+    ss.synchronize()
 
 
 def test_a_status_for_a_pivot_is_raised_later_too(cudss: Cudss) -> None:
