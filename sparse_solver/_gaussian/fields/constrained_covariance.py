@@ -67,6 +67,7 @@ class _Pieces(NamedTuple):
     M : the covariance of Q̃
     U, T : (..., n, m) and (..., n, anchors)
     L, K : lower triangles
+    V : (n, m)
     """
 
     M: FreeCovariance
@@ -74,6 +75,7 @@ class _Pieces(NamedTuple):
     T: Tensor
     L: Tensor
     K: Tensor
+    V: Tensor
 
 
 class ConstrainedCovariance:
@@ -105,17 +107,17 @@ class ConstrainedCovariance:
 
     def color(self, white: Tensor) -> Tensor:
         """Condition a sample of Q̃ on C x = 0, and add what the anchors have taken away."""
-        M, U, T, L, _ = self._find_pieces()
+        M, U, T, L, _, V = self._find_pieces()
         first, second = to_double(white).split((self.structure.shape[0], T.shape[-1]), -1)
         x = M.color(first)
-        excess = (x @ self._given.find_basis()).unsqueeze(-1)
+        excess = (x @ V).unsqueeze(-1)
         x = x - (U @ torch.linalg.solve_triangular(L, excess, upper=False)).squeeze(-1)
         sample: Tensor = x + (T @ second.unsqueeze(-1)).squeeze(-1)
         return sample.to(white.dtype)
 
     def logdet_precision(self) -> Tensor:
         """Log det Zᵀ Q Z."""
-        M, _, _, L, K = self._find_pieces()
+        M, _, _, L, K, _ = self._find_pieces()
         small = _half_logdet(L) + _half_logdet(K)
         return (M.logdet_precision() + 2 * small).to(self._dtype)
 
@@ -195,7 +197,7 @@ class ConstrainedCovariance:
         identity = torch.eye(rows.numel(), dtype=V.dtype, device=V.device)
         K = _factor(identity - sizes.unsqueeze(-1) * W.index_select(-2, rows), _LEAST)
         T = torch.linalg.solve_triangular(K, W.mT, upper=False).mT
-        return _Pieces(M, U, T, L, K)
+        return _Pieces(M, U, T, L, K, V)
 
 
 def find_anchors(structure: Structure, values: Tensor, scales: Tensor, count: int) -> Tensor:
