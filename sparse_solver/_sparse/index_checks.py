@@ -175,6 +175,6 @@ def select_indices(
     if repeated.numel():
         index = int(repeated[0])
         entry = int(torch.nonzero(chosen == index)[1])
-        message = f"entry {index} is {name} twice; list it once"
+        message = f"{name} has the entry {index} twice; list it once"
         raise IndexRangeError(message, entry=entry, index=index)
     return chosen

@@ -25,6 +25,24 @@ def outside_transforms() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def recording() -> Iterator[None]:
+    """Record what is computed, also in `torch.no_grad` and `torch.inference_mode`.
+
+    For what is remembered: later calls may differentiate it.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextmanager
+def outside_inference() -> Iterator[None]:
+    """Make tensors that can be used in training later, where `torch.inference_mode` is on, too."""
+    is_recorded = torch.is_grad_enabled()  # which `inference_mode(False)` changes
+    with torch.inference_mode(False), torch.set_grad_enabled(is_recorded):
+        yield
+
+
 def is_transformed(*tensors: Tensor) -> bool:
     """Whether a `torch.func` transform, forward mode or torch's legacy vmap may be involved."""
     return (
@@ -64,12 +82,30 @@ def materialize(tensor: Tensor) -> Tensor:
     return detached.resolve_conj().resolve_neg()
 
 
+def unwrap(tensor: Tensor) -> Tensor:
+    """The numbers that transforms of `torch.func` have wrapped, those of all examples of a vmap.
+
+    The dimensions of the examples come first.
+    """
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        dim = functorch.maybe_get_bdim(tensor)  # -1 unless it is vmap that has wrapped it
+        tensor = functorch.get_unwrapped(tensor)
+        tensor = tensor.movedim(dim, 0) if dim > 0 else tensor
+    return tensor.detach()
+
+
 def copy_to_keep(tensor: Tensor) -> Tensor:
     """Copy a tensor with its graph; the copy can be used in training, also after inference mode."""
     if not torch.is_inference_mode_enabled():
         return tensor.clone()
     with torch.inference_mode(False), torch.no_grad():
         return tensor.clone()
+
+
+def outlast_inference(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy that can be used in training if `torch.inference_mode` made it."""
+    return copy_to_keep(tensor) if tensor.is_inference() else tensor
 
 
 def record_current_stream(*tensors: Tensor) -> None:

@@ -211,3 +211,39 @@ def test_a_step_of_maximum_likelihood_factors_as_often_as_it_must() -> None:
         field = ss.GaussianField(P, theta[0].exp() * values)
         field.log_evidence(H, y, theta[1].exp()).backward()
     assert counts["factor"] == 1  # of the posterior mean; log-determinants have their own factors
+
+
+def test_known_entries_that_constraints_have_determined() -> None:
+    P, values = intrinsic()
+    C = torch.ones(2, n).double()
+    C[1, 3:] = 0  # the sums of all entries and of the first three
+    field = ss.GaussianField(P, values, constraints=(C, torch.tensor([0.0, 0.3]).double()))
+    x, index = field.sample((2,)), torch.arange(3)
+    found = field.condition_on(index, x[:, :3])
+    left = C[:1, 3:]
+    Q = full(P, values)
+    for number in range(2):
+        force = -Q[3:, :3] @ x[number, :3]
+        dense = dense_field(Q[3:, 3:], force, left, -x[number, :3].sum().unsqueeze(0))
+        torch.testing.assert_close(found.mean[number], dense.mean)
+        torch.testing.assert_close(found.variance[number], dense.covariance.diagonal())
+    everything = field.condition_on(torch.arange(n), x[0])
+    assert everything.sample().shape == (0,)
+    free = field.condition_on(torch.arange(n - 1), x[0, :-1])  # the last entry is determined
+    torch.testing.assert_close(free.mean, x[0, -1:])
+    torch.testing.assert_close(free.variance, torch.zeros(1).double())
+    with pytest.raises(ss.InfeasibleConstraintsError, match=r"y contradicts .* \(row 1 of C\)"):
+        field.condition_on(index, x[0, :3] + 1)
+
+
+def test_batches_that_do_not_fit() -> None:
+    P, values = proper()
+    H, y, r = observations()
+    field = ss.GaussianField(P, values, scattered(2, n))
+    for call in (
+        lambda: field.condition(H, y.expand(3, -1), r),
+        lambda: field.log_evidence(H, y, r.expand(3, -1)),
+        lambda: field.condition_on(torch.tensor([1]), y[:1].expand(3, -1)),
+    ):
+        with pytest.raises(ss.ShapeError, match="do not broadcast"):
+            call()

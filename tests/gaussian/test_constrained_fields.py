@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import math
+import operator
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -23,6 +26,8 @@ from torch.autograd import gradcheck, gradgradcheck
 import sparse_solver as ss
 
 ONES = torch.ones(1, n, dtype=torch.float64)
+ONE_AND_A_BIT = torch.arange(n, dtype=torch.float64).unsqueeze(0) / n
+MEAN = scattered(n, seed=3)
 CASES = {
     "sum of an intrinsic field": (intrinsic, ONES, torch.zeros(1).double()),
     "sum that is not zero": (intrinsic, ONES, torch.tensor([3.0]).double()),
@@ -220,3 +225,173 @@ def test_one_point_is_left() -> None:
     assert torch.equal(field.sample(), torch.tensor([1.0, 2.0]))
     assert torch.equal(field.variance, torch.zeros(2))
     assert float(field.entropy()) == 0
+
+
+def exact_field(Q: Tensor, C: Tensor) -> tuple[Tensor, float]:
+    """The covariance and log det Zᵀ Q Z, by exact arithmetic."""
+    size, m = Q.shape[0], len(C)
+    both = torch.cat((torch.cat((Q, C.mT), 1), torch.cat((C, C.new_zeros(m, m)), 1)))
+    rows = [list(map(Fraction, row)) for row in both.tolist()]
+    constraints = [row[:size] for row in rows[size:]]
+    gram = [[sum(map(operator.mul, u, v), Fraction()) for v in constraints] for u in constraints]
+    inverse, determinant = invert_exactly(rows)
+    covariance = [list(map(float, row[:size])) for row in inverse[:size]]
+    ratio = abs(determinant) / invert_exactly(gram)[1]
+    logdet = math.log(ratio.numerator) - math.log(ratio.denominator)
+    return torch.tensor(covariance, dtype=torch.float64), logdet
+
+
+def invert_exactly(rows: list[list[Fraction]]) -> tuple[list[list[Fraction]], Fraction]:
+    """The inverse and, up to its sign, the determinant."""
+    size, determinant = len(rows), Fraction(1)
+    both = [[*row, *(Fraction(i == j) for j in range(size))] for i, row in enumerate(rows)]
+    for k in range(size):
+        at = max(range(k, size), key=lambda i: abs(both[i][k]))
+        both[k], both[at] = both[at], both[k]
+        determinant *= both[k][k]
+        pivot = [number / both[k][k] for number in both[k]]
+        both = [
+            pivot if i == k else [u - row[k] * v for u, v in zip(row, pivot, strict=True)]
+            for i, row in enumerate(both)
+        ]
+    return [row[size:] for row in both], determinant
+
+
+def laplacian(size: int, seed: int) -> Tensor:
+    """Of a graph with weights whose sums are rounded: rows do not sum to zero exactly."""
+    weights = torch.diag(scattered(size - 1, seed=seed).exp(), 1)
+    weights = weights + torch.diag(scattered(size - 3, seed=seed + 1).exp(), 3)
+    weights = weights + weights.mT
+    return torch.diag(weights.sum(1)) - weights
+
+
+def check_moments(Q: Tensor, C: Tensor, dtype: torch.dtype = torch.float64) -> None:
+    """Compare with exact arithmetic, to a thousand rounding errors."""
+    size = Q.shape[0]
+    i, j = Q.abs().add(torch.eye(size)).nonzero().mT
+    values = Q[i, j].to(dtype)
+    field = ss.GaussianField(ss.Pattern(i, j, (size, size)), values, constraints=C.to(dtype))
+    rounded = torch.zeros_like(Q).index_put((i, j), values.double())
+    covariance, logdet = exact_field(rounded, C.to(dtype).double())
+    close = {"rtol": 1000 * torch.finfo(dtype).eps, "atol": 1e-15}
+    torch.testing.assert_close(field.variance.double(), covariance.diagonal(), **close)
+    error = torch.linalg.matrix_norm(field.covariance_matrix.double() - covariance)
+    assert error <= close["rtol"] * torch.linalg.matrix_norm(covariance)
+    dimension = size - len(C)
+    entropy = (dimension * (1 + math.log(2 * math.pi)) - logdet) / 2
+    assert math.isclose(float(field.entropy()), entropy, rel_tol=close["rtol"], abs_tol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("nugget", [1e-4, 1e-7, 1e-10, 1e-13, 1e-16, 0.0])
+def test_precisions_that_are_nearly_singular(nugget: float, dtype: torch.dtype) -> None:
+    Q = laplacian(20, 3) + nugget * torch.eye(20)
+    check_moments(Q, torch.ones(1, 20).double(), dtype)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_intrinsic_precision_in_single_precision(seed: int) -> None:
+    check_moments(laplacian(20, seed), torch.ones(1, 20).double(), torch.float32)
+
+
+@pytest.mark.parametrize("ratio", [1e4, 1e8, 1e12])
+def test_parts_in_different_units(ratio: float) -> None:
+    Q = torch.block_diag(laplacian(7, 0), ratio * laplacian(8, 1))
+    sides = torch.zeros(2, 15).double()
+    sides[0, :7] = sides[1, 7:] = 1
+    check_moments(Q, sides)
+    check_moments(Q.flip(0, 1), sides.flip(1))
+    check_moments(Q + torch.diag(ratio * sides[1]), sides[:1])
+
+
+def test_constraints_on_rows_without_entries() -> None:
+    Q = torch.block_diag(laplacian(6, 0), torch.zeros(2, 2))
+    C = torch.zeros(3, 8).double()
+    C[0, :6] = 1
+    C[1, 6] = C[2, 7] = C[2, 0] = 1
+    check_moments(Q, C)
+    C = torch.eye(3).double()
+    check_moments(torch.zeros(3, 3).double(), C)
+
+
+@pytest.mark.parametrize("angle", [1e-4, 1e-7, 1e-10])
+def test_constraints_that_are_nearly_parallel(angle: float) -> None:
+    P, values = intrinsic()
+    other = ONE_AND_A_BIT * angle
+    C, d = (
+        torch.cat((ONES, ONES + other)),
+        torch.tensor([1.0, 1.0 + 2 * angle], dtype=torch.float64),
+    )
+    field = ss.GaussianField(P, values, MEAN, constraints=(C, d))
+    apart = torch.cat((ONES, other / angle))  # the same subspace
+    dense = dense_field(
+        full(P, values), full(P, values) @ MEAN, apart, torch.tensor([1, 2.0]).double()
+    )
+    rounding = 1e-14 / angle
+    torch.testing.assert_close(field.mean, dense.mean, atol=rounding, rtol=rounding)
+    torch.testing.assert_close(
+        field.covariance_matrix, dense.covariance, atol=rounding, rtol=rounding
+    )
+    torch.testing.assert_close(field.sample((3,)) @ C.mT, d.expand(3, -1), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1e-20, 1e20, 1e160])
+def test_constraints_of_any_size(scale: float) -> None:
+    P, values = intrinsic()
+    field = ss.GaussianField(P, values, constraints=(scale * ONES, scale * torch.ones(1).double()))
+    same = ss.GaussianField(P, values, constraints=(ONES, torch.ones(1).double()))
+    torch.testing.assert_close(field.mean, same.mean)
+    torch.testing.assert_close(field.variance, same.variance)
+    torch.testing.assert_close(field.entropy(), same.entropy())
+
+
+def test_many_unknowns_do_not_make_rows_dependent_in_single_precision() -> None:
+    size = 20000
+    i = torch.arange(size)
+    C = torch.ones(2, size)
+    C[1, 7] = 0  # the angle is 0.007
+    field = ss.GaussianField(ss.Pattern(i, i, (size, size)), torch.ones(size), constraints=C)
+    x = field.sample()
+    assert abs(float(x[7])) < 1e-4
+    with pytest.raises(ss.RedundantConstraintsError):
+        ss.GaussianField(field.pattern, field.values, constraints=torch.cat((C, C.sum(0)[None])))
+
+
+@pytest.mark.parametrize("name", ["vmap", "grad", "jacfwd", "hessian"])
+def test_transforms_of_intrinsic_fields(name: str) -> None:
+    P, values = intrinsic()
+    x, s = scattered(n, seed=1), torch.tensor(1.3).double()
+    x = x - x.mean()
+
+    def log_prob(s: Tensor) -> Tensor:
+        return ss.GaussianField(P, s * values, MEAN, constraints=ONES).log_prob(x)
+
+    # The logarithm of the density is (29 log s − s xᵀ Q x) / 2, up to a constant.
+    first = (29 / s - quadratic(full(P, values), x - MEAN + MEAN.mean())) / 2
+    if name == "vmap":
+        scales = torch.stack((s, 2 * s))
+        expected = torch.stack([log_prob(each) for each in scales])
+        torch.testing.assert_close(torch.vmap(log_prob)(scales), expected)
+        field = ss.GaussianField(P, values, MEAN, constraints=ONES)
+        rows = torch.stack((x, 2 * x))
+        torch.testing.assert_close(torch.vmap(field.log_prob)(rows), field.log_prob(rows))
+    else:
+        found = getattr(torch.func, name)(log_prob)(s)
+        torch.testing.assert_close(found, -29 / s**2 / 2 if name == "hessian" else first)
+
+
+def quadratic(Q: Tensor, x: Tensor) -> Tensor:
+    return x @ Q @ x
+
+
+def test_the_gradient_of_samples(case: Any) -> None:
+    """For all white noise at once, since samples are linear in it: those of the covariance."""
+    P, values, C, d = case
+    s = torch.tensor(1.3).double().requires_grad_()
+    weights = scattered(n, seed=6)
+    covariance = ss.GaussianField(P, s * values, constraints=(C, d))._covariance
+    samples = covariance.color(torch.eye(covariance.noise).double())
+    dense = dense_field(1.3 * full(P, values), torch.zeros(n).double(), C, d)
+    torch.testing.assert_close(samples.detach().mT @ samples.detach(), dense.covariance)
+    (found,) = torch.autograd.grad((samples @ weights).square().sum(), s)
+    torch.testing.assert_close(found, -weights @ dense.covariance @ weights / 1.3)

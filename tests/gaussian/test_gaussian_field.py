@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -237,3 +239,70 @@ def test_without_numba_samples_have_no_gradient_in_the_values(
     assert field.sample().shape == (n,)
     with pytest.raises(ss.EngineUnavailableError):
         field.rsample()
+
+
+def results_of(field: ss.GaussianField) -> tuple[torch.Tensor, ...]:
+    x = MEAN - MEAN.mean()
+    known = field.condition(torch.eye(n).double()[::3].to_sparse(), x[::3], 2.0)
+    torch.manual_seed(0)
+    moments = field.mean, field.variance, field.covariance_matrix, field.expand((2,)).mean
+    return *moments, field.entropy(), field.log_prob(x), known.mean, field.rsample((2,))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("kind", ["free", "constrained", "intrinsic"])
+@pytest.mark.parametrize("first", ["sample", "log_prob", "variance", "mean"])
+def test_what_was_computed_without_a_gradient_does_not_stand_for_one(
+    first: str, kind: str, mode: Callable[[], Any]
+) -> None:
+    P, values = proper()
+    values = without_sums(P, values) if kind == "intrinsic" else values
+    constraints = None if kind == "free" else torch.ones(1, n).double()
+    gradients = []
+    for is_used in (False, True):
+        s = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+        field = ss.GaussianField(P, s * values, information=MEAN, constraints=constraints)
+        if is_used:
+            with mode():
+                results = {"sample": field.sample, "log_prob": lambda: field.log_prob(0 * MEAN)}  # noqa: B023 # called here
+                _ = results[first]() if first in results else getattr(field, first)
+        total = [result.square().sum() for result in results_of(field)]
+        gradients.append([torch.autograd.grad(each, s, retain_graph=True)[0] for each in total])
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_a_field_of_inference_mode_is_used_in_training() -> None:
+    P, values = proper()
+    with torch.inference_mode():
+        constraints = torch.ones(1, n).double(), torch.zeros(1).double()
+        field = ss.GaussianField(P, values, information=MEAN.clone(), constraints=constraints)
+        field.sample()
+        _ = field.variance
+    x = (MEAN - MEAN.mean()).requires_grad_()
+    weights = torch.ones(n, dtype=torch.float64, requires_grad=True)
+    (field.log_prob(x) + field.variance @ weights + field.rsample() @ weights).backward()
+    for gradient in (x.grad, weights.grad):
+        assert gradient is not None
+        assert bool(gradient.isfinite().all())
+
+
+def test_expanded_fields_are_conditioned_in_their_batch() -> None:
+    P, values = proper()
+    field = ss.GaussianField(P, values, MEAN)
+    H, y = torch.eye(n).double()[:2].to_sparse(), MEAN[:2]
+    for conditioned in (
+        field.expand((4,)).condition(H, y, 1.0),
+        field.expand((4,)).condition_on(torch.tensor([0, 1]), y),
+    ):
+        assert conditioned.batch_shape == (4,)
+        assert conditioned.sample().shape == (4, *conditioned.event_shape)
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (2, 1), (3, 2), (-1,)])
+def test_a_batch_is_not_expanded_to_another_one(shape: tuple[int, ...]) -> None:
+    P, values = proper()
+    field = ss.GaussianField(P, values.expand(3, -1), MEAN)
+    assert field.expand([2, 3]).batch_shape == (2, 3)
+    assert field.expand((0, 3)).sample().shape == (0, 3, n)
+    with pytest.raises(ss.ShapeError, match=r"cannot be expanded|do not broadcast"):
+        field.expand(shape)

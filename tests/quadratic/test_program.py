@@ -272,7 +272,7 @@ def test_scales(scale: float) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
-        ({"fixed": torch.tensor([0, 0])}, IndexError, "fixed twice"),
+        ({"fixed": torch.tensor([0, 0])}, IndexError, "entry 0 twice"),
         ({"fixed": torch.tensor([N])}, IndexError, "fixed index 10"),
         ({"fixed": torch.tensor([-1])}, IndexError, "fixed index -1"),
         ({"fixed": torch.tensor([0.0])}, IndexError, "torch.int64 or torch.int32"),

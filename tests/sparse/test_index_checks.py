@@ -93,7 +93,7 @@ def test_selections_by_indices_or_a_mask(chosen: Tensor, expected: list[int]) ->
         (torch.tensor([[1]]), ss.IndexRangeError, r"of shape \(1, 1\)"),
         (torch.tensor([True]), ss.ShapeError, "a mask of 1 entries for a matrix with 4 rows"),
         (torch.tensor([4]), ss.IndexRangeError, r"fixed index 4 \(entry 0\)"),
-        (torch.tensor([2, 1, 2]), ss.IndexRangeError, "entry 2 is fixed twice"),
+        (torch.tensor([2, 1, 2]), ss.IndexRangeError, "fixed has the entry 2 twice"),
     ],
 )
 def test_selections_that_are_refused(chosen: Tensor, error: type[Exception], words: str) -> None:

@@ -6,6 +6,7 @@ import math
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -26,6 +27,16 @@ if TYPE_CHECKING:
 LOG_2_PI = math.log(2 * math.pi)
 
 
+def broadcast_batches(*shapes: torch.Size) -> torch.Size:
+    """The batch shape of tensors with these batch dimensions."""
+    try:
+        batch: torch.Size = torch.broadcast_shapes(*shapes)
+    except RuntimeError:
+        listed = ", ".join(str(tuple(shape)) for shape in shapes)
+        raise ShapeError(f"the batch dimensions {listed} do not broadcast") from None
+    return batch
+
+
 class ConditionalField(Distribution):
     """A field that may be conditioned."""
 
@@ -44,7 +55,7 @@ class ConditionalField(Distribution):
         structure: Structure,
         values: Tensor,
         information: Tensor,
-        given: LinearConstraints | tuple[Tensor, Tensor] | None,
+        given: LinearConstraints | None,
     ) -> Self:
         """A field with another precision, and the same validation."""
 
@@ -124,7 +135,9 @@ class ConditionalField(Distribution):
         return (logdet - distance - observations.count * LOG_2_PI) / 2
 
     def _observe(self, H: Tensor, y: Tensor, noise_precision: Tensor | float) -> Observations:
-        return Observations(H, y, noise_precision, self.values, self.event_shape[0])
+        found = Observations(H, y, noise_precision, self.values, self.event_shape[0])
+        broadcast_batches(self.batch_shape, y.shape[:-1], found.precision.shape[:-1])
+        return found
 
     def _condition(self, observations: Observations) -> Self:
         structure, values = observations.add_to(self._structure, self.values)
@@ -150,6 +163,9 @@ class ConditionalField(Distribution):
         ------
         SparseSolverError
             If arguments do not fit the field.
+        InfeasibleConstraintsError
+            If y contradicts the constraints of the field. Constraints that y satisfies already are
+            left out.
 
         Examples
         --------
@@ -165,14 +181,12 @@ class ConditionalField(Distribution):
         chosen = select_indices("index", index, n, "entries", "the field").to(y.device)
         if y.dim() == 0 or y.shape[-1] != chosen.numel():
             raise ShapeError(f"y has shape {tuple(y.shape)}; expected (..., {chosen.numel()})")
+        broadcast_batches(self.batch_shape, y.shape[:-1])
         if not is_transformed(y):
             check_finite("y", y.detach())
         rest = remove_rows(self._structure, chosen.sort()[0])
         known = y.new_zeros((*y.shape[:-1], n)).index_copy(-1, chosen, y)
         information = self._find_information() - multiply(self._structure, self.values, known)
-        given: tuple[Tensor, Tensor] | None = None
-        if self._given is not None:  # whose rows may depend on each other without the known columns
-            left = self._given.find_residual(known)
-            given = self._given.C.index_select(1, rest.rows), left
+        given = None if self._given is None else self._given.restrict(rest.rows, known)
         values = self.values.index_select(-1, rest.entries)
         return self._with(rest.structure, values, information.index_select(-1, rest.rows), given)

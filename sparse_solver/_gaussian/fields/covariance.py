@@ -18,7 +18,7 @@ from ..._solve.factorization import Factorization
 from ..._solve.inverse import MAX_SOLVES
 from ..._sparse.kernels import Places, apply, apply_adjoint
 from ..._sparse.structure import Structure, structure_of
-from ..._torch.modes import is_recorded
+from ..._torch.modes import is_recorded, recording
 from ...errors import NotPositiveDefiniteError, SingularMatrixError
 from ..symmetric_inverse import SymmetricInverse
 
@@ -64,7 +64,7 @@ class FreeCovariance:
     def factorization(self) -> Factorization:
         """The factor that solves."""
         if self._factorization is None:
-            with explain_singular():
+            with explain_singular(), recording():
                 problem = Problem(self.structure, Options("spd"))
                 self._factorization = Factorization(problem, self.values)
         return self._factorization

@@ -12,9 +12,16 @@ from torch.distributions import constraints
 from ..._solve.pattern import Pattern
 from ..._solve.shapes import check_rhs, check_values
 from ..._sparse.index_checks import check_square, describe_type
-from ..._torch.modes import copy_to_keep, is_recorded, is_transformed
+from ..._sparse.values import to_double
+from ..._torch.modes import (
+    copy_to_keep,
+    is_recorded,
+    is_transformed,
+    outlast_inference,
+    outside_inference,
+)
 from ...errors import DtypeError, OptionError, ShapeError
-from .conditional_field import LOG_2_PI, ConditionalField
+from .conditional_field import LOG_2_PI, ConditionalField, broadcast_batches
 from .constrained_covariance import ConstrainedCovariance
 from .covariance import Covariance, FreeCovariance, multiply, sum_squares
 from .linear_constraints import LinearConstraints, read_constraints
@@ -41,7 +48,8 @@ class GaussianField(ConditionalField):
         (n, n), where the entries of Q are; both triangles.
     values : Tensor
         (nnz,) the entries of Q in the order of the pattern, or (..., nnz) for a batch; float32 or
-        float64. Q must be symmetric, and positive definite for the x with C x = 0.
+        float64. Q must be symmetric, and positive definite for the x with C x = 0; elsewhere it may
+        be singular, but not negative.
     loc : Tensor, optional
         (n,) or (..., n), the mean where there are no constraints; zeros by default.
     information : Tensor, optional
@@ -116,17 +124,13 @@ class GaussianField(ConditionalField):
         self._given = read_constraints(constraints, values, n)
         self.pattern, self.values = pattern, copy_to_keep(values)
         if information is not None:
-            self.information = information
+            self.information = outlast_inference(information)
         else:
-            self.loc = values.new_zeros(n) if loc is None else loc
+            self.loc = outlast_inference(values.new_zeros(n) if loc is None else loc)
         shapes = [values.shape[:-1], self._center.shape[:-1]]
         if self._given is not None:
             shapes.append(self._given.d.shape[:-1])
-        try:
-            batch = torch.broadcast_shapes(*shapes)
-        except RuntimeError:
-            listed = ", ".join(str(tuple(shape)) for shape in shapes)
-            raise ShapeError(f"the batch dimensions {listed} do not broadcast") from None
+        batch = broadcast_batches(*shapes)
         self._prepare()
         self._known: dict[str, Tensor] = {}
         super().__init__(batch, torch.Size((n,)), validate_args=validate_args)
@@ -199,7 +203,8 @@ class GaussianField(ConditionalField):
         given = self._given or ()
         if name in self._known and not is_recorded(self.values, self._center, *given):
             return self._known[name]
-        result = compute()
+        with outside_inference():
+            result = compute()
         if not result.requires_grad and not is_transformed(result):
             self._known[name] = result
         return result
@@ -210,11 +215,13 @@ class GaussianField(ConditionalField):
         shape, center = self.batch_shape + self.event_shape, self._center
         if given is None:
             return (self._covariance.apply(center) if is_information else center).expand(shape)
+        center, values = to_double(center), to_double(self.values)
         start = torch.zeros_like(center) if is_information else center
         point = given.find_nearest(start)
-        force = multiply(self._structure, self.values, start - point)
+        force = multiply(self._structure, values, start - point)
         force = force + center if is_information else force
-        return (point + self._covariance.apply(force)).expand(shape)
+        mean = point + self._covariance.apply(force)
+        return mean.to(self.values.dtype).expand(shape)
 
     def rsample(self, sample_shape: Any = _NO_SHAPE) -> Tensor:
         """Draw samples that are differentiable in all tensors of the field.
@@ -286,22 +293,20 @@ class GaussianField(ConditionalField):
         return multiply(self._structure, self.values, self._center)
 
     def _with(
-        self,
-        structure: Any,
-        values: Tensor,
-        information: Tensor,
-        given: LinearConstraints | tuple[Tensor, Tensor] | None,
+        self, structure: Any, values: Tensor, information: Tensor, given: LinearConstraints | None
     ) -> Self:
         """A field with another precision, and the same validation."""
-        return type(self)(
+        field = type(self)(
             Pattern._of(structure),
             values,
             information=information,
             constraints=given,
             validate_args=self._validate_args,
         )
+        batch = broadcast_batches(self.batch_shape, field.batch_shape)  # this one may be expanded
+        return field if batch == field.batch_shape else field.expand(batch)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> GaussianField:
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
         """Return the same field with a larger batch shape; the factors are shared.
 
         Parameters
@@ -315,11 +320,22 @@ class GaussianField(ConditionalField):
         -------
         GaussianField
             The expanded field.
+
+        Raises
+        ------
+        ShapeError
+            If the batch shape cannot be expanded to this one.
         """
-        new: GaussianField = self._get_checked_instance(GaussianField, _instance)
+        shape = torch.Size(batch_shape)
+        if min(shape, default=0) < 0 or broadcast_batches(self.batch_shape, shape) != shape:
+            raise ShapeError(
+                f"a field with the batch shape {tuple(self.batch_shape)} cannot be expanded to "
+                f"{tuple(shape)}; expected that shape, with more dimensions in front or other "
+                f"sizes in place of 1"
+            )
+        new: Self = self._get_checked_instance(GaussianField, _instance)
         new.__dict__.update(self.__dict__)
         new._known = {}
-        shape = torch.broadcast_shapes(self.batch_shape, torch.Size(batch_shape))
         super(GaussianField, new).__init__(shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -335,8 +351,7 @@ class GaussianField(ConditionalField):
 
     def _prepare(self) -> None:
         self._structure = self.pattern._structure.on(self.values.device)
-        C = None if self._given is None else self._given.C
-        self._covariance = _make_covariance(self._structure, self.values, C)
+        self._covariance = _make_covariance(self._structure, self.values, self._given)
 
     def __repr__(self) -> str:
         parts = [f"n={self.event_shape[0]}", f"nnz={self.pattern.nnz}"]
@@ -347,7 +362,7 @@ class GaussianField(ConditionalField):
         return f"GaussianField({', '.join(parts)})"
 
 
-def _make_covariance(structure: Any, values: Tensor, C: Tensor | None) -> Covariance:
-    if C is None:
+def _make_covariance(structure: Any, values: Tensor, given: LinearConstraints | None) -> Covariance:
+    if given is None:
         return FreeCovariance(structure, values)
-    return ConstrainedCovariance(structure, values, C)
+    return ConstrainedCovariance(structure, values, given)

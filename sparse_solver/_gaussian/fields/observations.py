@@ -106,7 +106,10 @@ def _read_precision(given: Any, y: Tensor) -> Tensor:
             f"(..., {y.shape[-1]}), a number an observation"
         ) from None
     if not is_transformed(given) and not bool(((given > 0) & (given < torch.inf)).all()):
-        raise OptionError("noise_precision has entries that are not positive and finite")
+        raise OptionError(
+            "noise_precision has entries that are not positive and finite: leave an observation "
+            "that says nothing out, and pass entries without noise to condition_on"
+        )
     return precision
 
 
