@@ -47,6 +47,18 @@ def check_variables(X: Tensor, terms: tuple[Terms, ...]) -> None:
             raise DeviceError(f"{where}; move one of them")
 
 
+def check_parameters(tensors: tuple[Tensor, ...], parameters: tuple[Tensor, ...]) -> None:
+    """Raise unless the tensors may take the place of the parameters: as many, of equal shapes."""
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            raise LayoutError(f"a parameter is {describe_type(tensor)}; expected torch tensors")
+    given, expected = ([tuple(t.shape) for t in each] for each in (tensors, parameters))
+    if given != expected:
+        raise ShapeError(
+            f"the parameters have shapes {given}; expected {expected}, those of parameters()"
+        )
+
+
 def check_shape(shape: torch.Size, terms: tuple[Terms, ...]) -> None:
     """Raise unless X of this shape fits the indices and the constants of the vertices."""
     if len(shape) not in (1, 2):

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from .._solve.pattern import Pattern
+from .._torch.dynamo import disable_dynamo
 from ..errors import OptionError, ShapeError
-from .argument_checks import check_constants, check_indices, check_shape, check_variables
+from .argument_checks import (
+    check_constants,
+    check_indices,
+    check_parameters,
+    check_shape,
+    check_variables,
+)
 from .hessian_assembly import HessianAssembly, find_assembly
 from .psd_projection import Projection, project_matrices, projection_of
 from .restricted_energy import RestrictedEnergy
@@ -51,9 +57,10 @@ class IndexedSum:
 
     Notes
     -----
-    X is float32 or float64. Constants are not copied: a model's parameters may be updated in place.
-    Tensors that the summand uses without being passed them are differentiable, too, but they must
-    be passed to `minimize` separately, and chunks do not bound the memory of their graph.
+    X is float32 or float64. Constants and scalar factors are not copied: a model's parameters may
+    be updated in place. Tensors that the summand uses without being passed them are differentiable,
+    too, but they must be passed to `minimize` separately, and chunks do not bound the memory of
+    their graph.
 
     Everything that depends on the indices alone is computed once, and found again for equal
     indices, also by another energy: Hessians after the first one sort and coalesce nothing.
@@ -99,8 +106,8 @@ class IndexedSum:
             raise OptionError(f"chunk_size={chunk_size!r}: {expected}")
         check_constants("per_term", per_term, indices.shape[0], indices.device)
         indices = indices.detach().to(torch.int64, copy=True)
-        constants = {"per_variable": per_variable, "per_term": per_term, "weight": 1.0}
-        self._terms: tuple[Terms, ...] = (Terms(summand, indices, constants, chunk_size),)
+        given = {"per_variable": per_variable, "per_term": per_term, "factors": (), "divisors": ()}
+        self._terms: tuple[Terms, ...] = (Terms(summand, indices, given, chunk_size),)
         self._shape: torch.Size | None = None
         self._found: HessianAssembly | None = None
         if shape is not None:
@@ -110,6 +117,7 @@ class IndexedSum:
         """Evaluate the energy; the same as `value`."""
         return self.value(X)
 
+    @disable_dynamo
     def value(self, X: Tensor) -> Tensor:
         """Evaluate the energy; differentiable in X and the constants.
 
@@ -134,6 +142,7 @@ class IndexedSum:
             total = total + each.sum()
         return total
 
+    @disable_dynamo
     def gradient(self, X: Tensor) -> Tensor:
         """Evaluate the gradient; differentiable in X and the constants.
 
@@ -166,6 +175,7 @@ class IndexedSum:
             total = total.index_add(0, vertices, each.reshape(-1, *X.shape[1:]))
         return total
 
+    @disable_dynamo
     def hessian_values(self, X: Tensor, *, project: bool | Projection = False) -> Tensor:
         """Evaluate the Hessian; differentiable in X and the constants.
 
@@ -209,6 +219,7 @@ class IndexedSum:
             triangle = assembly.add(group, chunk.start, each, triangle)
         return assembly.expand_triangle(triangle)
 
+    @disable_dynamo
     def hessian(self, X: Tensor, *, project: bool | Projection = False) -> Tensor:
         """Evaluate the Hessian as a sparse tensor; see `hessian_values`.
 
@@ -262,7 +273,7 @@ class IndexedSum:
         Parameters
         ----------
         *tensors : Tensor
-            As many as `parameters` lists, of the same shapes.
+            As many as `parameters` lists, of the same shapes; else ShapeError.
 
         Returns
         -------
@@ -277,13 +288,10 @@ class IndexedSum:
         >>> energy.with_parameters(torch.tensor([1.0, 2.0])).gradient(torch.ones(2))
         tensor([2., 4.])
         """
-        new = dict(zip(map(id, self.parameters()), tensors, strict=True))
-
-        def exchange(terms: Terms) -> Terms:
-            constants = tree_map(lambda leaf: new.get(id(leaf), leaf), terms.constants)
-            return replace(terms, constants=constants)
-
-        return self._with(tuple(map(exchange, self._terms)))
+        parameters = self.parameters()
+        check_parameters(tensors, parameters)
+        new = dict(zip(map(id, parameters), tensors, strict=True))
+        return self._with(tuple(terms.exchange(new) for terms in self._terms))
 
     def restrict(self, X: Tensor, *, fixed: Tensor | None) -> RestrictedEnergy:
         """Fix some of the variables.
@@ -333,19 +341,9 @@ class IndexedSum:
     __radd__ = __add__
 
     def __mul__(self, factor: float | Tensor) -> IndexedSum:
-        if isinstance(factor, Tensor):
-            if factor.dim() != 0 or not factor.is_floating_point():
-                what = f"a tensor of {factor.dtype} and shape {tuple(factor.shape)}"
-                raise ShapeError(f"an energy times {what}; expected a floating-point scalar")
-        elif not isinstance(factor, (int, float)):
+        if not isinstance(factor, (int, float, Tensor)):
             return NotImplemented
-        factor = factor if isinstance(factor, Tensor) else float(factor)
-
-        def scale(terms: Terms) -> Terms:
-            weight = factor * terms.constants["weight"]
-            return replace(terms, constants=terms.constants | {"weight": weight})
-
-        return self._with(tuple(map(scale, self._terms)))
+        return self._with(tuple(terms.scale("factors", factor) for terms in self._terms))
 
     __rmul__ = __mul__
 
@@ -359,6 +357,8 @@ class IndexedSum:
         return -self + other if isinstance(other, (int, float)) and other == 0 else NotImplemented
 
     def __truediv__(self, divisor: float | Tensor) -> IndexedSum:
+        if isinstance(divisor, Tensor) and divisor.dim() == 0:
+            return self._with(tuple(terms.scale("divisors", divisor) for terms in self._terms))
         return self * (1 / divisor) if isinstance(divisor, (int, float, Tensor)) else NotImplemented
 
     def __repr__(self) -> str:

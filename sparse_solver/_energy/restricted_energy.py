@@ -11,6 +11,7 @@ from .._solve.pattern import Pattern
 from .._sparse.index_checks import describe_type
 from .._sparse.submatrix import remove_rows
 from ..errors import ShapeError
+from .argument_checks import check_parameters
 from .energy import fixed_numbers, parameters_of
 from .psd_projection import Projection
 
@@ -195,7 +196,13 @@ class RestrictedEnergy:
         -------
         RestrictedEnergy
             The same energy with these tensors.
+
+        Raises
+        ------
+        ShapeError, LayoutError
+            If they are not.
         """
+        check_parameters(tensors, self.parameters())
         *own, X = tensors
         energy = RestrictedEnergy.__new__(RestrictedEnergy)
         energy._energy, energy._X = parameters_of(self._energy)[1](*own), X

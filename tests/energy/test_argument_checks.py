@@ -63,5 +63,17 @@ def test_what_is_wrong_with_variables_is_said() -> None:
         energy(torch.ones(8, 2))
     with pytest.raises(ss.OptionError, match="project='half'"):
         energy.hessian_values(torch.ones(7, 2), project="half")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="zip"):
-        energy.with_parameters(torch.ones(2))
+
+
+def test_parameters_are_exchanged_for_as_many_of_equal_shapes() -> None:
+    c = torch.ones(3)
+    energy = ss.IndexedSum(lambda x, c: c * x[0, 0], EDGES, per_term=c, shape=(7, 2))
+    free = energy.restrict(torch.ones(7, 2), fixed=torch.tensor([0]))
+    # More constants than terms would be used in part.
+    for wrong in ((), (c, c), (torch.ones(4),), (torch.ones(3, 1),)):
+        with pytest.raises(ss.ShapeError, match=r"expected \[\(3,\)\]"):
+            energy.with_parameters(*wrong)
+        with pytest.raises(ss.ShapeError, match=r"expected \[\(3,\), \(7, 2\)\]"):
+            free.with_parameters(*wrong)
+    with pytest.raises(ss.LayoutError, match="a parameter is a float"):
+        energy.with_parameters(1.0)  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from energy_cases import CHUNKS, EDGES, TRIANGLES, Case, area, spring
+from torch import Tensor
 from torch.func import hessian as dense_hessian
 
 import sparse_solver as ss
@@ -104,6 +105,45 @@ def test_indices_are_copied_and_constants_are_not() -> None:
     assert torch.equal(energy(X), before)
     c.mul_(2)
     assert torch.allclose(energy(X), 2 * before)
+
+
+def test_scalar_factors_and_divisors_are_not_copied() -> None:
+    one, X = Case("triangles").make(), Case("triangles").X
+    factor, divisor = (torch.nn.Parameter(torch.tensor(c).double()) for c in (3.0, 7.0))
+    energy = -(factor * one) / divisor + one
+    assert [id(parameter) for parameter in energy.parameters()] == [id(factor), id(divisor)]
+    for _ in range(2):
+        expected = 1 - (factor / divisor).item()
+        for call in ("value", "gradient", "hessian_values"):
+            found = getattr(energy, call)(X)
+            assert torch.allclose(found, expected * getattr(one, call)(X))
+        with torch.no_grad():  # a step of an optimiser
+            factor.mul_(5)
+            divisor.add_(1)
+    gradient = torch.autograd.grad(energy(X), (factor, divisor))
+    assert torch.allclose(gradient[0], -one(X) / divisor)
+    assert torch.allclose(gradient[1], factor * one(X) / divisor**2)
+    # The quotient by a whole number is as exact as X.
+    assert torch.equal((one / torch.tensor(3))(X), one(X) / 3)
+
+
+# Dynamo's own look at what follows a break of its graph.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_compiled_code_keeps_the_graph() -> None:
+    energy, X = Case("triangles").make(), Case("triangles").X.requires_grad_()
+
+    def square(X: Tensor, call: str) -> Tensor:
+        result: Tensor = getattr(energy, call)(X).square().sum() + X.sum()
+        return result
+
+    for call in ("value", "gradient", "hessian_values"):
+        torch._dynamo.reset()
+        compiled = torch.compile(square, backend="aot_eager")
+        found, expected = (
+            torch.autograd.grad(function(X, call), X)[0] for function in (compiled, square)
+        )
+        assert torch.allclose(found, expected), call
+    torch._dynamo.reset()
 
 
 def test_sums() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from ..._torch.modes import is_differentiable, is_transformed
+from ...errors import ShapeError
 from .element_derivatives import Function as TermFunction
 from .recomputation import Recompute
 from .summand_checks import check_summand, check_term, run_summand
@@ -26,8 +28,10 @@ Derivative = Callable[[TermFunction, Tensor], Tensor]
 class Terms:
     """The terms of one summand: weight · Σ_i summand(X[e_i], per_variable[e_i], per_term_i).
 
+    The weight is the product of some factors, divided by some divisors.
+
     indices : (terms, locals) int64, with rows e_i
-    constants : "per_variable", "per_term" and "weight"
+    constants : "per_variable", "per_term", and the tuples "factors" and "divisors"
     chunk_size : how many terms are computed at once; None for a size of bounded memory
     checked : not empty after `check_summand`, also for the same summand with other constants
     """
@@ -38,6 +42,19 @@ class Terms:
     chunk_size: int | None
     checked: list[bool] = field(default_factory=list)
 
+    def scale(self, how: str, number: float | Tensor) -> Terms:
+        """The terms with one more of the "factors" or "divisors", which are not copied."""
+        if isinstance(number, Tensor) and how == "factors" and not _is_number(number):
+            what = f"a tensor of {number.dtype} and shape {tuple(number.shape)}"
+            raise ShapeError(f"an energy times {what}; expected a floating-point scalar")
+        numbers = (*self.constants[how], number)
+        return replace(self, constants=self.constants | {how: numbers})
+
+    def exchange(self, new: dict[int, Tensor]) -> Terms:
+        """The terms with other constants, which are listed by the id of those that they replace."""
+        constants = tree_map(lambda leaf: new.get(id(leaf), leaf), self.constants)
+        return replace(self, constants=constants)
+
     def split(self, X: Tensor) -> list[slice]:
         """The slices of terms that are computed at once."""
         variables = self.indices.shape[1] * X.shape[1:].numel()  # of a term
@@ -47,7 +64,7 @@ class Terms:
 
     def evaluate(self, derivative: Derivative, X: Tensor, chunk: slice) -> Tensor:
         """(t, ...) a derivative of each term of a chunk, times the weight."""
-        indices, weight = self.indices[chunk], self.constants["weight"]
+        indices = self.indices[chunk]
 
         def gather(tensor: Tensor) -> Tensor:
             rows = tensor.index_select(0, indices.reshape(-1))
@@ -83,7 +100,15 @@ class Terms:
             result = Recompute.apply(function, *leaves)
         else:
             result = function(*leaves)
-        return result if isinstance(weight, float) and weight == 1 else weight * result
+        return self._weigh(result)
+
+    def _weigh(self, result: Tensor) -> Tensor:
+        """The result times the weight, whose tensors may have been updated in place meanwhile."""
+        factors, divisors = self.constants["factors"], self.constants["divisors"]
+        result = math.prod(factors) * result if factors else result
+        for divisor in divisors:
+            result = result / divisor
+        return result
 
     def _map_summand(self, dtype: torch.dtype) -> Callable[..., Tensor]:
         """The summand of many terms at once, with checks; it may change its arguments in place."""
@@ -99,6 +124,10 @@ class Terms:
         with torch.enable_grad():
             term = run_summand(self.summand, arguments)
             return isinstance(term, Tensor) and term.requires_grad
+
+
+def _is_number(tensor: Tensor) -> bool:
+    return tensor.dim() == 0 and tensor.is_floating_point()
 
 
 def is_parameter(leaf: Any) -> bool:

@@ -10,7 +10,9 @@ more accurate one. For Hermitian matrices, MKL 2026.2 writes past its own arrays
 
 Cholesky: where a pivot is negative or below an absolute bound (10⁻¹⁶ in double precision), the
 fast method gives up without naming the row, or produces NaN. A slower, careful method, which keeps
-its pivots, then either succeeds or names the row.
+its pivots, then either succeeds or names the row. Complex matrices are always factored by the
+careful one: in columns that form no block with others, such as those of a chain, the fast method
+takes imaginary roots of negative pivots, and solves another system (MKL 2026.2).
 
 Numbers in comments are the manual's, which counts from one: iparm(24) is ``iparm[23]``. Source:
 Intel oneMKL Developer Reference for C, "oneMKL PARDISO - Parallel Direct Sparse Solver Interface".
@@ -346,7 +348,8 @@ class Pardiso:
     ) -> PardisoSymbolic:
         library = mkl_library()
         assert isinstance(library, Library)  # an engine that is not available analyses nothing
-        return PardisoSymbolic(library, structure, kind, dtype, triangle)
+        careful = kind == "spd" and dtype.is_complex
+        return PardisoSymbolic(library, structure, kind, dtype, triangle, careful=careful)
 
     def order_rows(self, arrangement: Arrangement, n: int) -> Tensor:
         library = mkl_library()
