@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from .._sparse.index_checks import INDEX_DTYPES, check_dense, check_range, describe_type
-from ..errors import DeviceError, DtypeError, IndexRangeError, ShapeError
+from ..errors import DeviceError, DtypeError, IndexRangeError, LayoutError, ShapeError
 from .terms.element_terms import Terms
 
 
