@@ -20,7 +20,7 @@ from .implicit_diff import attach_derivatives
 from .newton.line_search import LargestStep, Limits, backtrack
 from .newton.stopping import Decision, Step, StopReason, Stuck, make_convergence_error
 from .report import Iteration, Report, report_progress
-from .start import check_start, make_problem, set_fixed_values
+from .start import check_start, list_parameters, make_problem, set_fixed_values
 
 # A Newton step of at most this many ε, relative to x, is rounding errors.
 _ROUNDING = 4
@@ -144,7 +144,7 @@ def find_root(
     >>> a.grad
     tensor([0.2500, 0.1667], dtype=torch.float64)
     """
-    parameters = tuple(params)
+    parameters = list_parameters(params)
     check_start(x0, parameters)
     rtol = torch.finfo(x0.dtype).eps ** _RTOL_EXPONENT if rtol is None else rtol
     limits = Limits(rtol, atol, max_iterations, largest_step)

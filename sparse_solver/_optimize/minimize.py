@@ -25,7 +25,7 @@ from .newton.line_search import LargestStep, Limits
 from .newton.newton_minimizer import NewtonMinimizer
 from .newton.stopping import StopReason
 from .report import Iteration, Report, report_progress
-from .start import check_start, make_problem, set_fixed_values
+from .start import check_start, list_parameters, make_problem, set_fixed_values
 
 
 @disable_dynamo
@@ -198,7 +198,7 @@ def _find_parameters(
     if hasattr(energy, "hessian_values") and not isinstance(energy, type):
         expected = "expected a function that makes the energy from the parameters"
         raise OptionError(f"with params=, energy is a {type(energy).__name__}; {expected}")
-    return tuple(params), energy
+    return list_parameters(params), energy
 
 
 def _make_equations(

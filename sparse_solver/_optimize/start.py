@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,13 @@ from .._sparse.structure import Structure
 from .._sparse.submatrix import remove_rows
 from .._torch.modes import is_transformed
 from ..errors import DeviceError, DtypeError, LayoutError, OptionError, ShapeError, TransformError
+
+
+def list_parameters(params: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """The tensors of ``params=``; raise OptionError for one tensor, which would give its rows."""
+    if isinstance(params, Tensor):
+        raise OptionError("params is a tensor; expected an iterable of tensors, as params=(k,)")
+    return tuple(params)
 
 
 def check_start(x0: Tensor, parameters: tuple[Tensor, ...]) -> None:

@@ -124,7 +124,7 @@ def check_feasible(
         if rows:
             conflict = "contradict each other"
             if len(rows) == 1:
-                conflict = "involves only fixed entries, whose values violate it"
+                conflict = "involves no free entry of x, and the fixed ones, if any, violate it"
             message = f"{list_constraints(rows)} of C {conflict}: no x satisfies all constraints"
             raise InfeasibleConstraintsError(message, rows=rows) from cause
 

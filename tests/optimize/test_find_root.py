@@ -221,6 +221,7 @@ def test_parameters_that_are_not_listed_are_noticed() -> None:
         ({"jacobian_values": lambda x, *_: x[:3]}, ss.ShapeError),
         ({"assume": "positive"}, ss.OptionError),
         ({"rtol": float("inf")}, ss.OptionError),
+        ({"params": torch.ones(2)}, ss.OptionError),
     ],
 )
 def test_what_is_wrong_is_said(change: dict[str, Any], error: type[Exception]) -> None:

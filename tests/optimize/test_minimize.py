@@ -148,6 +148,7 @@ def test_energies_that_do_not_fit_are_refused() -> None:
         (3, None, "int has no value"),
         (lambda: 3, None, "function has no value"),
         (energy, (REST,), "with params="),
+        (lambda *rows: energy, REST, r"params=\(k,\)"),
     ):
         with pytest.raises(ss.OptionError, match=text):
             ss.minimize(wrong, REST, params=params)  # type: ignore[arg-type]

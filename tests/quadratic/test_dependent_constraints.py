@@ -88,6 +88,12 @@ def test_constraints_on_fixed_entries_alone() -> None:
         assert caught.value.rows == (1,)
 
 
+def test_a_constraint_without_entries_needs_no_fixed_ones() -> None:
+    Q, C = energy(torch.float64).to_sparse(), torch.zeros(1, N, dtype=torch.float64).to_sparse()
+    with pytest.raises(ss.InfeasibleConstraintsError, match="no free entry of x, and the fixed"):
+        ss.minimize_quadratic(Q, C=C, d=torch.ones(1, dtype=torch.float64))
+
+
 def test_more_constraints_than_unknowns() -> None:
     i = torch.arange(3)
     Q = torch.eye(3).to_sparse()
