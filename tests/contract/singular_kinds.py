@@ -156,6 +156,21 @@ def low_rank(draw: Draw) -> Matrix:
     return (left @ right) * 1.0
 
 
+@kind(singular=True)
+def block_triangular_singular(draw: Draw) -> Matrix:
+    """A regular block, coupled with a block of integers that has two dependent rows."""
+    n, rng = max(draw.n, 6), draw.rng
+    k = n // 2
+    A = np.zeros((n, n))
+    A[:k, :k] = Draw(rng, k, draw.dtype).sparse().toarray()
+    B = rng.integers(-2, 3, (n - k, n - k)).astype(float)
+    B[-1] = B[0] * 2.0 ** rng.integers(-3, 4)
+    A[k:, k:] = B * 2.0 ** rng.integers(-30, 30)
+    A[:k, k:] = (rng.random((k, n - k)) < 0.2) * 2.0 ** rng.integers(-20, 20)
+    rows, cols = rng.permutation(n), rng.permutation(n)
+    return A[rows][:, cols] if rng.random() < 0.5 else A
+
+
 # Nearly singular
 
 

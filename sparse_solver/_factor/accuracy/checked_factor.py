@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..._engines.protocol import Factor, IterativeFactor, Kind
-from ..._sparse.values import raise_non_finite
+from ..._sparse.values import is_single, raise_non_finite, scaling_power
 from ..._torch.fork_safe_lock import ForkSafeLock
 from ...errors import (
     ConvergenceError,
@@ -113,6 +114,28 @@ def _apply_to_finite(
     finite = vectors.spread(torch.isfinite(vectors.sizes(rhs)))
     x = operator.apply_inverse(torch.where(finite, rhs, 0), transpose, strict)
     return torch.where(finite, x, math.nan)
+
+
+@cache
+def _largest_factor(dtype: torch.dtype) -> float:
+    """The number beyond which products of two may overflow, and those of inverses underflow.
+
+    Products of numbers in single precision are formed in double precision.
+    """
+    return math.inf if is_single(dtype) else float(torch.finfo(dtype).max ** 0.5)
+
+
+def _find_powers(systems: Systems, rhs: Tensor, sizes: Tensor) -> Tensor | None:
+    """(k, n) powers of two that bring huge and tiny right-hand sides near one, if there are any.
+
+    What underflows hides errors. So right-hand sides stay as they are where smaller entries, which
+    may be those of smaller rows, would underflow.
+    """
+    limit, numbers = _largest_factor(rhs.dtype), scaling_power(sizes)
+    numbers = torch.where((numbers > limit) | (numbers < 1 / limit), numbers, 1)
+    powers = systems.spread(numbers)
+    numbers = torch.where(systems.sizes(rhs * powers / powers - rhs) == 0, numbers, 1)
+    return systems.spread(numbers) if bool((numbers != 1).any()) else None
 
 
 def _overflow(x: Tensor) -> NonFiniteError:
@@ -229,8 +252,16 @@ class CheckedFactor:
         systems = self._systems
         if systems.is_empty(rhs):
             return torch.empty_like(rhs)
-        if not systems.all_finite(rhs):
-            return _apply_to_finite(self, systems, rhs, transpose, strict)
+        sizes, limit = systems.sizes(rhs), _largest_factor(rhs.dtype)
+        low, high = torch.aminmax(sizes)
+        if not (low.item() > 1 / limit and high.item() < limit):  # zeros and NaN are rare
+            if not systems.all_finite(rhs):
+                return _apply_to_finite(self, systems, rhs, transpose, strict)
+            powers = _find_powers(systems, rhs, sizes)
+            if powers is not None:
+                x = self.apply_inverse(rhs * powers, transpose, False) / powers
+                if systems.all_finite(x):  # else the matrix is as tiny, or the solution too large
+                    return x
         while True:
             judge = self.judge
             try:

@@ -42,7 +42,7 @@ matrices are componentwise near to singularity", SIAM Review 41, 1999.
 from __future__ import annotations
 
 from enum import Enum
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import NamedTuple
 
 import torch
@@ -219,7 +219,12 @@ class Judge:
             return Verdict.SINGULAR
         if bool((bounds <= SMALL_ERROR).all()):
             return Verdict.SOUND
-        return Verdict.UNUSABLE if self._is_coarse else Verdict.DOUBTFUL
+        if self._is_coarse:
+            return Verdict.UNUSABLE
+        # A pivot that is a rounding error of several ε makes bounds too small.
+        self.distance = self.inverse.find_null_vector(solution.x, ACCURATE * self._eps)
+        is_singular = self.distance <= ACCURATE * self._eps
+        return Verdict.SINGULAR if is_singular else Verdict.DOUBTFUL
 
     def solve(self, rhs: Tensor, transpose: bool) -> tuple[Tensor, Outcome]:
         """Solutions (k, n), and what is known about them; they are finite if they are good."""
@@ -230,7 +235,9 @@ class Judge:
             return x, Outcome.GOOD if systems.all_finite(x) else Outcome.INACCURATE
         solution = self._refine(self._evaluate(x, rhs, transpose), rhs, transpose)
         x = solution.x.to(systems.dtype)
-        if not (systems.all_finite(x) and bool(self._accepts(solution, transpose).all())):
+        # Where |A||x| overflows, nothing is known; in single precision, only x itself can.
+        finite = x if is_single(systems.dtype) else solution.bound
+        if not (systems.all_finite(finite) and bool(self._accepts(solution, transpose).all())):
             return x, Outcome.INACCURATE
         if not self.in_doubt or self._has_digits(solution, transpose):
             return x, Outcome.GOOD
@@ -257,10 +264,11 @@ class Judge:
         systems, (units, condition) = self._systems, self.inverse.find_conditioning(transpose)
         # |A⁻¹||A||x| ≤ condition · units · max_j |x_j| / units_j
         growth = systems.largest(units) * systems.sizes(solution.x / units)
-        bounds = self._eps * condition * growth / systems.sizes(solution.x)
+        errors, sizes = self._eps * condition * growth, systems.sizes(solution.x)
         is_strict = bool((solution.strict_error <= ACCURATE * self._eps).all())
-        if not (is_strict and bool((bounds <= SMALL_ERROR).all())):
-            bounds = self._forward_errors(solution, transpose, systems.ones())
+        if is_strict and bool((errors <= SMALL_ERROR * sizes).all()):
+            return True
+        bounds = self._forward_errors(solution, transpose, systems.ones())
         return bool((bounds <= NO_DIGIT).all())
 
     def _evaluate(self, x: Tensor, rhs: Tensor, transpose: bool) -> Solution:
@@ -294,13 +302,25 @@ class Judge:
         bound = systems.row_sums(False) * largest + rhs.abs()
         return bool((systems.ratios(solution.residual, bound) <= limit).all())
 
-    def _error_that_counts(self, solution: Solution) -> Tensor:
-        """ω; in doubt without larger denominators, since their rows may matter most."""
-        return solution.strict_error if self.in_doubt else solution.error
+    def _error_that_counts(self, solution: Solution, transpose: bool) -> Tensor:
+        """ω; in doubt without larger denominators, since their rows may matter most.
+
+        The probe shows doubt about A. About Aᵀ, unknowns of very different size do, too.
+        """
+        is_strict = self.in_doubt or (transpose and self._is_transpose_uneven(solution))
+        return solution.strict_error if is_strict else solution.error
+
+    def _is_transpose_uneven(self, solution: Solution) -> bool:
+        """Whether the columns of Aᵀ are of very different size, if that matters."""
+        if solution.error is solution.strict_error:
+            return False
+        systems = self._systems
+        spread = systems.column_spread(systems.scales(True))
+        return not bool(spread <= growth_in_doubt(systems.dtype))
 
     def _refine(self, solution: Solution, rhs: Tensor, transpose: bool) -> Solution:
         """Refine while that halves the error of a system that is not accurate yet."""
-        systems, error_of = self._systems, self._error_that_counts
+        systems, error_of = self._systems, partial(self._error_that_counts, transpose=transpose)
         while True:
             pending = ~(error_of(solution) <= ACCURATE * self._eps)
             if not bool(pending.any()):
@@ -325,7 +345,7 @@ class Judge:
 
     def _accepts(self, solution: Solution, transpose: bool) -> Tensor:
         """(systems,) whether each solution is accurate, or as accurate as the data allow."""
-        accurate = self._error_that_counts(solution) <= ACCURATE * self._eps
+        accurate = self._error_that_counts(solution, transpose) <= ACCURATE * self._eps
         if bool(accurate.all()) or not self.clean:
             return accurate
         ones = self._systems.ones()
@@ -340,4 +360,5 @@ class Judge:
         """(systems,) the bound of the error, relative to the largest |x_j| / units_j."""
         weights = self._eps * solution.bound + solution.residual.abs()
         size = self._systems.sizes(solution.x / units)
-        return self.inverse.estimate(weights, transpose, units) / size
+        error = self.inverse.estimate(weights, transpose, units)
+        return torch.where(error == 0, 0, error / size)  # also where the solution is zero

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,3 +154,49 @@ def test_solutions_have_the_dtype_of_the_matrix_whatever_the_factor_has(engine: 
     )
     (gradient,) = torch.autograd.grad(x.sum(), b)
     assert gradient.dtype == torch.float32
+
+
+def doubtful_matrix() -> Tensor:
+    """A free chain with a tiny shift."""
+    A = 2 * torch.eye(4) - torch.diag(torch.ones(3), 1) - torch.diag(torch.ones(3), -1)
+    A[0, 0] = A[-1, -1] = 1.0
+    return A.double() + 1e-11 * torch.eye(4)
+
+
+@pytest.mark.parametrize("assume", ["auto", "symmetric", "general"])
+def test_zeros_have_the_solution_zero_and_the_gradient_zero(assume: Any) -> None:
+    """Also where each solution is judged by itself: 0 / 0 is no error."""
+    A, b = doubtful_matrix().to_sparse(), torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    x = ss.solve(A, b, assume=assume)
+    assert not x.any()
+    (gradient,) = torch.autograd.grad((0 * x).sum(), b)
+    assert not gradient.any()
+    both = torch.stack((torch.zeros(4), torch.ones(4)), 1).double()
+    assert not ss.solve(A, both, assume=assume)[:, 0].any()
+
+
+SCALED = torch.tensor(  # rows whose products with small numbers underflow
+    [
+        [1.2019403380304083e138, -9.083923700117226e137, -8.270800154653402e137],
+        [1.6232671947700174e-110, -1.2438682276013213e-110, 5.929882834944078e-111],
+        [-1.3863852064245165e-100, 8.461416996402935e-102, -3.0138748728127363e-103],
+    ],
+    dtype=torch.float64,
+)
+SUBNORMAL = 1e-320  # so far apart, numbers have no digits in common
+BLOCK = torch.tensor([[6.0, 3, 2], [3, 2, 1.5], [2, 1.5, 1.2]], dtype=torch.float64) * 1e8
+
+
+@pytest.mark.parametrize("engine", [None, *installed_engines("general")])
+@pytest.mark.parametrize("A", [SCALED.mT, BLOCK], ids=["scaled", "block"])
+def test_right_hand_sides_at_the_ends_of_the_range(engine: str | None, A: Tensor) -> None:
+    """The solution of A x = 2ᵏ b is 2ᵏ x, but for numbers that are subnormal."""
+    F = ss.factorize(A.to_sparse(), assume="general", engine=engine)
+    for b in rhs(60, dtype=torch.float64).view(20, 3):
+        x, power = F.solve(b), 2.0**-1020 if A is BLOCK else 2.0**-1000
+        for scale in (power, 2.0**1020):
+            expected = x * scale
+            if expected.isfinite().all():
+                found = F.solve(b * scale)
+                limit = 1e-9 * float(expected.abs().max()) + SUBNORMAL
+                assert float((found - expected).abs().max()) <= limit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from problems import generator, grid, laplacian_places, laplacian_values, rhs
@@ -9,6 +10,9 @@ from torch import Tensor
 
 import sparse_solver as ss
 from sparse_solver._testing import installed_engines as installed
+from tests.contract.matrix_kinds import KINDS, make_matrix
+from tests.contract.reference import is_exactly_singular
+from tests.contract.verdicts import to_torch
 
 SYMMETRIC = installed("symmetric")
 GENERAL = installed("general")
@@ -236,3 +240,32 @@ def test_a_pivot_whose_reciprocal_overflows(engine: str) -> None:
             P.solve(values, ones, assume="spd", engine=engine)
         x = P.solve(values, values[[0, 3]], assume="spd", engine=engine)
         torch.testing.assert_close(x, ones)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("engine", [None, *GENERAL])
+def test_solutions_of_the_transpose_whose_unknowns_have_very_different_sizes(
+    engine: str | None, dtype: torch.dtype
+) -> None:
+    """A companion matrix raises no doubt, but small rows of its transpose matter most."""
+    n = 20
+    A = np.eye(n, k=-1)
+    A[0] = -np.poly(np.arange(1, n + 1))[1:]
+    A = A.astype(np.float32 if dtype == torch.float32 else np.float64)
+    b = (A @ np.random.default_rng(0).standard_normal(n)).astype(A.dtype)
+    T = torch.from_numpy(A).to_sparse()
+    x = ss.solve(T, torch.from_numpy(b), transpose=True, engine=engine)
+    # x₀ from the last equation, then the others one by one
+    first = b[-1].astype(float) / A[0, -1]
+    truth = np.array([first, *(b[:-1] - A[0, :-1].astype(float) * first)])
+    assert np.abs(x.double().numpy() - truth).max() <= 1e-5 * np.abs(truth).max()
+
+
+@pytest.mark.parametrize("engine", [None, *GENERAL])
+def test_singular_blocks_whose_last_pivot_is_a_large_rounding_error(engine: str | None) -> None:
+    """Bounds with the factor of such a matrix may look as if half a digit were right."""
+    A, _ = make_matrix(KINDS["block_triangular_singular"], 43, 1018888697, "float64")
+    assert is_exactly_singular(A)
+    b = torch.eye(43, dtype=torch.float64)
+    with pytest.raises(ss.SingularMatrixError):
+        ss.solve(to_torch(A, None), b[0], engine=engine)
