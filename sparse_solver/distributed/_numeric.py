@@ -90,6 +90,11 @@ class DistributedSystems(Systems):
     def sizes(self, vectors: Tensor) -> Tensor:
         return self._group.reduce_max(_row_moduli(vectors))
 
+    def have_squares(self, vectors: Tensor) -> bool:
+        squares = self.sizes(vectors).square()
+        tiny = torch.finfo(squares.dtype).tiny
+        return bool(((squares > tiny) & (squares < math.inf)).all())
+
     def spread(self, numbers: Tensor) -> Tensor:
         return numbers.unsqueeze(-1).expand(-1, self.n)
 

@@ -125,13 +125,13 @@ def _largest_factor(dtype: torch.dtype) -> float:
     return math.inf if is_single(dtype) else float(torch.finfo(dtype).max ** 0.5)
 
 
-def _find_powers(systems: Systems, rhs: Tensor, sizes: Tensor) -> Tensor | None:
+def _find_powers(systems: Systems, rhs: Tensor) -> Tensor | None:
     """(k, n) powers of two that bring huge and tiny right-hand sides near one, if there are any.
 
     What underflows hides errors. So right-hand sides stay as they are where smaller entries, which
     may be those of smaller rows, would underflow.
     """
-    limit, numbers = _largest_factor(rhs.dtype), scaling_power(sizes)
+    limit, numbers = _largest_factor(rhs.dtype), scaling_power(systems.sizes(rhs))
     numbers = torch.where((numbers > limit) | (numbers < 1 / limit), numbers, 1)
     powers = systems.spread(numbers)
     numbers = torch.where(systems.sizes(rhs * powers / powers - rhs) == 0, numbers, 1)
@@ -252,12 +252,10 @@ class CheckedFactor:
         systems = self._systems
         if systems.is_empty(rhs):
             return torch.empty_like(rhs)
-        sizes, limit = systems.sizes(rhs), _largest_factor(rhs.dtype)
-        low, high = torch.aminmax(sizes)
-        if not (low.item() > 1 / limit and high.item() < limit):  # zeros and NaN are rare
+        if not systems.have_squares(rhs):  # zeros, NaN, and what is out of range are rare
             if not systems.all_finite(rhs):
                 return _apply_to_finite(self, systems, rhs, transpose, strict)
-            powers = _find_powers(systems, rhs, sizes)
+            powers = _find_powers(systems, rhs)
             if powers is not None:
                 x = self.apply_inverse(rhs * powers, transpose, False) / powers
                 if systems.all_finite(x):  # else the matrix is as tiny, or the solution too large

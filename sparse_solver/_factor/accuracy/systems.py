@@ -48,6 +48,16 @@ class Vectors:
         """(systems,) the largest modulus in the part of each system; NaN where it has one."""
         return row_moduli(vectors.reshape(-1, self.order))
 
+    def have_squares(self, vectors: Tensor) -> bool:
+        """Whether the squared length of each system's part neither overflows nor underflows."""
+        parts = vectors.reshape(-1, self.order)
+        squares = torch.linalg.vecdot(parts, parts).real
+        if squares.numel() == 1:
+            low = high = squares.item()
+        else:
+            low, high = (number.item() for number in torch.aminmax(squares))
+        return torch.finfo(squares.dtype).tiny < low and high < math.inf
+
     def spread(self, numbers: Tensor) -> Tensor:
         """(k, n) the number of each system in all of its rows."""
         return numbers.unsqueeze(-1).expand(-1, self.order).reshape(-1, self.n)
