@@ -56,7 +56,7 @@ class Vectors:
             low = high = squares.item()
         else:
             low, high = (number.item() for number in torch.aminmax(squares))
-        return torch.finfo(squares.dtype).tiny < low and high < math.inf
+        return bool(torch.finfo(squares.dtype).tiny < low and high < math.inf)
 
     def spread(self, numbers: Tensor) -> Tensor:
         """(k, n) the number of each system in all of its rows."""
