@@ -19,7 +19,7 @@ from .._sparse.kernels import Places
 from .._sparse.matrix import Matrix
 from .._sparse.structure import Structure
 from .._sparse.triangle import arrangement_of
-from .._sparse.values import probe_vector, to_double
+from .._sparse.values import CPU, probe_vector, to_double
 from .._torch.modes import materialize
 from ..errors import (
     EngineUnavailableError,
@@ -246,7 +246,7 @@ class InverseFactors:
 
 
 def _new_double(shape: Any) -> Tensor:
-    return torch.zeros(shape, dtype=torch.float64)
+    return torch.zeros(shape, dtype=torch.float64, device=CPU)
 
 
 def can_invert() -> bool:

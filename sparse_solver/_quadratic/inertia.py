@@ -168,7 +168,9 @@ def _find_objective(
     places = arrangement.rows.cpu(), arrangement.col.cpu()
     rows, entries = torch.nonzero(kept).squeeze(-1), kept[places[0]] & kept[places[1]]
     number, chosen = kept.cumsum(0) - 1, torch.nonzero(entries).squeeze(-1)
-    row, col = (torch.cat((number[at[chosen]], torch.arange(len(rows)))) for at in places)
+    row, col = (
+        torch.cat((number[at[chosen]], torch.arange(len(rows), device=CPU))) for at in places
+    )
     return chosen, rows, Structure(row, col, (len(rows), len(rows)))
 
 

@@ -167,7 +167,8 @@ def refuse_tracing(advice: str) -> None:
     """Raise where torch.jit.trace or make_fx records operations, with what to do instead."""
     if is_traced():
         raise TransformError(
-            f"torch.jit.trace and make_fx would record the result as a constant; {advice}"
+            f"torch.jit.trace, make_fx and torch.func.linearize would record the result as a "
+            f"constant; {advice}, and torch.func.jvp or vjp in place of linearize"
         )
 
 

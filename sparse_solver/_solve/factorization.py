@@ -156,7 +156,8 @@ class Factorization(FactorizationInverse, FactorizationDeterminant):
 
     def __reduce__(self) -> tuple[Any, ...]:
         structure, options = self._problem.structure, astuple(self._problem.options)
-        rows, cols, shape = structure.rows, structure.cols, structure.batch_shape
+        # Copies, as for a Pattern.
+        rows, cols, shape = structure.rows.clone(), structure.cols.clone(), structure.batch_shape
         if shape is not None:
             *numbers, cols = batch_places(structure, rows, cols)
             rows = torch.stack(numbers)

@@ -25,6 +25,7 @@ from .._sparse.torch_tensors import (
     skeleton_of,
     structure_in,
 )
+from .._sparse.values import CPU
 from ..errors import LayoutError
 from .determinant import PatternDeterminant
 from .factorization import Factorization, make_preconditioner
@@ -209,9 +210,9 @@ class Pattern(PatternInverse, PatternDeterminant):
         if A.format not in ("csr", "csc", "coo"):
             A = A.tocsr()
         if A.format == "coo":
-            return cls(torch.tensor(A.row), torch.tensor(A.col), A.shape)
+            return cls(_to_tensor(A.row), _to_tensor(A.col), A.shape)
         make = cls.from_csr if A.format == "csr" else cls.from_csc
-        return make(torch.tensor(A.indptr), torch.tensor(A.indices), A.shape)
+        return make(_to_tensor(A.indptr), _to_tensor(A.indices), A.shape)
 
     @property
     def rows(self) -> Tensor:
@@ -373,7 +374,9 @@ class Pattern(PatternInverse, PatternDeterminant):
         return f"Pattern(shape={self.shape}, nnz={self.nnz})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Pattern, (self._structure.rows, self._structure.cols, self.shape))
+        # Copies, since torch.multiprocessing moves what it sends to shared memory, and engines keep
+        # the addresses of the indices.
+        return (Pattern, (self.rows, self.cols, self.shape))
 
     def __copy__(self) -> Pattern:
         return self
@@ -385,3 +388,8 @@ class Pattern(PatternInverse, PatternDeterminant):
 def _is_simple(option: object) -> bool:
     """Whether equal options of this type mean the same; True == 1, which is refused."""
     return option is None or isinstance(option, str | bool)
+
+
+def _to_tensor(index: Any) -> Tensor:
+    """A copy of an index array, on the host whatever torch's default device is."""
+    return torch.tensor(index, device=CPU)

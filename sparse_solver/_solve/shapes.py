@@ -10,7 +10,7 @@ from torch import Tensor
 from .._factor.factors import Factors
 from .._factor.problem import Problem
 from .._sparse.block_diagonal import join_batch, unjoin_batch
-from .._sparse.index_checks import check_dense, describe_type
+from .._sparse.index_checks import check_dense, check_plain, describe_type
 from .._sparse.structure import Structure
 from .._sparse.values import DTYPES
 from ..errors import DeviceError, DtypeError, LayoutError, OptionError, ShapeError
@@ -25,6 +25,7 @@ def check_values(values: Tensor, nnz: int, name: str = "values") -> None:
         what = f"a tensor of layout {values.layout}" if is_tensor else describe_type(values)
         expected = f"expected a dense torch tensor of shape ({nnz},) or (batch, {nnz})"
         raise LayoutError(f"{name} is {what}; {expected}")
+    check_plain(name, values)
     check_dtype("the matrix" if name == "values" else name, values.dtype)
     if values.dim() == 0 or values.shape[-1] != nnz:
         shape = tuple(values.shape)

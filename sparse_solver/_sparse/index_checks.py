@@ -10,10 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._torch.modes import has_own_dispatch
 from ..errors import DeviceError, IndexRangeError, LayoutError, ShapeError
 from .structure import Structure, structure_of, structure_of_batch, structure_of_compressed
 
 INDEX_DTYPES = (torch.int32, torch.int64)
+
+# Tensors on other devices are copied to the host first.
+_DEVICES_OF_ENGINES = ("cpu", "cuda")
 
 
 def describe_type(value: object) -> str:
@@ -36,6 +40,20 @@ def check_dense(name: str, value: Tensor) -> None:
         is_tensor = isinstance(value, Tensor)
         what = f"has layout {value.layout}" if is_tensor else f"is {describe_type(value)}"
         raise LayoutError(f"{name} {what}; expected a dense torch tensor")
+    check_plain(name, value)
+
+
+def check_plain(name: str, tensor: Tensor) -> None:
+    """Raise LayoutError for a tensor whose memory native libraries would read, but cannot."""
+    if (
+        has_own_dispatch(tensor)
+        and tensor.device.type in _DEVICES_OF_ENGINES
+        and not torch.compiler.is_compiling()  # compiled graphs take such tensors apart
+    ):
+        raise LayoutError(
+            f"{name} is a {type(tensor).__name__}, whose memory native libraries cannot read; "
+            f"expected a plain torch.Tensor, such as the local part of a DTensor"
+        )
 
 
 def check_shape(shape: Iterable[int]) -> tuple[int, int]:
@@ -67,6 +85,7 @@ def _check_integers(name: str, index: Tensor) -> None:
     if not isinstance(index, Tensor) or index.dtype not in INDEX_DTYPES:
         what = index.dtype if isinstance(index, Tensor) else describe_type(index)
         raise IndexRangeError(f"{name} is {what}; expected a tensor of torch.int64 or int32")
+    check_plain(name, index)
 
 
 def check_coo_structure(rows: Tensor, cols: Tensor, shape: tuple[int, int]) -> Structure:

@@ -22,6 +22,7 @@ from .index_checks import (
     check_batch_structure,
     check_compressed_structure,
     check_coo_structure,
+    check_plain,
     check_shape,
     describe_type,
 )
@@ -180,6 +181,7 @@ def skeleton_of(A: Tensor, name: str = "A") -> Skeleton:
     """The skeleton of a sparse COO, CSR or CSC tensor; raise LayoutError for anything else."""
     if not isinstance(A, Tensor):
         raise LayoutError(f"{name} is {describe_type(A)}; expected a sparse torch tensor")
+    check_plain(name, A)
     if A.layout not in LAYOUTS:
         is_dense = A.layout == torch.strided
         hint = "; for a dense matrix use torch.linalg.solve, or .to_sparse()" if is_dense else ""

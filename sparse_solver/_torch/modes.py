@@ -71,6 +71,11 @@ def is_unrecorded(*tensors: Tensor) -> bool:
     return not torch.is_grad_enabled() and not is_transformed(*tensors)
 
 
+def has_own_dispatch(tensor: Tensor) -> bool:
+    """Whether a tensor computes in a way of its own, as a DTensor does, and may have no memory."""
+    return type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
+
+
 def is_differentiable(tensor: Tensor) -> bool:
     """Whether torch differentiates in tensors of this dtype."""
     return tensor.is_floating_point() or tensor.is_complex()

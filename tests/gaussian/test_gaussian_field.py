@@ -306,3 +306,18 @@ def test_a_batch_is_not_expanded_to_another_one(shape: tuple[int, ...]) -> None:
     assert field.expand((0, 3)).sample().shape == (0, 3, n)
     with pytest.raises(ss.ShapeError, match=r"cannot be expanded|do not broadcast"):
         field.expand(shape)
+
+
+def test_the_default_device_does_not_matter() -> None:
+    i = torch.arange(6)
+    places = torch.cat((i, i[1:], i[:-1])), torch.cat((i, i[:-1], i[1:]))
+    P = ss.Pattern(*places, (6, 6))
+    degree = torch.tensor([1.0, 2, 2, 2, 2, 1], dtype=torch.float64)
+    values = torch.cat((degree, -torch.ones(10, dtype=torch.float64)))
+    sum_to_zero = torch.ones(1, 6, dtype=torch.float64)
+    expected = ss.GaussianField(P, values, constraints=sum_to_zero).variance
+    with torch.device("meta"):
+        field = ss.GaussianField(P, values, constraints=sum_to_zero)
+        variance, sample = field.variance, field.sample()
+    torch.testing.assert_close(variance, expected)
+    assert abs(sample.sum().item()) < 1e-9

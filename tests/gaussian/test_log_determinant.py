@@ -279,3 +279,13 @@ def test_wrong_arguments() -> None:
         P.logdet(values, triangle="both")
     with pytest.raises(ss.ShapeError):
         ss.Pattern(torch.tensor([0]), torch.tensor([0]), (1, 2)).logdet(values[:1])
+
+
+def test_the_default_device_does_not_matter() -> None:
+    P, values = pattern_of(grid(*SHAPE))
+    expected = P.logdet(values), P.selected_inverse(values)
+    with torch.device("meta"):
+        found = P.logdet(values), P.selected_inverse(values)
+        determinant = P.factorize(values).logdet()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(determinant, expected[0])

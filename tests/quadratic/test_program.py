@@ -330,3 +330,18 @@ def test_values_of_C_belong_to_programs_with_constraints() -> None:
         ss.QuadraticProgram(energy(torch.float64))  # type: ignore[arg-type]
     with pytest.raises(ss.ShapeError, match="square"):
         ss.QuadraticProgram(ss.Pattern(FIXED, FIXED, (N, N + 1)))
+
+
+def test_the_default_device_does_not_matter() -> None:
+    i = torch.arange(4)
+    Q = ss.Pattern(i, i, (4, 4))
+    program = ss.QuadraticProgram(Q, C=ss.Pattern(i[:2] * 0, i[1:3], (1, 4)))
+    # Only under the constraint is there a minimum.
+    values = torch.tensor([1.0, 2.0, -1.0, 3.0], dtype=torch.float64)
+    given = {"C_values": torch.tensor([1.0, -2.0]).double(), "d": torch.ones(1).double()}
+    expected = program.solve(values, **given)
+    ss.clear_cache()
+    with torch.device("meta"):
+        program = ss.QuadraticProgram(Q, C=ss.Pattern(i[:2] * 0, i[1:3], (1, 4)))
+        x = program.solve(values, **given)
+    torch.testing.assert_close(x, expected)

@@ -134,7 +134,7 @@ def test_tracing_without_dynamo_raises() -> None:
 
     with pytest.raises(RuntimeError):
         make_fx(lambda values: PATTERN.solve(values, B[0]))(P.values)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="linearize"):
         torch.func.linearize(lambda b: PATTERN.solve(P.values, b), B[0])
 
 

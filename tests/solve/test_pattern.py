@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
@@ -218,3 +219,27 @@ def test_from_scipy_copies_the_indices() -> None:
 def test_from_scipy_refuses_what_is_not_a_sparse_matrix(A: Any, words: str) -> None:
     with pytest.raises(ss.LayoutError, match=f"{words}.*; expected a SciPy sparse matrix"):
         ss.Pattern.from_scipy(A)
+
+
+@pytest.mark.parametrize("layout", ["coo", "csr", "csc"])
+def test_scipy_matrices_under_another_default_device(layout: str) -> None:
+    A = scipy.sparse.coo_array(P.dense.numpy()).asformat(layout)
+    torch.set_default_device("meta")
+    try:
+        made = ss.Pattern.from_scipy(A)
+    finally:
+        torch.set_default_device(None)
+    expected = ss.Pattern.from_scipy(A)
+    assert torch.equal(made.rows, expected.rows)
+    assert torch.equal(made.cols, expected.cols)
+
+
+def test_other_processes_get_copies_of_the_indices() -> None:
+    """Engines keep the addresses of the indices, which shared memory would change."""
+    one = ss.Pattern(P.rows, P.cols, P.shape)
+    F, structure = one.factorize(P.values), one._structure
+    before = [index.data_ptr() for index in (structure.rows, structure.cols)]
+    for item in (one, F):
+        ForkingPickler.dumps(item)
+    assert not structure.rows.is_shared()
+    assert [index.data_ptr() for index in (structure.rows, structure.cols)] == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,3 +100,43 @@ def test_selections_by_indices_or_a_mask(chosen: Tensor, expected: list[int]) ->
 def test_selections_that_are_refused(chosen: Tensor, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         select_indices("fixed", chosen, 4, "rows")
+
+
+class Elsewhere(Tensor):
+    """A tensor that has no memory of its own, as a DTensor."""
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> Elsewhere:
+        made: Elsewhere = Tensor._make_wrapper_subclass(
+            cls, inner.shape, dtype=inner.dtype, layout=inner.layout
+        )
+        return made
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, operator: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        raise AssertionError(f"{operator} was called")
+
+
+def test_tensors_without_memory_are_refused() -> None:
+    """Native libraries would read from address zero."""
+    i, ones = torch.arange(3), torch.ones(3, dtype=torch.float64)
+    P = ss.Pattern(i, i, (3, 3))
+    F, A = P.factorize(ones), P.tensor(ones)
+    for call in (
+        lambda: P.solve(Elsewhere(ones), ones),
+        lambda: P.solve(ones, Elsewhere(ones)),
+        lambda: P.factorize(Elsewhere(ones)),
+        lambda: P.tensor(Elsewhere(ones)),
+        lambda: P.logdet(Elsewhere(ones)),
+        lambda: F.solve(Elsewhere(ones)),
+        lambda: F.solve_factor(Elsewhere(ones)),
+        lambda: ss.solve(A, Elsewhere(ones)),
+        lambda: ss.solve(Elsewhere(A), ones),
+        lambda: ss.Pattern(Elsewhere(i), i, (3, 3)),
+        lambda: ss.Pattern.from_csr(torch.arange(4), Elsewhere(i), (3, 3)),
+        lambda: ss.minimize_quadratic(A, Elsewhere(ones)),
+    ):
+        with pytest.raises(ss.LayoutError, match="Elsewhere, whose memory"):
+            call()

@@ -207,13 +207,14 @@ def find_anchors(structure: Structure, values: Tensor, scales: Tensor, count: in
     """
     n = structure.shape[0]
     host = structure.on(CPU)
-    structure = join_structures(host, torch.arange(n), torch.arange(n))
+    structure = join_structures(host, *(torch.arange(n, device=CPU) for _ in range(2)))
     values, scales = values.to(CPU), scales.to(CPU)
     with explain_singular():
         shifted = torch.cat((values, _SHIFT * scales))
         F = Factorization(Problem(structure, Options("spd")), shifted)
     root = scales.sqrt().unsqueeze(1)
-    block = torch.randn(n, count, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    seeded = torch.Generator(CPU).manual_seed(0)
+    block = torch.randn(n, count, dtype=torch.float64, device=CPU, generator=seeded)
     for _ in range(_STEPS):
         block = torch.linalg.qr(root * F.solve(root * block))[0]
     chosen = []
@@ -222,7 +223,7 @@ def find_anchors(structure: Structure, values: Tensor, scales: Tensor, count: in
         direction = block[row] / torch.linalg.vector_norm(block[row])
         block = block - torch.outer(block @ direction, direction)
         chosen.append(row)
-    return torch.tensor(chosen)
+    return torch.tensor(chosen, device=CPU)
 
 
 def _sum_diagonal(structure: Structure, values: Tensor) -> Tensor:

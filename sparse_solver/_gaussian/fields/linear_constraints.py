@@ -117,7 +117,7 @@ def _check_independent(given: LinearConstraints) -> None:
     sizes = torch.where(sizes > 0, sizes, 1)
     triangle = torch.linalg.qr((C / sizes.unsqueeze(1)).mT, mode="r")[1]
     Y, singular, _ = torch.linalg.svd(triangle.mT, full_matrices=True)
-    whole = torch.zeros(m, dtype=torch.float64)
+    whole = torch.zeros(m, dtype=torch.float64, device=CPU)
     whole[: len(singular)] = singular
     limit = _least_size(given.C)
     Y = Y[:, whole <= limit]

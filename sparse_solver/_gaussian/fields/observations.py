@@ -126,7 +126,7 @@ def _merge(structure: Structure, rows: Tensor, cols: Tensor) -> _Merged:
     repeats = in_row[rows]  # each entry meets all entries of its row
     left = torch.repeat_interleave(repeats)
     first = torch.repeat_interleave(torch.cumsum(repeats, 0) - repeats, repeats)
-    right = order[starts[rows[left]] + torch.arange(left.numel()) - first]
+    right = order[starts[rows[left]] + torch.arange(left.numel(), device=left.device) - first]
     own = structure.on(rows.device)
     joined_rows = torch.cat((own.rows, cols[left]))
     joined_cols = torch.cat((own.cols, cols[right]))
