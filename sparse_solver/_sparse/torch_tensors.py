@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .._torch.modes import silence_beta_warning
+from .._torch.modes import is_captured, outside_functions, silence_beta_warning
 from ..errors import LayoutError, ShapeError, TransformError
 from .block_diagonal import batch_places, repeat
 from .index_checks import (
@@ -127,6 +127,9 @@ def split_tensor(
     of the values that it stores at a place, so that its gradient has one value a place, too; the
     backward pass of torch's constructor hands it to each of the duplicates.
     """
+    if isinstance(A, Tensor) and is_captured(A):  # torch cannot read compressed tensors inside
+        with outside_functions():
+            return split_tensor(A, name, different_patterns)
     skeleton = skeleton_of(A, name)
     structure, summed, order = structure_in(skeleton, different_patterns), None, None
     if structure.has_duplicates:
@@ -182,6 +185,9 @@ def skeleton_of(A: Tensor, name: str = "A") -> Skeleton:
     if not isinstance(A, Tensor):
         raise LayoutError(f"{name} is {describe_type(A)}; expected a sparse torch tensor")
     check_plain(name, A)
+    if is_captured(A):
+        with outside_functions():
+            return skeleton_of(A, name)
     if A.layout not in LAYOUTS:
         is_dense = A.layout == torch.strided
         hint = "; for a dense matrix use torch.linalg.solve, or .to_sparse()" if is_dense else ""

@@ -25,6 +25,22 @@ def outside_transforms() -> Iterator[None]:
         yield
 
 
+def is_captured(tensor: Tensor) -> bool:
+    """Whether functions are being transformed by `torch.func`, of which this is no argument."""
+    functorch = torch._C._functorch
+    is_idle = functorch.get_interpreter_stack() is None
+    return not (is_idle or functorch.is_functorch_wrapped_tensor(tensor))
+
+
+@contextmanager
+def outside_functions() -> Iterator[None]:
+    """Leave the functions that `torch.func` is transforming, for a tensor that they captured."""
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+    with temporarily_clear_interpreter_stack():
+        yield
+
+
 @contextmanager
 def recording() -> Iterator[None]:
     """Record what is computed, also in `torch.no_grad` and `torch.inference_mode`.

@@ -327,3 +327,35 @@ print("done")
 def test_torch_warns_of_nothing_that_the_user_did_not_make(run_python: Callable[..., str]) -> None:
     """torch warns of its CSR tensors once a process, and in this one it has done so."""
     assert run_python(QUIET, flags=("-W", "error")).strip() == "done"
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc], ids=str)
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_a_matrix_that_a_transformed_function_captures(
+    layout: torch.layout, requires_grad: bool
+) -> None:
+    p = problem("general", torch.float64)
+    b = rhs(p.n, dtype=torch.float64)
+    inverse = torch.linalg.inv(p.dense)
+    A = p.dense.to_sparse(layout=layout).requires_grad_(requires_grad)
+
+    def solve(b: Tensor) -> Tensor:
+        ss.clear_cache()
+        return ss.solve(A, b)
+
+    for transform in (torch.func.jacrev, torch.func.jacfwd):
+        torch.testing.assert_close(transform(solve)(b).detach(), inverse)
+    many = torch.stack((b, 2 * b))
+    torch.testing.assert_close(torch.func.vmap(solve)(many).detach(), many @ inverse.mT)
+    tangent = torch.func.jvp(solve, (b,), (b,))[1]
+    torch.testing.assert_close(tangent.detach(), inverse @ b)
+    hessian = torch.func.hessian(lambda b: solve(b).square().sum() / 2)(b)
+    torch.testing.assert_close(hessian.detach(), inverse.mT @ inverse)
+    assert torch.func.jacrev(lambda b: ss.Pattern.from_tensor(A).nnz * b)(b).shape == (p.n, p.n)
+    if requires_grad:
+        gradient = torch.func.grad(lambda b: solve(b).square().sum() / 2)(b)
+        (A_bar,) = torch.autograd.grad(gradient.sum(), A)
+        dense = p.dense.clone().requires_grad_()
+        inverse = torch.linalg.inv(dense)
+        (expected,) = torch.autograd.grad((inverse.mT @ inverse @ b).sum(), dense)
+        torch.testing.assert_close(A_bar.to_dense(), expected * (p.dense != 0))
