@@ -185,7 +185,20 @@ class PardisoSymbolic:
     def _arrange(self, matrix: Matrix) -> Tensor:
         return matrix.arrange(self.arrangement, is_hermitian(self.kind, self._dtype))
 
+    def _may_overflow(self, matrix: Matrix) -> bool:
+        """Whether MKL 2026.2 might end the process instead of factoring the matrix.
+
+        The pivots of indefinite Hermitian matrices overflow where entries are beyond about 10⁻⁶ of
+        the largest number of their dtype, and it reads from addresses that are none.
+        """
+        info = torch.finfo(self._dtype)
+        is_indefinite = self._factored_as in ("symmetric", "hermitian")
+        has_such_pivots = is_indefinite and self._dtype.is_complex
+        return has_such_pivots and matrix.check_finite() > info.max * info.eps
+
     def factor(self, matrix: Matrix) -> PardisoFactor:
+        if self._may_overflow(matrix):
+            return self._analyze_again(matrix.structure, match=matrix, lu=True).factor(matrix)
         if not self._prefers_careful:
             factor = PardisoFactor(self, self._arrange(matrix))
             if factor.compute():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from pardiso_cases import DOUBLE, engine_factor, grid_pattern, random_values
-from problems import grid, laplacian_places, laplacian_values
+from problems import grid, laplacian_places, laplacian_values, problem, rhs
 
 import sparse_solver as ss
 
@@ -110,3 +110,20 @@ def test_singular_hermitian_matrices_do_not_write_past_arrays() -> None:
     command, variables = [sys.executable, "-c", SCRIPT], os.environ | checks
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=variables)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
+@pytest.mark.parametrize("kind", ["symmetric", "hermitian"])
+def test_entries_near_the_largest_number(kind: str, dtype: torch.dtype) -> None:
+    """MKL's LDLᴴ of such matrices ends the process."""
+    p = problem(kind, dtype, n=40)
+    for power in (0.6, 1e-2, 1e-5, 1e-8):
+        scale = power * torch.finfo(dtype).max / p.values.abs().max()
+        b = rhs(p.n, dtype=dtype) * scale / 100
+        P = ss.Pattern(p.rows, p.cols, p.shape)
+        try:
+            x = P.solve(p.values * scale, b, assume=kind, engine="pardiso")  # type: ignore[arg-type] # a str
+        except ss.EngineError as error:
+            assert power > 0.1, error  # residuals overflow
+            continue
+        torch.testing.assert_close(x, torch.linalg.solve(p.dense, b / scale))
