@@ -107,6 +107,7 @@ class PardisoSymbolic:
         self._analyzed_values = None if match is None else self._arrange(match)
         self._probes: Tensor | None = None
         self._careful_method: PardisoSymbolic | None = None  # made when it is needed
+        self._lu_method: PardisoSymbolic | None = None  # likewise
         self._prefers_careful = False
         self.nnz: int | None = None
         self._lock = ForkSafeLock(reentrant=True)
@@ -188,17 +189,20 @@ class PardisoSymbolic:
     def _may_overflow(self, matrix: Matrix) -> bool:
         """Whether MKL 2026.2 might end the process instead of factoring the matrix.
 
-        The pivots of indefinite Hermitian matrices overflow where entries are beyond about 10⁻⁶ of
-        the largest number of their dtype, and it reads from addresses that are none.
+        Where squares of pivots of indefinite Hermitian matrices overflow, it reads from addresses
+        that are none. Pivots that it perturbs may have grown by 1/ε.
         """
+        if self._factored_as not in ("symmetric", "hermitian") or not self._dtype.is_complex:
+            return False
         info = torch.finfo(self._dtype)
-        is_indefinite = self._factored_as in ("symmetric", "hermitian")
-        has_such_pivots = is_indefinite and self._dtype.is_complex
-        return has_such_pivots and matrix.check_finite() > info.max * info.eps
+        return matrix.check_finite() > info.max**0.5 * info.eps
 
     def factor(self, matrix: Matrix) -> PardisoFactor:
         if self._may_overflow(matrix):
-            return self._analyze_again(matrix.structure, match=matrix, lu=True).factor(matrix)
+            with self._lock:
+                if self._lu_method is None:
+                    self._lu_method = self._analyze_again(matrix.structure, lu=True)
+            return self._lu_method.factor(matrix)
         if not self._prefers_careful:
             factor = PardisoFactor(self, self._arrange(matrix))
             if factor.compute():
