@@ -195,7 +195,7 @@ class PardisoSymbolic:
         if self._factored_as not in ("symmetric", "hermitian") or not self._dtype.is_complex:
             return False
         info = torch.finfo(self._dtype)
-        return matrix.check_finite() > info.max**0.5 * info.eps
+        return bool(matrix.check_finite() > info.max**0.5 * info.eps)
 
     def factor(self, matrix: Matrix) -> PardisoFactor:
         if self._may_overflow(matrix):
