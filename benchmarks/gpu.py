@@ -16,6 +16,7 @@ import gc
 import random
 import statistics
 import warnings
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from math import nan
@@ -43,7 +44,7 @@ class _Bare(Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, b: Tensor, step: Bare) -> Tensor:
-        step.workspace.factor(step.arrange(values))
+        step.factor(values)
         x = step.substitute(b)
         ctx.step = step
         ctx.save_for_backward(x)
@@ -72,7 +73,13 @@ class Bare(Step):
             raise Absent(f"cuDSS on {device}: {engine.availability()}")
         symbolic = engine.analyze(self._structure, "spd", problem.rhs.dtype, None)
         assert isinstance(symbolic, CudssSymbolic)
-        self._symbolic, self.workspace = symbolic, symbolic.plan().take_workspace()
+        plan = symbolic.plan()
+        self._symbolic, self.workspace = symbolic, plan.take_workspace()
+        weakref.finalize(self, plan.give_back, self.workspace).atexit = False
+
+    def factor(self, values: Tensor) -> None:
+        self.workspace.factor(self.arrange(values))
+        self.workspace.is_factored = True  # so that the next one is a refactorisation, as ours is
 
     def substitute(self, b: Tensor) -> Tensor:
         """The solutions for b (n,), (n, k) or (batch, n), of which cuDSS takes the columns."""

@@ -40,7 +40,8 @@ class _Splu(Function):
 
 
 def entries_bar(lam: Tensor, x: Tensor, problem: Problem) -> Tensor:
-    if problem.batch:
+    """The gradient of the values for x (n,) or (n, k), or for those (batch, n) of a batch."""
+    if problem.batch and x.dim() == 2:
         return -lam[:, problem.rows] * x[:, problem.cols].conj()
     product = -lam[problem.rows] * x[problem.cols].conj()
     return product if product.dim() == 1 else product.sum(-1)

@@ -7,13 +7,15 @@ whose size depends on the data, and copies between host and device, in both dire
 `torch.cuda.set_sync_debug_mode`. The simulation cannot show what real kernels do.
 
 Older versions of torch have no devices made in Python; then `MISSING` says so, and `require` skips
-tests.
+tests. With SPARSE_SOLVER_REAL_GPU in the environment there is no simulation either: torch would
+take it for its accelerator, and its autograd would wait for the streams of nothing else.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +32,8 @@ try:
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 except ImportError as error:
     MISSING = f"torch {torch.__version__} cannot simulate a GPU ({error})"
+if os.environ.get("SPARSE_SOLVER_REAL_GPU"):
+    MISSING = "only real GPUs are tested"
 
 TYPE = "gpu" if MISSING is None else "privateuseone"
 

@@ -61,6 +61,8 @@ def test_the_quick_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str])
             if timed["absent"] is None:
                 assert timed["error"] < 1e-5, (row["problem"], name)
                 assert timed["milliseconds"]
+            else:
+                assert not timed["absent"].startswith("failed"), (name, timed["absent"])
     printed = capsys.readouterr().out
     assert "| chain 256 |" in printed
     assert "4 rhs at once |" in printed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +66,13 @@ def test_every_group_finds_its_tests() -> None:
 def test_twenty_solves_of_each_kind(cudss: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert twenty_solves.main(simulated_gpu.DEVICE) == 0
     assert capsys.readouterr().out.count("residual") == 14
+
+
+def test_the_simulation_leaves_real_gpus_alone(run_python: Callable[..., str]) -> None:
+    script = (
+        "import simulated_gpu, torch\n"
+        "print(torch._C._get_privateuse1_backend_name(), simulated_gpu.MISSING)"
+    )
+    printed = run_python(script, SPARSE_SOLVER_REAL_GPU="1")
+    assert printed.strip() == "privateuseone only real GPUs are tested"
+    assert [group.name for group in GROUPS if group.simulates] == ["simulation"]

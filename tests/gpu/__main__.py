@@ -29,13 +29,17 @@ END_OF_OUTPUT = 4000  # characters, of a group that reports no tests
 
 @dataclass(frozen=True)
 class Group:
-    """A command, which is a pytest if `tests` names some, and the seconds that it may take."""
+    """A command, which is a pytest if `tests` names some, and the seconds that it may take.
+
+    simulates : whether the simulated GPU is used beside the real one
+    """
 
     name: str
     seconds: int
     tests: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
     workers: int = 0
+    simulates: bool = False
 
     @property
     def file_name(self) -> str:
@@ -57,7 +61,13 @@ GROUPS = (
     Group("basics", 150, ("-x", "tests/gpu/test_gpu_basics.py")),
     Group("solve and build", 150, ("tests/gpu", "--ignore=tests/gpu/test_gpu_basics.py")),
     Group("contract", 240, ("tests/contract/test_engines.py", "-k=-cuda-"), workers=8),
-    Group("simulation", 120, ("tests/engines/cudss", "tests/contract/test_devices.py"), workers=4),
+    Group(
+        "simulation",
+        120,
+        ("tests/engines/cudss", "tests/contract/test_devices.py"),
+        workers=4,
+        simulates=True,
+    ),
     Group("speed", 120, command=(sys.executable, "-m", "benchmarks.gpu", "--quick")),
 )
 MEMCHECK = Group(
@@ -98,6 +108,8 @@ def run_group(group: Group, log: Path, seconds: float) -> Outcome:
     report, start = log / f"{name}.xml", time.monotonic()
     report.unlink(missing_ok=True)
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    if not group.simulates:
+        environment["SPARSE_SOLVER_REAL_GPU"] = "1"
     if group is MEMCHECK:
         environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
     with (log / f"{name}.txt").open("w") as output:

@@ -192,7 +192,7 @@ class PardisoSymbolic:
         Where squares of pivots of indefinite Hermitian matrices overflow, it reads from addresses
         that are none. Pivots that it perturbs may have grown by 1/ε.
         """
-        if self._factored_as not in ("symmetric", "hermitian") or not self._dtype.is_complex:
+        if self._factored_as != "hermitian":
             return False
         info = torch.finfo(self._dtype)
         return bool(matrix.check_finite() > info.max**0.5 * info.eps)
