@@ -19,9 +19,7 @@ def outside_transforms() -> Iterator[None]:
     Elsewhere new tensors may be wrapped by the active transforms of `torch.func`, belong to
     `torch.inference_mode`, or lie on torch's default device.
     """
-    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-
-    with torch.inference_mode(False), torch.device("cpu"), temporarily_clear_interpreter_stack():
+    with torch.inference_mode(False), torch.device("cpu"), outside_functions():
         yield
 
 
